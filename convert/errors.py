@@ -1,0 +1,85 @@
+"""The errors that users see. Each message says the path, what was found, what was expected, what to do.
+
+AtariConvertError
+├ CheckpointError     the user's file
+│ ├ UnreadableCheckpoint      not a gzip, truncated, too large, not torch, wants to run code, no such file
+│ ├ UnsupportedArchitecture   a network, but not a Nature-CNN of this release
+│ └ WeightMismatch            missing, unexpected, misshapen or non-finite weights, all named at once
+├ TargetError         what was asked for, or where it should go
+│ ├ UnknownTarget
+│ ├ MissingExtra              says which ``pip install`` brings it
+│ ├ OutputExists              something in the way that we did not write
+│ └ UnwritableOutput
+├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
+├ RoundTripError      our bug, never the user's file
+└ CheckError          a check that could not be done
+  ├ BackendUnavailable
+  ├ RomUnavailable
+  └ ArtefactMissing
+"""
+
+from __future__ import annotations
+
+
+class AtariConvertError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class CheckpointError(AtariConvertError):
+    """A checkpoint that cannot be converted."""
+
+
+class UnreadableCheckpoint(CheckpointError):
+    """The file cannot be read as a gzipped PyTorch checkpoint."""
+
+
+class UnsupportedArchitecture(CheckpointError):
+    """The file holds a network that is not a Nature-CNN of this release."""
+
+
+class WeightMismatch(CheckpointError):
+    """Weights are missing, unexpected, misshapen, or not finite."""
+
+
+class TargetError(AtariConvertError):
+    """A target that cannot be written."""
+
+
+class UnknownTarget(TargetError):
+    """No target has this name."""
+
+
+class MissingExtra(TargetError):
+    """A target whose framework is not installed."""
+
+
+class OutputExists(TargetError):
+    """The output folder holds something that this tool did not write."""
+
+
+class UnwritableOutput(TargetError):
+    """The output folder cannot be written."""
+
+
+class RecordError(AtariConvertError):
+    """An ``agent.json`` that is missing, damaged, or of another format."""
+
+
+class RoundTripError(AtariConvertError):
+    """What was written does not read back as the network that was meant: a bug of this tool."""
+
+
+class CheckError(AtariConvertError):
+    """A check that could not be done. A disagreement is a result, not an exception."""
+
+
+class BackendUnavailable(CheckError):
+    """A runtime is not installed, or lacks the device that was asked for."""
+
+
+class RomUnavailable(CheckError):
+    """ale-py has no ROM of this name."""
+
+
+class ArtefactMissing(CheckError):
+    """An agent folder lacks an artefact, or the artefact differs from its checksum."""

@@ -1,0 +1,71 @@
+"""Every axis permutation of this project: pure functions, both shapes in each docstring, and nowhere else.
+
+O is output channels (or rows), I input channels, H height, W width, N observations.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scalar = TypeVar("Scalar", bound=np.generic)
+
+
+def hwio_from_oihw(kernel_oihw: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Turn PyTorch's kernel [O, I, H, W] into the NHWC frameworks' [H, W, I, O]."""
+    return np.ascontiguousarray(kernel_oihw.transpose(2, 3, 1, 0))
+
+
+def oihw_from_hwio(kernel_hwio: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Turn the NHWC frameworks' kernel [H, W, I, O] into PyTorch's [O, I, H, W]."""
+    return np.ascontiguousarray(kernel_hwio.transpose(3, 2, 0, 1))
+
+
+def io_from_oi(kernel_oi: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Turn PyTorch's dense kernel [O, I] into the NHWC frameworks' [I, O]."""
+    return np.ascontiguousarray(kernel_oi.T)
+
+
+def oi_from_io(kernel_io: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Turn the NHWC frameworks' dense kernel [I, O] into PyTorch's [O, I]."""
+    return np.ascontiguousarray(kernel_io.T)
+
+
+def hwc_o_from_o_chw(kernel_o_chw: NDArray[Scalar], channels: int) -> NDArray[Scalar]:
+    """Turn the dense kernel after PyTorch's flatten, [O, C·H·W], into the one after an NHWC flatten, [H·W·C, O].
+
+    The plane is square: H = W = sqrt(I / channels).
+    """
+    rows, columns = kernel_o_chw.shape
+    side = _side(columns, channels)
+    return np.ascontiguousarray(
+        kernel_o_chw.reshape(rows, channels, side, side).transpose(2, 3, 1, 0).reshape(columns, rows)
+    )
+
+
+def o_chw_from_hwc_o(kernel_hwc_o: NDArray[Scalar], channels: int) -> NDArray[Scalar]:
+    """Turn the dense kernel after an NHWC flatten, [H·W·C, O], into the one after PyTorch's, [O, C·H·W]."""
+    columns, rows = kernel_hwc_o.shape
+    side = _side(columns, channels)
+    return np.ascontiguousarray(
+        kernel_hwc_o.reshape(side, side, channels, rows).transpose(3, 2, 0, 1).reshape(rows, columns)
+    )
+
+
+def nhwc_from_nchw(obs_nchw: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Turn observations [N, C, H, W] into [N, H, W, C]."""
+    return np.ascontiguousarray(obs_nchw.transpose(0, 2, 3, 1))
+
+
+def nchw_from_nhwc(obs_nhwc: NDArray[Scalar]) -> NDArray[Scalar]:
+    """Turn observations [N, H, W, C] into [N, C, H, W]."""
+    return np.ascontiguousarray(obs_nhwc.transpose(0, 3, 1, 2))
+
+
+def _side(columns: int, channels: int) -> int:
+    side = int(round((columns / channels) ** 0.5))
+    if side * side * channels != columns:
+        raise ValueError(f"{columns} inputs are not a square plane of {channels} channels")
+    return side

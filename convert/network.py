@@ -1,0 +1,213 @@
+"""What an agent's network is: frozen dataclasses of NumPy arrays in PyTorch's order, and no framework.
+
+Each target is a small interpreter of this value. The architecture is Mnih et al. (2015), "Human-level
+control through deep reinforcement learning", as PyTorch lays it out: observations uint8[N, 4, 84, 84]
+divided by 255, convolutions with ReLU, flatten in C,H,W order, dense with ReLU, head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import UnsupportedArchitecture, WeightMismatch
+
+Float32 = NDArray[np.float32]
+
+FRAMES, HEIGHT, WIDTH = 4, 84, 84
+NATURE_STRIDES = (4, 2, 1)
+NATURE_KERNELS = ((32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3))
+NATURE_HIDDEN = (512, 3136)
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution followed by ReLU.
+
+    kernel: float32[out, in, height, width] (OIHW). bias: float32[out]. stride: both axes, in pixels.
+    padding: zeros added on each side of both axes, in pixels.
+    """
+
+    kernel: Float32
+    bias: Float32
+    stride: int
+    padding: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """An affine layer. kernel: float32[out, in]. bias: float32[out]."""
+
+    kernel: Float32
+    bias: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class QHead:
+    """One Q-value for each action: dense.kernel is float32[actions, hidden]."""
+
+    dense: Dense
+
+    @property
+    def actions(self) -> int:
+        return int(self.dense.bias.shape[0])
+
+
+@dataclass(frozen=True, eq=False)
+class CategoricalHead:
+    """A categorical distribution of returns for each action (C51, Bellemare et al. 2017).
+
+    dense.kernel is float32[actions * atoms, hidden], the atoms of one action beside each other.
+    support: float32[atoms], increasing. Q = sum(softmax(logits) * support).
+    """
+
+    dense: Dense
+    support: Float32
+
+    @property
+    def atoms(self) -> int:
+        return int(self.support.shape[0])
+
+    @property
+    def actions(self) -> int:
+        return int(self.dense.bias.shape[0]) // self.atoms
+
+
+Head = QHead | CategoricalHead
+
+
+@dataclass(frozen=True, eq=False)
+class Network:
+    """An agent's network: convolutions, a hidden dense layer with ReLU, and a head. Arrays are read-only."""
+
+    convs: tuple[Conv, ...]
+    hidden: Dense
+    head: Head
+
+    def __post_init__(self) -> None:
+        for array in arrays(self).values():
+            array.setflags(write=False)
+
+
+def arrays(network: Network) -> dict[str, Float32]:
+    """Return every array of the network by name, in the order of the forward pass: ``convs.0.kernel`` …"""
+    named = {}
+    for index, conv in enumerate(network.convs):
+        named[f"convs.{index}.kernel"] = conv.kernel
+        named[f"convs.{index}.bias"] = conv.bias
+    named |= {"hidden.kernel": network.hidden.kernel, "hidden.bias": network.hidden.bias}
+    named |= {"head.kernel": network.head.dense.kernel, "head.bias": network.head.dense.bias}
+    if isinstance(network.head, CategoricalHead):
+        named["head.support"] = network.head.support
+    return named
+
+
+def nature_network(
+    kernels: tuple[Float32, Float32, Float32],
+    biases: tuple[Float32, Float32, Float32],
+    hidden: Dense,
+    head: Head,
+) -> Network:
+    """Return the Nature-CNN with its strides 4, 2, 1 and no padding, for formats that store weights alone."""
+    convs = (Conv(k, b, s) for k, b, s in zip(kernels, biases, NATURE_STRIDES, strict=True))
+    return Network(tuple(convs), hidden, head)
+
+
+def make_head(dense: Dense, support: Float32 | None) -> Head:
+    """Return a categorical head where there is a support, else a Q head."""
+    return QHead(dense) if support is None else CategoricalHead(dense, support)
+
+
+def check_network(network: Network, name: str) -> None:
+    """Raise once, with all that is wrong, unless this is a Nature-CNN of the release with finite weights.
+
+    Args:
+        network: what was read.
+        name: how messages call it, such as the checkpoint's path.
+
+    Raises:
+        UnsupportedArchitecture: layer shapes are consistent with torch, but not those of the release.
+        WeightMismatch: a weight is not finite, or a support does not increase.
+    """
+    _check_architecture(network, name)
+    problems = [f"{key} has {bad} values that are not finite" for key, bad in _non_finite(network).items()]
+    head = network.head
+    if isinstance(head, CategoricalHead) and not np.all(np.diff(head.support) > 0):
+        problems.append("the support does not increase")
+    if problems:
+        raise WeightMismatch(f"{name}: {'; '.join(problems)}: the file is damaged, take another copy")
+
+
+def _check_architecture(network: Network, name: str) -> None:
+    problems = []
+    expected = dict(zip((f"convs.{i}.kernel" for i in range(3)), NATURE_KERNELS, strict=True))
+    expected |= {f"convs.{i}.bias": shape[:1] for i, shape in enumerate(NATURE_KERNELS)}
+    expected |= {"hidden.kernel": NATURE_HIDDEN, "hidden.bias": NATURE_HIDDEN[:1]}
+    rows = network.head.dense.bias.shape[0] if network.head.dense.bias.ndim == 1 else -1
+    expected |= {"head.kernel": (rows, NATURE_HIDDEN[0]), "head.bias": (rows,)}
+    found = arrays(network)
+    for key, shape in expected.items():
+        if found[key].shape != shape:
+            problems.append(f"{_LAYER_NAMES[key]} is {found[key].shape}, expected {shape}")
+    if isinstance(network.head, CategoricalHead):
+        problems += _categorical_problems(network.head, rows)
+    if rows == 0:
+        problems.append("the head has no actions")
+    if problems:
+        raise UnsupportedArchitecture(f"{name}: {'; '.join(problems)}: not a Nature-CNN of this release")
+
+
+def _categorical_problems(head: CategoricalHead, rows: int) -> list[str]:
+    if head.support.ndim != 1 or head.support.shape[0] < 2:
+        return [f"support is {head.support.shape}, expected one row of at least 2 atoms"]
+    if rows % head.support.shape[0]:
+        return [
+            f"head has {rows} rows, expected a multiple of the {head.support.shape[0]} atoms of its support"
+        ]
+    return []
+
+
+_LAYER_NAMES = {
+    **{f"convs.{i}.kernel": f"convolution {i + 1}" for i in range(3)},
+    **{f"convs.{i}.bias": f"bias of convolution {i + 1}" for i in range(3)},
+    "hidden.kernel": "first dense layer",
+    "hidden.bias": "bias of the first dense layer",
+    "head.kernel": "head",
+    "head.bias": "bias of the head",
+}
+
+
+def _non_finite(network: Network) -> dict[str, int]:
+    counts = {key: int(np.count_nonzero(~np.isfinite(array))) for key, array in arrays(network).items()}
+    return {key: count for key, count in counts.items() if count}
+
+
+def find_differences(actual: Network, expected: Network) -> list[str]:
+    """Return what differs between two networks, bit for bit; nothing when they are the same.
+
+    -0.0 differs from 0.0 here: every weight has to keep its bits.
+    """
+    differences = []
+    if type(actual.head) is not type(expected.head):
+        return [f"head is a {type(actual.head).__name__}, expected a {type(expected.head).__name__}"]
+    geometry = [(conv.stride, conv.padding) for conv in actual.convs]
+    wanted = [(conv.stride, conv.padding) for conv in expected.convs]
+    if geometry != wanted:
+        return [f"strides and paddings are {geometry}, expected {wanted}"]
+    actual_arrays = arrays(actual)
+    for key, array in arrays(expected).items():
+        other = actual_arrays[key]
+        if other.dtype != array.dtype or other.shape != array.shape:
+            differences.append(
+                f"{key} is {other.dtype}{list(other.shape)}, expected {array.dtype}{list(array.shape)}"
+            )
+        elif not np.array_equal(_bits(other), _bits(array)):
+            count = int(np.count_nonzero(_bits(other) != _bits(array)))
+            differences.append(f"{key} differs in {count} of {array.size} values")
+    return differences
+
+
+def _bits(array: Float32) -> NDArray[np.uint32]:
+    return np.ascontiguousarray(array).view(np.uint32)
