@@ -5,6 +5,7 @@ O is output channels (or rows), I input channels, H height, W width, N observati
 
 from __future__ import annotations
 
+import math
 from typing import TypeVar
 
 import numpy as np
@@ -34,7 +35,7 @@ def oi_from_io(kernel_io: NDArray[Scalar]) -> NDArray[Scalar]:
 
 
 def hwc_o_from_o_chw(kernel_o_chw: NDArray[Scalar], channels: int) -> NDArray[Scalar]:
-    """Turn the dense kernel after PyTorch's flatten, [O, C·H·W], into the one after an NHWC flatten, [H·W·C, O].
+    """Turn the dense kernel after PyTorch's flatten, [O, C·H·W], into the NHWC one, [H·W·C, O].
 
     The plane is square: H = W = sqrt(I / channels).
     """
@@ -65,7 +66,7 @@ def nchw_from_nhwc(obs_nhwc: NDArray[Scalar]) -> NDArray[Scalar]:
 
 
 def _side(columns: int, channels: int) -> int:
-    side = int(round((columns / channels) ** 0.5))
+    side = math.isqrt(columns // channels)
     if side * side * channels != columns:
         raise ValueError(f"{columns} inputs are not a square plane of {channels} channels")
     return side

@@ -142,7 +142,7 @@ def check_network(network: Network, name: str) -> None:
 
 def _check_architecture(network: Network, name: str) -> None:
     problems = []
-    expected = dict(zip((f"convs.{i}.kernel" for i in range(3)), NATURE_KERNELS, strict=True))
+    expected: dict[str, tuple[int, ...]] = {f"convs.{i}.kernel": s for i, s in enumerate(NATURE_KERNELS)}
     expected |= {f"convs.{i}.bias": shape[:1] for i, shape in enumerate(NATURE_KERNELS)}
     expected |= {"hidden.kernel": NATURE_HIDDEN, "hidden.bias": NATURE_HIDDEN[:1]}
     rows = network.head.dense.bias.shape[0] if network.head.dense.bias.ndim == 1 else -1
@@ -163,9 +163,7 @@ def _categorical_problems(head: CategoricalHead, rows: int) -> list[str]:
     if head.support.ndim != 1 or head.support.shape[0] < 2:
         return [f"support is {head.support.shape}, expected one row of at least 2 atoms"]
     if rows % head.support.shape[0]:
-        return [
-            f"head has {rows} rows, expected a multiple of the {head.support.shape[0]} atoms of its support"
-        ]
+        return [f"head has {rows} rows, expected a multiple of the {head.support.shape[0]} atoms of its support"]
     return []
 
 
@@ -200,9 +198,7 @@ def find_differences(actual: Network, expected: Network) -> list[str]:
     for key, array in arrays(expected).items():
         other = actual_arrays[key]
         if other.dtype != array.dtype or other.shape != array.shape:
-            differences.append(
-                f"{key} is {other.dtype}{list(other.shape)}, expected {array.dtype}{list(array.shape)}"
-            )
+            differences.append(f"{key} is {other.dtype}{list(other.shape)}, expected {array.dtype}{list(array.shape)}")
         elif not np.array_equal(_bits(other), _bits(array)):
             count = int(np.count_nonzero(_bits(other) != _bits(array)))
             differences.append(f"{key} differs in {count} of {array.size} values")
