@@ -1,0 +1,196 @@
+"""The judge: a checkpoint of the release in float64 NumPy, written from the network's description.
+
+It shares no code with ``convert`` and permutes nothing: the checkpoint stores PyTorch's order, and so does
+this file. Architecture: Mnih et al. (2015), "Human-level control through deep reinforcement learning",
+Methods. Categorical head: Bellemare et al. (2017), "A Distributional Perspective on Reinforcement Learning".
+
+============================  ================  ======  ===========
+layer                         kernel            stride  output
+============================  ================  ======  ===========
+observation / 255                                       4 × 84 × 84
+convolution, ReLU             (32, 4, 8, 8)     4       32 × 20 × 20
+convolution, ReLU             (64, 32, 4, 4)    2       64 × 9 × 9
+convolution, ReLU             (64, 64, 3, 3)    1       64 × 7 × 7
+flatten in C,H,W; dense, ReLU (512, 3136)               512
+dense                         (A, 512)                  A Q-values
+or, for C51                   (A · atoms, 512)          A × atoms logits; Q = Σ softmax(logits) · support
+============================  ================  ======  ===========
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+import pickle
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+Float64 = NDArray[np.float64]
+
+_LARGEST_CHECKPOINT = 256 * 2**20
+_STRIDES = (4, 2, 1)
+_SHAPES = {
+    "_AtariNet__features.0.weight": (32, 4, 8, 8),
+    "_AtariNet__features.0.bias": (32,),
+    "_AtariNet__features.2.weight": (64, 32, 4, 4),
+    "_AtariNet__features.2.bias": (64,),
+    "_AtariNet__features.4.weight": (64, 64, 3, 3),
+    "_AtariNet__features.4.bias": (64,),
+    "_AtariNet__head.0.weight": (512, 3136),
+    "_AtariNet__head.0.bias": (512,),
+}
+_HEAD_WEIGHT, _HEAD_BIAS, _SUPPORT = "_AtariNet__head.2.weight", "_AtariNet__head.2.bias", "_AtariNet__support"
+
+
+@dataclass(frozen=True, eq=False)
+class Oracle:
+    """A checkpoint's weights in float64, in the order in which the file stores them.
+
+    kernels: float64[out, in, height, width] of the three convolutions. hidden_kernel: float64[512, 3136],
+    columns in C,H,W order. head_kernel: float64[actions, 512], or float64[actions * atoms, 512] with the
+    atoms of one action beside each other. support: float64[atoms] for C51, else None.
+    """
+
+    kernels: tuple[Float64, Float64, Float64]
+    biases: tuple[Float64, Float64, Float64]
+    hidden_kernel: Float64
+    hidden_bias: Float64
+    head_kernel: Float64
+    head_bias: Float64
+    support: Float64 | None
+
+    @property
+    def actions(self) -> int:
+        atoms = 1 if self.support is None else len(self.support)
+        return len(self.head_bias) // atoms
+
+
+def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
+    """Read the weights of a checkpoint of the release: a gzip of ``torch.save({"estimator_state": …})``.
+
+    Only tensors are unpickled, and a file that inflates to more than 256 MiB is refused.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is not such a checkpoint.
+    """
+    try:
+        with gzip.open(path) as file:
+            raw = file.read(_LARGEST_CHECKPOINT + 1)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise ValueError(f"{path}: not a complete gzip file ({error})") from error
+    if len(raw) > _LARGEST_CHECKPOINT:
+        raise ValueError(f"{path}: inflates to more than 256 MiB, a checkpoint has about 9")
+    try:
+        document = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise ValueError(f"{path}: not a checkpoint that torch can read safely ({error})") from error
+    state = document.get("estimator_state") if isinstance(document, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise ValueError(f"{path}: no 'estimator_state' that maps names to tensors")
+    return dict(state)
+
+
+def read_oracle(path: Path) -> Oracle:
+    """Read a checkpoint of the release as its float64 oracle.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is not a checkpoint of this network; the message names every weight that is off.
+    """
+    state = read_state_dict(path)
+    arrays = {name: tensor.to(torch.float64).numpy() for name, tensor in state.items()}
+    problems = _find_problems(arrays)
+    if problems:
+        raise ValueError(f"{path}: {'; '.join(problems)}")
+    weights, biases = (
+        tuple(arrays[f"_AtariNet__features.{layer}.{kind}"] for layer in (0, 2, 4)) for kind in ("weight", "bias")
+    )
+    return Oracle(
+        (weights[0], weights[1], weights[2]),
+        (biases[0], biases[1], biases[2]),
+        arrays["_AtariNet__head.0.weight"],
+        arrays["_AtariNet__head.0.bias"],
+        arrays[_HEAD_WEIGHT],
+        arrays[_HEAD_BIAS],
+        arrays.get(_SUPPORT),
+    )
+
+
+def _find_problems(arrays: dict[str, Float64]) -> list[str]:
+    expected: dict[str, tuple[int, ...]] = dict(_SHAPES)
+    head_bias, support = arrays.get(_HEAD_BIAS), arrays.get(_SUPPORT)
+    rows = head_bias.shape[0] if head_bias is not None and head_bias.ndim == 1 else -1
+    expected |= {_HEAD_WEIGHT: (rows, 512), _HEAD_BIAS: (rows,)}
+    problems = [f"{name} is missing" for name in expected if name not in arrays]
+    problems += [f"{name} is unexpected" for name in arrays if name not in expected and name != _SUPPORT]
+    problems += [
+        f"{name} is {arrays[name].shape}, expected {shape}"
+        for name, shape in expected.items()
+        if name in arrays and arrays[name].shape != shape
+    ]
+    problems += [f"{name} is not finite" for name, array in arrays.items() if not np.isfinite(array).all()]
+    if support is not None and (support.ndim != 1 or not support.size or rows % support.size):
+        problems.append(f"{_SUPPORT} is {support.shape}, the head has {rows} rows")
+    if rows == 0:
+        problems.append("the head has no actions")
+    return problems
+
+
+def compute_q_values(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
+    """Return the Q-values of a batch of observations.
+
+    Each observation is computed alone, so that its values do not depend on the rest of its batch by one bit.
+
+    Args:
+        oracle: the checkpoint.
+        obs_nchw: uint8[N, 4, 84, 84], oldest frame first, 0–255.
+
+    Returns:
+        float64[N, actions].
+    """
+    q_values = np.empty((len(obs_nchw), oracle.actions))
+    for index, obs_chw in enumerate(obs_nchw):
+        q_values[index] = _compute_one(oracle, obs_chw)
+    return q_values
+
+
+def _compute_one(oracle: Oracle, obs_chw: NDArray[np.uint8]) -> Float64:
+    features = obs_chw / 255.0
+    for kernel, bias, stride in zip(oracle.kernels, oracle.biases, _STRIDES, strict=True):
+        features = _relu(_convolve(features, kernel, stride) + bias[:, None, None])
+    hidden = _relu(oracle.hidden_kernel @ features.reshape(-1) + oracle.hidden_bias)
+    outputs: Float64 = oracle.head_kernel @ hidden + oracle.head_bias
+    if oracle.support is None:
+        return outputs
+    q_values: Float64 = _softmax(outputs.reshape(oracle.actions, -1)) @ oracle.support
+    return q_values
+
+
+def _convolve(features: Float64, kernel: Float64, stride: int) -> Float64:
+    """Correlate features[in, H, W] with kernel[out, in, k, k], without padding, as one product of matrices.
+
+    windows is [in, h, w, k, k], the patch under each output pixel; columns is [in · k · k, h · w].
+    """
+    side = kernel.shape[-1]
+    windows = sliding_window_view(features, (side, side), axis=(1, 2))[:, ::stride, ::stride]
+    height, width = windows.shape[1:3]
+    columns = windows.transpose(0, 3, 4, 1, 2).reshape(-1, height * width)
+    return (kernel.reshape(len(kernel), -1) @ columns).reshape(-1, height, width)
+
+
+def _relu(values: Float64) -> Float64:
+    return np.maximum(values, 0.0)
+
+
+def _softmax(logits: Float64) -> Float64:
+    """Return the softmax over the last axis; the maximum is taken off first, so that nothing overflows."""
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    probabilities: Float64 = powers / powers.sum(axis=-1, keepdims=True)
+    return probabilities
