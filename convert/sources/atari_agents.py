@@ -34,7 +34,7 @@ KEYS = {
 }
 
 # How torch's restricted unpickler names what it refuses.
-_UNSAFE = re.compile(r"(?:Unsupported global: GLOBAL|call reduce for unrecognized function) ([\w.<> ]*[\w>])")
+_REFUSED = re.compile(r"(?:GLOBAL|unrecognized function) ([\w.<> ]*[\w>])")
 
 # A file of the release inflates to 8.6 MB; the bound keeps a bomb from filling the memory.
 MAX_INFLATED = 256 * 2**20
@@ -86,11 +86,10 @@ def inflate(data: bytes, name: str) -> bytes:
 
 
 def _load_state(raw: bytes, name: str) -> dict[str, Any]:
-    _check_zip(raw, name)
     try:
-        checkpoint = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # torch promises no class of error for damaged input
-        raise _unreadable(error, name) from error
+        checkpoint = _unpickle(raw)
+    except Exception as error:  # neither torch nor zipfile promises a class of error for damaged input
+        raise UnreadableCheckpoint(f"{name}: {_explain(error)}") from error
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         found = _list_names(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
         raise UnreadableCheckpoint(f"{name}: holds {found}, expected {STATE_KEY!r}: not a checkpoint of this release")
@@ -100,27 +99,32 @@ def _load_state(raw: bytes, name: str) -> dict[str, Any]:
     return state
 
 
-def _check_zip(raw: bytes, name: str) -> None:
-    """Refuse a second bomb: torch stores the entries of its archive, and never deflates them."""
-    if not zipfile.is_zipfile(io.BytesIO(raw)):
-        return
-    try:
-        with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-            size = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError) as error:
-        raise UnreadableCheckpoint(f"{name}: damaged torch archive ({error}): take another copy") from error
+def _unpickle(raw: bytes) -> Any:
+    size = _archive_size(raw)
     if size > MAX_INFLATED:
-        raise UnreadableCheckpoint(f"{name}: its archive inflates to {size} bytes, over 256 MiB: not a checkpoint")
+        raise ValueError(f"its archive inflates to {size} bytes, over 256 MiB")
+    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
 
-def _unreadable(error: Exception, name: str) -> UnreadableCheckpoint:
-    unsafe = re.search(
-        r"(?:Unsupported global: GLOBAL|Trying to call reduce for unrecognized function) ([\w.<> ]+\w>?)", str(error)
-    )
-    if unsafe:
-        return UnreadableCheckpoint(f"{name}: refused: its pickle wants to run {unsafe[1]}, expected tensors alone")
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return UnreadableCheckpoint(f"{name}: not a PyTorch checkpoint ({reason}): take another copy")
+def _archive_size(raw: bytes) -> int:
+    """Return what the entries of a torch archive inflate to; 0 for the format before it.
+
+    torch stores its entries and never deflates them, but would inflate them: a second chance for a bomb.
+    """
+    if not raw.startswith(b"PK\x03\x04"):
+        return 0
+    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
+def _explain(error: Exception) -> str:
+    refused = _REFUSED.search(str(error))
+    if refused:
+        return f"refused: its pickle wants to run {refused[1]}, expected tensors alone"
+    # torch's first paragraph advises to switch its safety off.
+    paragraphs = [text for text in str(error).split("\n\n") if not text.startswith("Weights only load failed")]
+    reason = " ".join(paragraphs[0].split()) if paragraphs else type(error).__name__
+    return f"not a PyTorch checkpoint ({reason}): take another copy"
 
 
 def _to_arrays(state: dict[str, Any], size: int, name: str) -> dict[str, Float32]:
