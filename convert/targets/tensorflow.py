@@ -12,7 +12,7 @@ import os
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 
 from convert import layout
 from convert.agent import Agent, Tensor
-from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, UnwritableOutput
-from convert.network import FRAMES, HEIGHT, WIDTH, CategoricalHead, Conv, Dense, Network, arrays, make_head
+from convert.errors import UnreadableArtefact, UnwritableOutput
+from convert.network import FRAMES, HEIGHT, WIDTH, Conv, Dense, Float32, Network, arrays, make_head
+from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
 
 _LOG_LINE = re.compile(rb"[IWE]\d{4,}.* \d+ [\w.]+:\d+\] |WARNING: All log messages before absl::InitializeLog\(\)")
 
@@ -47,12 +48,14 @@ def _without_native_logs() -> Iterator[None]:
             os.write(2, b"".join(line for line in held if not _LOG_LINE.match(line)))
 
 
-# TensorFlow logs its start-up to stderr, some of it before it reads this variable. A user's own setting stands.
-if os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3") == "3":
+# TensorFlow logs its start-up to stderr, some of it before it reads this variable. Who wants the logs sets it to 0;
+# 1 is what importing jax leaves there.
+if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
+    import tensorflow as tf
+else:
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     with _without_native_logs():
         import tensorflow as tf
-else:
-    import tensorflow as tf
 
 from google.protobuf import text_format  # noqa: E402
 from google.protobuf.message import DecodeError, Message  # noqa: E402
@@ -65,7 +68,6 @@ IN_ALL = True
 EXTRA = "tensorflow"
 
 _SIGNATURE = "serving_default"
-_INPUT = "observation"
 _GRAPH_FILE = "saved_model.pb"
 _VARIABLES = "variables/variables"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
@@ -110,12 +112,11 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
         raise UnwritableOutput(f"{path}: TensorFlow cannot write the variables: {error.message}") from None
 
 
-def read(path: Path) -> Network:
+def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
     """Read a SavedModel that ``write`` wrote, bit for bit, from its graph and its variables on disk.
 
     Raises:
-        UnreadableCheckpoint: a file is missing, damaged or cut short.
-        UnsupportedArchitecture: the graph or the variables are not what this target writes.
+        UnreadableArtefact: a file is missing or damaged, or the graph or the variables are not what this target writes.
     """
     graph = _read_graph(path / _GRAPH_FILE)
     strides, paddings = _read_geometry(graph, path)
@@ -124,38 +125,26 @@ def read(path: Path) -> Network:
     template = _build_template(_form_of(network, variables))
     if object_graph != template.object_graph or not _is_same_graph(graph, template):
         written_by = graph.meta_graphs[0].meta_info_def.tensorflow_version or "an unknown version"
-        raise UnsupportedArchitecture(
+        raise UnreadableArtefact(
             f"{path}: its graph (by TensorFlow {written_by}) is not the one that TensorFlow {tf.__version__} traces "
             "for these variables: not a SavedModel of atari-convert, or changed since; convert the agent again"
         )
     return network
 
 
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs and outputs of the signature ``serving_default``."""
-    head = network.head
-    observation = Tensor(
-        _INPUT, "uint8", (None, HEIGHT, WIDTH, FRAMES), ("batch", "height", "width", "frame, oldest first")
-    )
-    outputs = [Tensor("q_values", "float32", (None, head.actions), ("batch", "action"))]
-    if isinstance(head, CategoricalHead):
-        outputs.append(Tensor("logits", "float32", (None, head.actions, head.atoms), ("batch", "action", "atom")))
-    return (observation,), tuple(outputs)
-
-
-def load(path: Path) -> Callable[[NDArray[np.uint8]], dict[str, NDArray[np.float32]]]:
-    """Load a SavedModel with ``tf.saved_model.load`` alone.
-
-    Returns:
-        A function of obs_nhwc: uint8[N, 84, 84, 4], oldest frame first, 0–255, that returns
-        ``q_values``: float32[N, actions], and for a C51 agent ``logits``: float32[N, actions, atoms].
-    """
+def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
+    """Load the SavedModel with ``tf.saved_model.load`` alone: uint8[N, 84, 84, 4] to its outputs by name."""
     signature = tf.saved_model.load(str(path)).signatures[_SIGNATURE]
 
-    def answer(obs_nhwc: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        return {name: values.numpy() for name, values in signature(**{_INPUT: tf.constant(obs_nhwc)}).items()}
+    def policy(observation: NDArray[np.uint8]) -> dict[str, Float32]:
+        return {name: values.numpy() for name, values in signature(observation=tf.constant(observation)).items()}
 
-    return answer
+    return policy
+
+
+def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs and outputs of the signature ``serving_default``."""
+    return (OBSERVATION_NHWC,), describe_outputs(network)
 
 
 class _Affine(tf.Module):  # type: ignore[misc]
@@ -188,7 +177,7 @@ class _Model(tf.Module):  # type: ignore[misc]
         self.head = _Head(variables["head/kernel"], variables["head/bias"], variables.get("head/support"))
         self._form = form
 
-    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name=_INPUT)])  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name=OBSERVATION_NHWC.name)])  # type: ignore[untyped-decorator]
     def serve(self, observation: Any) -> dict[str, Any]:
         x = tf.cast(observation, tf.float32) / 255.0
         for conv, stride, padding in zip(self.convs, self._form.strides, self._form.paddings, strict=True):
@@ -204,7 +193,7 @@ class _Model(tf.Module):  # type: ignore[misc]
         return {"q_values": tf.reduce_sum(tf.nn.softmax(logits) * self.head.support, axis=-1), "logits": logits}
 
 
-def _variables_from_network(network: Network) -> dict[str, NDArray[np.float32]]:
+def _variables_from_network(network: Network) -> dict[str, Float32]:
     """Return the variables by key: kernels [H, W, I, O] and [I, O], the hidden one with its rows in H,W,C order."""
     variables = {name.replace(".", "/"): array for name, array in arrays(network).items()}
     for index, conv in enumerate(network.convs):
@@ -216,7 +205,7 @@ def _variables_from_network(network: Network) -> dict[str, NDArray[np.float32]]:
 
 
 def _network_from_variables(
-    variables: dict[str, NDArray[np.float32]], strides: tuple[int, ...], paddings: tuple[int, ...], path: Path
+    variables: dict[str, Float32], strides: tuple[int, ...], paddings: tuple[int, ...], path: Path
 ) -> Network:
     try:
         convs = tuple(
@@ -232,13 +221,13 @@ def _network_from_variables(
         hidden = Dense(layout.o_chw_from_hwc_o(variables["hidden/kernel"], channels), variables["hidden/bias"])
         head = Dense(layout.oi_from_io(variables["head/kernel"]), variables["head/bias"])
     except (KeyError, ValueError) as error:
-        raise UnsupportedArchitecture(
+        raise UnreadableArtefact(
             f"{path}: has the variables {_list_shapes(variables)}: not a SavedModel of atari-convert ({error})"
         ) from None
     return Network(convs, hidden, make_head(head, variables.get("head/support")))
 
 
-def _form_of(network: Network, variables: dict[str, NDArray[np.float32]]) -> _Form:
+def _form_of(network: Network, variables: dict[str, Float32]) -> _Form:
     return _Form(
         tuple((key, array.shape) for key, array in sorted(variables.items())),
         tuple(conv.stride for conv in network.convs),
@@ -295,11 +284,9 @@ def _read_graph(file: Path) -> SavedModel:
     try:
         graph = SavedModel.FromString(file.read_bytes())
     except (OSError, DecodeError) as error:
-        raise UnreadableCheckpoint(
-            f"{file}: cannot be read as a SavedModel ({error}): convert the agent again"
-        ) from None
+        raise UnreadableArtefact(f"{file}: cannot be read as a SavedModel ({error}): convert the agent again") from None
     if len(graph.meta_graphs) != 1:
-        raise UnsupportedArchitecture(
+        raise UnreadableArtefact(
             f"{file}: holds {len(graph.meta_graphs)} graphs, expected 1: not a SavedModel of atari-convert"
         )
     return graph
@@ -314,14 +301,14 @@ def _read_geometry(graph: SavedModel, path: Path) -> tuple[tuple[int, ...], tupl
         attr["explicit_paddings"].list.i[2] for attr in convs if len(attr["explicit_paddings"].list.i) == 8
     )
     if not convs or not len(convs) == len(strides) == len(paddings):
-        raise UnsupportedArchitecture(
+        raise UnreadableArtefact(
             f"{path}: has {len(convs)} convolutions, {len(paddings)} of them with explicit padding: "
             "not a SavedModel of atari-convert"
         )
     return strides, paddings
 
 
-def _write_variables(prefix: Path, variables: dict[str, NDArray[np.float32]], object_graph: bytes) -> None:
+def _write_variables(prefix: Path, variables: dict[str, Float32], object_graph: bytes) -> None:
     with tf.device("CPU:0"):
         tf.raw_ops.SaveV2(
             prefix=str(prefix),
@@ -331,19 +318,17 @@ def _write_variables(prefix: Path, variables: dict[str, NDArray[np.float32]], ob
         )
 
 
-def _read_variables(path: Path) -> tuple[dict[str, NDArray[np.float32]], bytes]:
+def _read_variables(path: Path) -> tuple[dict[str, Float32], bytes]:
     """Return the variables in the order of the forward pass, and the description of the objects beside them."""
     try:
         reader = tf.train.load_checkpoint(str(path / _VARIABLES))
         tensors = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
     except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise UnreadableCheckpoint(
-            f"{path / _VARIABLES}.*: cannot be read ({error}): convert the agent again"
-        ) from None
+        raise UnreadableArtefact(f"{path / _VARIABLES}.*: cannot be read ({error}): convert the agent again") from None
     object_graph = tensors.pop(_OBJECT_GRAPH, b"")
     variables = {key.removesuffix(_checkpoint_key("")): tensor for key, tensor in tensors.items()}
     if any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in variables.values()):
-        raise UnsupportedArchitecture(f"{path}: has variables that are not float32: not a SavedModel of atari-convert")
+        raise UnreadableArtefact(f"{path}: has variables that are not float32: not a SavedModel of atari-convert")
     return variables, object_graph
 
 
@@ -351,5 +336,5 @@ def _checkpoint_key(name: str) -> str:
     return f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
 
 
-def _list_shapes(variables: dict[str, NDArray[np.float32]]) -> str:
+def _list_shapes(variables: dict[str, Float32]) -> str:
     return ", ".join(f"{key} {list(array.shape)}" for key, array in sorted(variables.items())) or "none"
