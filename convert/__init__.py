@@ -1,0 +1,53 @@
+"""Turn the pretrained Atari agents of 2022 into the same agents elsewhere.
+
+import convert
+
+convert.convert_checkpoint("model_50000000.gz", "pong", ["onnx"])
+agent = convert.load_agent("pong", "onnx")
+q_values = agent(observations)  # uint8[N, 4, 84, 84] to float32[N, actions]
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from convert.agent import Agent, Identity, Record, read_record
+    from convert.network import Network
+    from convert.pipeline import Conversion, LoadedAgent, convert_checkpoint, load_agent, read_checkpoint
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Agent",
+    "Conversion",
+    "Identity",
+    "LoadedAgent",
+    "Network",
+    "Record",
+    "convert_checkpoint",
+    "load_agent",
+    "read_checkpoint",
+    "read_record",
+]
+
+_MODULES = {
+    "Agent": "agent",
+    "Conversion": "pipeline",
+    "Identity": "agent",
+    "LoadedAgent": "pipeline",
+    "Network": "network",
+    "Record": "agent",
+    "convert_checkpoint": "pipeline",
+    "load_agent": "pipeline",
+    "read_checkpoint": "pipeline",
+    "read_record": "agent",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import late: the command answers ``--help`` before NumPy would be loaded."""
+    if name not in _MODULES:
+        raise AttributeError(f"module 'convert' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"convert.{_MODULES[name]}"), name)

@@ -9,7 +9,9 @@ AtariConvertError
 │ ├ UnknownTarget
 │ ├ MissingExtra              says which ``pip install`` brings it
 │ ├ OutputExists              something in the way that we did not write
-│ └ UnwritableOutput
+│ ├ UnwritableOutput
+│ └ UnreadableArtefact        a file of a target that is damaged, or that we did not write
+├ SelectionError      what was named holds no checkpoint, or two that would share a folder
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
 ├ RoundTripError      our bug, never the user's file
 └ CheckError          a check that could not be done
@@ -59,6 +61,14 @@ class OutputExists(TargetError):
 
 class UnwritableOutput(TargetError):
     """The output folder cannot be written."""
+
+
+class UnreadableArtefact(TargetError):
+    """An artefact that is damaged, or that this tool did not write."""
+
+
+class SelectionError(AtariConvertError):
+    """What was named holds no checkpoint, or two that would share an output folder."""
 
 
 class RecordError(AtariConvertError):

@@ -7,6 +7,7 @@ divided by 255, convolutions with ReLU, flatten in C,H,W order, dense with ReLU,
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -105,8 +106,8 @@ def arrays(network: Network) -> dict[str, Float32]:
 
 
 def nature_network(
-    kernels: tuple[Float32, Float32, Float32],
-    biases: tuple[Float32, Float32, Float32],
+    kernels: Sequence[Float32],
+    biases: Sequence[Float32],
     hidden: Dense,
     head: Head,
 ) -> Network:
@@ -128,11 +129,13 @@ def check_network(network: Network, name: str) -> None:
         name: how messages call it, such as the checkpoint's path.
 
     Raises:
-        UnsupportedArchitecture: layer shapes are consistent with torch, but not those of the release.
+        UnsupportedArchitecture: its layers are not those of the release.
         WeightMismatch: a weight is not finite, or a support does not increase.
     """
-    _check_architecture(network, name)
-    problems = [f"{key} has {bad} values that are not finite" for key, bad in _non_finite(network).items()]
+    problems = find_shape_problems({key: array.shape for key, array in arrays(network).items()})
+    if problems:
+        raise UnsupportedArchitecture(f"{name}: {'; '.join(problems)}: not a Nature-CNN of this release")
+    problems = [f"{_NAMES[key]} has {bad} values that are not finite" for key, bad in _non_finite(network).items()]
     head = network.head
     if isinstance(head, CategoricalHead) and not np.all(np.diff(head.support) > 0):
         problems.append("the support does not increase")
@@ -140,40 +143,45 @@ def check_network(network: Network, name: str) -> None:
         raise WeightMismatch(f"{name}: {'; '.join(problems)}: the file is damaged, take another copy")
 
 
-def _check_architecture(network: Network, name: str) -> None:
-    problems = []
-    expected: dict[str, tuple[int, ...]] = {f"convs.{i}.kernel": s for i, s in enumerate(NATURE_KERNELS)}
+def find_shape_problems(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return how shapes, by the names of `arrays`, differ from the release's. Names that are not there are passed over.
+
+    The number of actions is free, and so is the number of atoms of a support, of which the head is a multiple.
+    """
+    expected: dict[str, tuple[int, ...]] = {f"convs.{i}.kernel": shape for i, shape in enumerate(NATURE_KERNELS)}
     expected |= {f"convs.{i}.bias": shape[:1] for i, shape in enumerate(NATURE_KERNELS)}
     expected |= {"hidden.kernel": NATURE_HIDDEN, "hidden.bias": NATURE_HIDDEN[:1]}
-    rows = network.head.dense.bias.shape[0] if network.head.dense.bias.ndim == 1 else -1
-    expected |= {"head.kernel": (rows, NATURE_HIDDEN[0]), "head.bias": (rows,)}
-    found = arrays(network)
-    for key, shape in expected.items():
-        if found[key].shape != shape:
-            problems.append(f"{_LAYER_NAMES[key]} is {found[key].shape}, expected {shape}")
-    if isinstance(network.head, CategoricalHead):
-        problems += _categorical_problems(network.head, rows)
-    if rows == 0:
-        problems.append("the head has no actions")
-    if problems:
-        raise UnsupportedArchitecture(f"{name}: {'; '.join(problems)}: not a Nature-CNN of this release")
+    problems = [
+        f"{_NAMES[key]} is {shapes[key]}, expected {shape}"
+        for key, shape in expected.items()
+        if key in shapes and shapes[key] != shape
+    ]
+    return problems + _find_head_problems(shapes)
 
 
-def _categorical_problems(head: CategoricalHead, rows: int) -> list[str]:
-    if head.support.ndim != 1 or head.support.shape[0] < 2:
-        return [f"support is {head.support.shape}, expected one row of at least 2 atoms"]
-    if rows % head.support.shape[0]:
-        return [f"head has {rows} rows, expected a multiple of the {head.support.shape[0]} atoms of its support"]
-    return []
+def _find_head_problems(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    kernel, bias, support = (shapes.get(f"head.{part}") for part in ("kernel", "bias", "support"))
+    hidden = NATURE_HIDDEN[0]
+    if kernel is not None and (len(kernel) != 2 or kernel[0] < 1 or kernel[1] != hidden):
+        return [f"head is {kernel}, expected (actions, {hidden}) or (actions x atoms, {hidden})"]
+    problems = []
+    if kernel is not None and bias is not None and bias != kernel[:1]:
+        problems.append(f"bias of the head is {bias}, expected {kernel[:1]}")
+    if support is not None and (len(support) != 1 or support[0] < 2):
+        problems.append(f"support is {support}, expected one row of at least 2 atoms")
+    elif support is not None and kernel is not None and kernel[0] % support[0]:
+        problems.append(f"head has {kernel[0]} rows, expected a multiple of the {support[0]} atoms of its support")
+    return problems
 
 
-_LAYER_NAMES = {
+_NAMES = {
     **{f"convs.{i}.kernel": f"convolution {i + 1}" for i in range(3)},
     **{f"convs.{i}.bias": f"bias of convolution {i + 1}" for i in range(3)},
     "hidden.kernel": "first dense layer",
     "hidden.bias": "bias of the first dense layer",
     "head.kernel": "head",
     "head.bias": "bias of the head",
+    "head.support": "support",
 }
 
 

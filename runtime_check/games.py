@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
+from typing import cast
 
 from ale_py import ALEInterface, LoggerMode, roms
 
@@ -18,7 +20,7 @@ def describe_games() -> dict[str, dict[str, object]]:
 
 def _minimal_actions(rom_id: str) -> list[str]:
     ale = ALEInterface()
-    ale.loadROM(roms.get_rom_path(rom_id))
+    ale.loadROM(cast(Path, roms.get_rom_path(rom_id)))
     return [action.name for action in ale.getMinimalActionSet()]
 
 

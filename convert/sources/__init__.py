@@ -1,0 +1,1 @@
+"""One module for each checkpoint format that is read."""

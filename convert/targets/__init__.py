@@ -1,0 +1,162 @@
+"""One module for each format that is written. Listing and describing them imports none of their frameworks.
+
+A target module begins with literal constants, which are read from its source without running it:
+
+    PATH            what it writes, relative to the agent's folder
+    FORMAT_VERSION  raised when the same agent would be written differently
+    EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
+    PACKAGES        the packages it imports
+    IN_ALL          whether ``--to all`` means it too
+
+and holds four functions, see `TargetModule`. Dashes in a target's name are underscores in its module's.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.agent import Agent, Tensor
+from convert.errors import MissingExtra, UnknownTarget
+from convert.network import FRAMES, HEIGHT, WIDTH, CategoricalHead, Network
+
+Policy = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
+
+
+class TargetModule(Protocol):
+    """What each module in this package holds."""
+
+    def write(self, network: Network, agent: Agent, path: Path) -> None:
+        """Write the artefact at ``path``, which does not exist yet."""
+
+    def read(self, path: Path, agent: Agent) -> Network:
+        """Read the artefact back, bit for bit. What the format cannot hold comes from ``agent``."""
+
+    def load(self, path: Path, agent: Agent) -> Policy:
+        """Load the artefact with its own runtime: observations in ``describe``'s layout to its outputs by name."""
+
+    def describe(self, network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+        """Return the artefact's inputs and outputs."""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is known of a target without importing its framework."""
+
+    name: str
+    summary: str
+    path: str
+    format_version: int
+    extra: str
+    packages: tuple[str, ...]
+    in_all: bool
+
+    @property
+    def is_installed(self) -> bool:
+        return not self.missing_packages
+
+    @property
+    def missing_packages(self) -> tuple[str, ...]:
+        return tuple(package for package in self.packages if not _is_importable(package))
+
+
+def list_targets() -> tuple[Target, ...]:
+    """Return every target, by name."""
+    return tuple(find_target(name) for name in _names())
+
+
+def find_target(name: str) -> Target:
+    """Return the target of this name.
+
+    Raises:
+        UnknownTarget: there is none; the message lists the known ones, the closest first.
+    """
+    if name not in _names():
+        close = difflib.get_close_matches(name, _names(), n=len(_names()), cutoff=0.0)
+        raise UnknownTarget(f"no target {name!r}, expected one of: {', '.join(close)}")
+    return _read_constants(name)
+
+
+def import_target(name: str) -> TargetModule:
+    """Import a target's module, and with it its framework.
+
+    Raises:
+        UnknownTarget: there is no target of this name.
+        MissingExtra: its framework is not installed; the message says what to install.
+    """
+    target = find_target(name)
+    try:
+        return cast(TargetModule, importlib.import_module(f"convert.targets.{_module_name(name)}"))
+    except ModuleNotFoundError as error:
+        # Only what the target says it needs is a missing extra; anything else is a bug, and must look like one.
+        roots = {package.split(".")[0] for package in target.packages}
+        if (error.name or "").split(".")[0] not in roots:
+            raise
+        raise missing_extra(target) from error
+
+
+def missing_extra(target: Target) -> MissingExtra:
+    """Return the error that says how to install what a target needs."""
+    packages = ", ".join(target.missing_packages or target.packages)
+    return MissingExtra(f"target {target.name!r} needs {packages}: pip install 'atari-convert[{target.extra}]'")
+
+
+def describe_outputs(network: Network) -> tuple[Tensor, ...]:
+    """Return the outputs that every target names alike: ``q_values``, and ``logits`` of a categorical head."""
+    head = network.head
+    q_values = Tensor("q_values", "float32", (None, head.actions), ("batch", "action"))
+    if not isinstance(head, CategoricalHead):
+        return (q_values,)
+    return q_values, Tensor("logits", "float32", (None, head.actions, head.atoms), ("batch", "action", "atom"))
+
+
+OBSERVATION_NCHW = Tensor("observation", "uint8", (None, FRAMES, HEIGHT, WIDTH), ("batch", "frame", "height", "width"))
+OBSERVATION_NHWC = Tensor("observation", "uint8", (None, HEIGHT, WIDTH, FRAMES), ("batch", "height", "width", "frame"))
+
+
+def _names() -> list[str]:
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
+
+
+def _module_name(name: str) -> str:
+    return name.replace("-", "_")
+
+
+def _is_importable(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # the parent of a dotted name is missing
+        return False
+
+
+@cache
+def _read_constants(name: str) -> Target:
+    source = Path(__path__[0], f"{_module_name(name)}.py").read_text("utf-8")
+    tree = ast.parse(source)
+    constants: dict[str, Any] = {
+        statement.targets[0].id: ast.literal_eval(statement.value)
+        for statement in tree.body
+        if isinstance(statement, ast.Assign)
+        and isinstance(statement.targets[0], ast.Name)
+        and statement.targets[0].id in ("PATH", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL")
+    }
+    return Target(
+        name,
+        (ast.get_docstring(tree) or "").splitlines()[0],
+        constants["PATH"],
+        constants["FORMAT_VERSION"],
+        constants["EXTRA"],
+        constants["PACKAGES"],
+        constants["IN_ALL"],
+    )

@@ -1,0 +1,254 @@
+"""One checkpoint: read, validate, write aside, read back and compare, publish."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert import __version__
+from convert.agent import (
+    Agent,
+    Artifact,
+    File,
+    Identity,
+    Record,
+    describe_head,
+    identify,
+    name_actions,
+    read_record,
+)
+from convert.errors import ArtefactMissing, CheckpointError, RoundTripError, UnreadableCheckpoint
+from convert.games import load_games
+from convert.network import Float32, Network, find_differences
+from convert.publish import check_ours, describe_files, find_record, is_intact, open_folder, publish
+from convert.targets import Policy, find_target, import_target
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What became of one checkpoint: the agent's folder, the targets written (none: all were current), its record."""
+
+    folder: Path
+    written: tuple[str, ...]
+    record: Record
+
+
+def convert_checkpoint(
+    source: str | Path,
+    folder: str | Path,
+    targets: Collection[str],
+    *,
+    identity: Identity | None = None,
+    path: str | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Convert one checkpoint into an agent's folder; what is current there is left alone.
+
+    Args:
+        source: a ``model_*.gz`` of the release.
+        folder: the agent's folder; made if it is missing, and locked meanwhile.
+        targets: names such as ``onnx``.
+        identity: who the agent is; by default what the source's path tells.
+        path: the source's path for the record; by default the one in the release, or the file's name.
+        overwrite: write again what is current.
+
+    Raises:
+        AtariConvertError: see `convert.errors`; the folder is then as it was.
+    """
+    source, folder = Path(source), Path(folder)
+    identity = identity or identify(source.absolute().as_posix())
+    data = read_bytes(source)
+    checkpoint = describe_source(data, path or _default_path(source, identity))
+    record = find_record(folder)
+    if record and not find_stale(folder, identity, checkpoint, targets, overwrite=overwrite):
+        return Conversion(folder, (), record)
+    network = read_network(data, str(source))
+    agent = describe_agent(network, identity, checkpoint)
+    with open_folder(folder) as staging:
+        stale = find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
+        written = {name: write_artifact(name, network, agent, staging) for name in stale}
+        previous = find_record(folder)
+        record = Record(agent, {**(previous.artifacts if previous else {}), **written}, own_versions())
+        if written:
+            publish(staging, record)
+    return Conversion(folder, tuple(written), record)
+
+
+def plan_conversion(
+    source: str | Path,
+    folder: str | Path,
+    targets: Collection[str],
+    *,
+    identity: Identity | None = None,
+    path: str | None = None,
+    overwrite: bool = False,
+) -> tuple[str, ...]:
+    """Return the targets that `convert_checkpoint` would write. Touches nothing; raises what it can foresee."""
+    source, folder = Path(source), Path(folder)
+    identity = identity or identify(source.absolute().as_posix())
+    checkpoint = describe_source(read_bytes(source), path or _default_path(source, identity))
+    check_ours(folder)
+    return find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
+
+
+def read_checkpoint(path: str | Path) -> Network:
+    """Read a checkpoint of the release: a gzipped PyTorch state dict.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not a network of the release; see `convert.errors`.
+    """
+    return read_network(read_bytes(Path(path)), str(path))
+
+
+def read_network(data: bytes, name: str) -> Network:
+    """Read the bytes of a checkpoint of the release; ``name`` is how messages call it."""
+    from convert.sources import atari_agents  # imports torch, which a run that finds all current does not need
+
+    return atari_agents.read(data, name)
+
+
+def read_bytes(source: Path) -> bytes:
+    """Return a file's content.
+
+    Raises:
+        UnreadableCheckpoint: it is missing, a folder, or may not be read.
+    """
+    try:
+        return source.read_bytes()
+    except OSError as error:
+        raise UnreadableCheckpoint(f"{source}: cannot be read ({error.strerror}), expected a file") from error
+
+
+def describe_source(data: bytes, path: str) -> File:
+    """Return what the record says of a source: its path, size and sha256."""
+    return File(path, len(data), hashlib.sha256(data).hexdigest())
+
+
+def describe_agent(network: Network, identity: Identity, source: File) -> Agent:
+    """Return who the network is.
+
+    Raises:
+        CheckpointError: its family has another kind of head.
+    """
+    head = describe_head(network)
+    if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
+        raise CheckpointError(
+            f"{source.path}: has a {head.kind} head, expected that of {identity.family} ({identity.algorithm}): "
+            "check its folder or --identity"
+        )
+    return Agent(identity, head, source, name_actions(identity.game, head.actions))
+
+
+def find_stale(
+    folder: Path, identity: Identity, source: File, targets: Collection[str], *, overwrite: bool
+) -> tuple[str, ...]:
+    """Return the targets to be written: those asked for that are missing, outdated or to be overwritten.
+
+    Where the folder's record is of another source, or of another identity of it, every recorded target is outdated too.
+    """
+    record = find_record(folder)
+    if record is None:
+        return tuple(targets)
+    if (record.agent.identity, record.agent.source) != (identity, source):
+        return tuple(dict.fromkeys((*targets, *record.artifacts)))
+    return tuple(name for name in targets if overwrite or not _is_current(folder, name, record))
+
+
+def _is_current(folder: Path, name: str, record: Record) -> bool:
+    artifact = record.artifacts.get(name)
+    return (
+        artifact is not None
+        and artifact.format_version == find_target(name).format_version
+        and artifact.versions.get("atari-convert") == __version__
+        and is_intact(folder, artifact)
+    )
+
+
+def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> Artifact:
+    """Write one target into a folder, read it back, and return what the record says of it.
+
+    Raises:
+        RoundTripError: it does not read back as the same network, bit for bit.
+    """
+    target, module = find_target(name), import_target(name)
+    path = folder / target.path
+    module.write(network, agent, path)
+    differences = find_differences(module.read(path, agent), network)
+    if differences:
+        raise RoundTripError(
+            f"{agent.source.path}: {name} does not read back as it was written ({'; '.join(differences)}): "
+            "a bug of atari-convert, please report it; nothing was published"
+        )
+    inputs, outputs = module.describe(network)
+    return Artifact(
+        target.format_version,
+        describe_files(folder, target.path),
+        inputs,
+        outputs,
+        {"atari-convert": __version__} | {name: sys.modules[name].__version__ for name in target.packages},
+    )
+
+
+def own_versions() -> dict[str, str]:
+    """Return the versions of what reads checkpoints."""
+    return {"atari-convert": __version__} | {name: sys.modules[name].__version__ for name in ("numpy", "torch")}
+
+
+def _default_path(source: Path, identity: Identity) -> str:
+    return f"{identity.folder}.gz" if identity.is_complete else source.name
+
+
+@dataclass(frozen=True)
+class LoadedAgent:
+    """A converted agent, ready to act. Call it on observations for Q-values.
+
+    agent: who it is, with ``identity``, ``head`` and ``action_meanings``.
+    target: what it was loaded from.
+    axes: the observation's axes, in order, as the artefact wants them.
+    run: observations to every output by name, such as ``logits``.
+    """
+
+    agent: Agent
+    target: str
+    axes: tuple[str, ...]
+    run: Policy
+
+    def __call__(self, observation: object) -> Float32:
+        """Return float32[N, actions] for uint8[N, …] observations in the order of ``axes``, oldest frame first."""
+        return self.run(observation)["q_values"]  # type: ignore[arg-type]
+
+
+def load_agent(folder: str | Path, target: str) -> LoadedAgent:
+    """Load an agent from its folder with the target's own runtime.
+
+    Raises:
+        RecordError: the folder has no readable ``agent.json``.
+        ArtefactMissing: it holds no artefact of this target.
+        MissingExtra: the target's framework is not installed.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    if target not in record.artifacts:
+        find_target(target)
+        found = ", ".join(record.artifacts) or "nothing"
+        raise ArtefactMissing(f"{folder}: holds {found}, not {target}: atari-convert --to {target} writes it")
+    path = folder / find_target(target).path
+    run = import_target(target).load(path, record.agent)
+    return LoadedAgent(record.agent, target, record.artifacts[target].inputs[0].axes, run)
+
+
+def find_warnings(record: Record) -> list[str]:
+    """Return what a user should know of an agent that was converted all the same."""
+    agent = record.agent
+    game = agent.identity.game
+    if game is None:
+        return []
+    actions, minimal = agent.head.actions, len(load_games()[game].actions)
+    if agent.action_meanings is None:
+        return [f"{agent.source.path}: {actions} actions fit neither {game}'s {minimal} nor all 18: meanings stay null"]
+    if actions != minimal:
+        return [f"{agent.source.path}: {actions} actions on {game}, which needs {minimal}: taken as the full set"]
+    return []

@@ -1,0 +1,169 @@
+"""ONNX: one file for onnxruntime and everything that speaks ONNX, opset 17.
+
+The graph is built node by node, without tracing, in PyTorch's layout: ``observation`` uint8[batch, 4, 84, 84] to
+``q_values`` float32[batch, actions], and ``logits`` float32[batch, actions, atoms] of a categorical head.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from convert.agent import Agent, Tensor
+from convert.errors import UnreadableArtefact
+from convert.network import CategoricalHead, Conv, Dense, Float32, Network, arrays, make_head
+from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+
+PATH = "model.onnx"
+FORMAT_VERSION = 1
+EXTRA = "onnx"
+PACKAGES = ("onnx",)
+IN_ALL = True
+
+OPSET = 17
+
+
+def write(network: Network, agent: Agent, path: Path) -> None:
+    """Write the network as one ONNX file, with the agent's identity in its metadata."""
+    path.write_bytes(_build_model(network, agent).SerializeToString(deterministic=True))
+
+
+def read(path: Path, agent: Agent) -> Network:
+    """Read a file that `write` wrote: weights, strides and padding, and that nothing else is in its graph.
+
+    Raises:
+        UnreadableArtefact: it is not ONNX, or its graph is not one of ours.
+    """
+    try:
+        model = onnx.load_model_from_string(path.read_bytes())
+    except Exception as error:  # protobuf's DecodeError is another class in each of its implementations
+        raise UnreadableArtefact(f"{path}: not an ONNX file ({error}): convert the agent again") from error
+    weights = {tensor.name: _to_array(tensor) for tensor in model.graph.initializer}
+    try:
+        network = _network_from(model, weights)
+    except (KeyError, ValueError) as error:
+        raise UnreadableArtefact(f"{path}: not a graph that atari-convert wrote ({error})") from error
+    if model != _build_model(network, agent):
+        raise UnreadableArtefact(f"{path}: its graph or metadata differ from what atari-convert writes for this agent")
+    return network
+
+
+def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
+    """Load the file with onnxruntime on the CPU: uint8[N, 4, 84, 84] to its outputs by name."""
+    import onnxruntime  # writing needs no runtime
+
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    return lambda observation: dict(zip(names, session.run(names, {"observation": observation}), strict=True))
+
+
+def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the graph's inputs and outputs."""
+    return (OBSERVATION_NCHW,), describe_outputs(network)
+
+
+def _build_model(network: Network, agent: Agent) -> onnx.ModelProto:
+    inputs, outputs = describe(network)
+    graph = helper.make_graph(
+        _build_nodes(network),
+        "agent",
+        [_value_info(tensor) for tensor in inputs],
+        [_value_info(tensor) for tensor in outputs],
+        [_to_tensor(name, array) for name, array in _initializers(network).items()],
+    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    # The helper's default IR version is newer than onnxruntime reads.
+    ir_version = helper.find_min_ir_version_for(opsets)
+    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="atari-convert")
+    helper.set_model_props(model, _metadata(agent))
+    return model
+
+
+def _metadata(agent: Agent) -> dict[str, str]:
+    identity = agent.identity
+    known = {
+        "family": identity.family,
+        "algorithm": identity.algorithm,
+        "protocol": identity.protocol,
+        "game": identity.game,
+        "seed": identity.seed,
+        "step": identity.step,
+        "action_meanings": ",".join(agent.action_meanings) if agent.action_meanings else None,
+        "source_sha256": agent.source.sha256,
+    }
+    return {key: str(value) for key, value in known.items() if value is not None}
+
+
+def _build_nodes(network: Network) -> list[onnx.NodeProto]:
+    nodes = [
+        helper.make_node("Cast", ["observation"], ["pixels"], to=TensorProto.FLOAT),
+        helper.make_node("Div", ["pixels", "pixels.max"], ["scaled"]),
+    ]
+    previous = "scaled"
+    for index, conv in enumerate(network.convs):
+        name = f"convs.{index}"
+        nodes.append(
+            helper.make_node(
+                "Conv",
+                [previous, f"{name}.kernel", f"{name}.bias"],
+                [f"{name}.sum"],
+                strides=[conv.stride] * 2,
+                pads=[conv.padding] * 4,
+            )
+        )
+        nodes.append(helper.make_node("Relu", [f"{name}.sum"], [f"{name}.out"]))
+        previous = f"{name}.out"
+    nodes.append(helper.make_node("Flatten", [previous], ["features"], axis=1))
+    nodes.append(helper.make_node("Gemm", ["features", "hidden.kernel", "hidden.bias"], ["hidden.sum"], transB=1))
+    nodes.append(helper.make_node("Relu", ["hidden.sum"], ["hidden.out"]))
+    head_inputs = ["hidden.out", "head.kernel", "head.bias"]
+    if not isinstance(network.head, CategoricalHead):
+        return [*nodes, helper.make_node("Gemm", head_inputs, ["q_values"], transB=1)]
+    return [
+        *nodes,
+        helper.make_node("Gemm", head_inputs, ["head.out"], transB=1),
+        helper.make_node("Reshape", ["head.out", "logits.shape"], ["logits"]),
+        helper.make_node("Softmax", ["logits"], ["probabilities"], axis=-1),
+        helper.make_node("Mul", ["probabilities", "head.support"], ["weighted"]),
+        helper.make_node("ReduceSum", ["weighted", "atom.axis"], ["q_values"], keepdims=0),
+    ]
+
+
+def _initializers(network: Network) -> dict[str, np.ndarray[Any, Any]]:
+    constants: dict[str, np.ndarray[Any, Any]] = {"pixels.max": np.array(255, np.float32)}
+    if isinstance(network.head, CategoricalHead):
+        constants["logits.shape"] = np.array([-1, network.head.actions, network.head.atoms], np.int64)
+        constants["atom.axis"] = np.array([-1], np.int64)
+    return constants | arrays(network)
+
+
+def _network_from(model: onnx.ModelProto, weights: dict[str, Float32]) -> Network:
+    convs = tuple(
+        Conv(weights[node.input[1]], weights[node.input[2]], attributes["strides"][0], attributes["pads"][0])
+        for node in model.graph.node
+        if node.op_type == "Conv"
+        and (attributes := {item.name: helper.get_attribute_value(item) for item in node.attribute})
+    )
+    hidden = Dense(weights["hidden.kernel"], weights["hidden.bias"])
+    head = Dense(weights["head.kernel"], weights["head.bias"])
+    return Network(convs, hidden, make_head(head, weights.get("head.support")))
+
+
+def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:
+    shape = [size if size is not None else axis for size, axis in zip(tensor.shape, tensor.axes, strict=True)]
+    return helper.make_tensor_value_info(tensor.name, helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype)), shape)
+
+
+def _to_tensor(name: str, array: np.ndarray[Any, Any]) -> onnx.TensorProto:
+    data_type = helper.np_dtype_to_tensor_dtype(array.dtype)
+    little_endian = array.astype(array.dtype.newbyteorder("<"), copy=False)
+    return TensorProto(name=name, data_type=data_type, dims=array.shape, raw_data=little_endian.tobytes())
+
+
+def _to_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.dims)
