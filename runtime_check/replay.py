@@ -1,0 +1,211 @@
+"""Episodes side by side: observe, ask, act. And their logs, from which anyone can replay them.
+
+An episode is a seed and the actions that were taken: a few KB. The emulator is deterministic in them, so a
+replayed log shows the same observations, bit for bit.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.errors import CheckError
+from runtime_check.protocols import PROTOCOLS, Episode, Protocol
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What to play.
+
+    game: its name in the release's paths. actions: the size of the agent's head. seed: of the first episode;
+    the next has the next seed. max_steps: in each episode; None is no bound but the protocol's. epsilon: the
+    probability of a uniformly random action in place of the agent's own.
+    """
+
+    game: str
+    protocol: Protocol
+    actions: int
+    seed: int = 0
+    episodes: int = 1
+    max_steps: int | None = None
+    epsilon: float = 0.0
+
+
+@dataclass(frozen=True)
+class EpisodeLog:
+    """A played episode: where it started, every action that was taken, and what came of it.
+
+    head_actions: the size of the agent's head. actions: as indices into the head. episode_return: the sum of
+    the unclipped rewards. game_over: False where the episode was cut off by a bound on its steps.
+    """
+
+    game: str
+    protocol: str
+    seed: int
+    noops: int
+    head_actions: int
+    actions: tuple[int, ...]
+    episode_return: float
+    game_over: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """What the episodes that are under way show at this moment.
+
+    obs_nchw: uint8[N, 4, 84, 84], oldest frame first, 0–255. episodes: int64[N], their indices in the plan.
+    steps: int64[N], how many actions each has taken.
+    """
+
+    obs_nchw: NDArray[np.uint8]
+    episodes: NDArray[np.int64]
+    steps: NDArray[np.int64]
+
+
+class _Lane:
+    """An episode under way: its emulator, its own random numbers, what it did so far."""
+
+    def __init__(self, plan: Plan, index: int) -> None:
+        self.index = index
+        self.seed = plan.seed + index
+        self.episode = Episode(plan.game, plan.protocol, self.seed, plan.actions)
+        # A seed sequence of two numbers, so that exploration shares no stream with anything else of the seed.
+        self.exploration = np.random.default_rng((self.seed, 1))
+        self.actions = bytearray()
+        self.episode_return = 0.0
+
+    def act(self, action: int, plan: Plan) -> None:
+        if plan.epsilon and self.exploration.random() < plan.epsilon:
+            action = int(self.exploration.integers(plan.actions))
+        self.episode_return += self.episode.step(action)
+        self.actions.append(action)
+
+    def is_over(self, plan: Plan) -> bool:
+        return self.episode.game_over or len(self.actions) == plan.max_steps
+
+    def to_log(self, plan: Plan) -> EpisodeLog:
+        return EpisodeLog(
+            plan.game,
+            plan.protocol.name,
+            self.seed,
+            self.episode.noops,
+            plan.actions,
+            tuple(self.actions),
+            self.episode_return,
+            self.episode.game_over,
+        )
+
+
+class Replay:
+    """The episodes of a plan, several of them side by side, so that networks see batches.
+
+    Use it as ``while batch := replay.observe(): … replay.act(actions)``. An observation after game over is never
+    shown. Memory depends on the width alone, whatever the number of episodes.
+    """
+
+    def __init__(self, plan: Plan, width: int) -> None:
+        """Start the first episodes.
+
+        Args:
+            plan: what to play.
+            width: how many episodes run at once, at most.
+
+        Raises:
+            CheckError: the head does not fit the game, or there is no such game or ROM.
+        """
+        self._plan = plan
+        self._next = min(width, plan.episodes)
+        self._lanes = [_Lane(plan, index) for index in range(self._next)]
+
+    def observe(self) -> Batch | None:
+        """Return what the episodes under way show, or None when all are over."""
+        if not self._lanes:
+            return None
+        return Batch(
+            np.stack([lane.episode.observation for lane in self._lanes]),
+            np.array([lane.index for lane in self._lanes]),
+            np.array([len(lane.actions) for lane in self._lanes]),
+        )
+
+    def act(self, actions: Sequence[int] | NDArray[np.integer[Any]]) -> list[EpisodeLog]:
+        """Take one action in each episode of the last batch and return the logs of those that ended.
+
+        Args:
+            actions: the agent's own; exploration is added here.
+        """
+        for lane, action in zip(self._lanes, actions, strict=True):
+            lane.act(int(action), self._plan)
+        finished = []
+        for place, lane in reversed(list(enumerate(self._lanes))):
+            if lane.is_over(self._plan):
+                finished.append(lane.to_log(self._plan))
+                self._replace(place)
+        return finished[::-1]
+
+    def _replace(self, place: int) -> None:
+        if self._next == self._plan.episodes:
+            del self._lanes[place]
+        else:
+            self._lanes[place] = _Lane(self._plan, self._next)
+            self._next += 1
+
+
+def replay_log(log: EpisodeLog) -> Iterator[NDArray[np.uint8]]:
+    """Yield each observation on which the logged episode acted, in order, as uint8[4, 84, 84].
+
+    Raises:
+        CheckError: the log is not of a game that can be played here.
+    """
+    episode = Episode(log.game, PROTOCOLS[log.protocol], log.seed, log.head_actions, log.noops)
+    for action in log.actions:
+        yield episode.observation.copy()
+        episode.step(action)
+
+
+def to_json_line(log: EpisodeLog) -> str:
+    """Return a log as one line of JSON; an action is one digit in base 36."""
+    document = {
+        "game": log.game,
+        "protocol": log.protocol,
+        "seed": log.seed,
+        "noops": log.noops,
+        "head_actions": log.head_actions,
+        "return": log.episode_return,
+        "game_over": log.game_over,
+        "actions": "".join(_DIGITS[action] for action in log.actions),
+    }
+    return json.dumps(document)
+
+
+def from_json_line(line: str) -> EpisodeLog:
+    """Return the log that a line of JSON holds; members that are not a log's are ignored.
+
+    Raises:
+        CheckError: it is not such a log.
+    """
+    try:
+        document = json.loads(line)
+        log = EpisodeLog(
+            str(document["game"]),
+            str(document["protocol"]),
+            int(document["seed"]),
+            int(document["noops"]),
+            int(document["head_actions"]),
+            tuple(_DIGITS.index(digit) for digit in document["actions"]),
+            float(document["return"]),
+            bool(document["game_over"]),
+        )
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise CheckError(f"not a line of an episode log ({error!r}): {line[:80]!r}") from None
+    if log.protocol not in PROTOCOLS:
+        raise CheckError(f"no protocol {log.protocol!r} in the release: expected one of {', '.join(PROTOCOLS)}")
+    if not (0 <= log.seed < 2**31 and 0 <= log.noops < 10**4 and all(a < log.head_actions for a in log.actions)):
+        raise CheckError(f"episode log of {log.game}, seed {log.seed}: seed, no-ops or actions out of range")
+    return log
