@@ -65,13 +65,14 @@ class Comparison:
     @property
     def tie(self) -> NDArray[np.bool_]:
         """Another action than the oracle's, whose margin is within twice the allowed error: bool[N]."""
-        close: NDArray[np.bool_] = (self.margin <= 2 * self.allowed) & self.finite
-        return close & (self.action != self.best)
+        tie: NDArray[np.bool_] = (self.action != self.best) & self.finite & (self.margin <= 2 * self.allowed)
+        return tie
 
     @property
     def wrong(self) -> NDArray[np.bool_]:
         """Another action than the oracle's that is no tie: bool[N]."""
-        return ~self.tie & (self.action != self.best)
+        wrong: NDArray[np.bool_] = (self.action != self.best) & ~self.tie
+        return wrong
 
 
 def find_faults(actual: Outputs, expected: Expected) -> list[str]:
@@ -230,7 +231,7 @@ def judge(tally: Tally) -> list[str]:
         reasons.append(f"{tally.wrong} wrong {'action' if tally.wrong == 1 else 'actions'}")
     if tally.exceeding:
         reasons.append(
-            f"error above the allowed one on {tally.exceeding} of {tally.steps} steps, up to {tally.max_ratio:.3g} times"
+            f"error above the allowed on {tally.exceeding} of {tally.steps} steps, up to {tally.max_ratio:.3g} times it"
         )
     return reasons
 

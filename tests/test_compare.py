@@ -69,7 +69,7 @@ def test_another_action_within_twice_the_allowed_error_is_a_tie(gap, kind):
 
 def test_an_error_above_what_is_allowed_fails_although_the_actions_agree():
     tally = _tally([[1.0, 2.1]] * 3, [[1.0, 2.0]] * 3)
-    assert judge(tally) == ["error above the allowed one on 3 of 3 steps, up to 4.76 times"]
+    assert judge(tally) == ["error above the allowed on 3 of 3 steps, up to 4.76 times it"]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
