@@ -14,9 +14,9 @@ import jax
 import numpy as np
 from flax import serialization
 
+from convert import layout
 from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact
-from convert.layout import hwc_o_from_o_chw, hwio_from_oihw, io_from_oi, o_chw_from_hwc_o, oi_from_io, oihw_from_hwio
 from convert.linen import NatureC51, NatureDQN
 from convert.network import Dense, Float32, Network, make_head, nature_network
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
@@ -84,13 +84,13 @@ def support_of(agent: Agent) -> Float32 | None:
 def to_params(network: Network) -> dict[str, dict[str, dict[str, Float32]]]:
     """Return the network as Linen's tree: kernels HWIO and [in, out], the first dense one in H,W,C order."""
     layers = {
-        f"Conv_{index}": {"kernel": hwio_from_oihw(conv.kernel), "bias": conv.bias}
+        f"Conv_{index}": {"kernel": layout.hwio_from_oihw(conv.kernel), "bias": conv.bias}
         for index, conv in enumerate(network.convs)
     }
     channels = network.convs[-1].kernel.shape[0]
     hidden, head = network.hidden, network.head.dense
-    layers["Dense_0"] = {"kernel": hwc_o_from_o_chw(hidden.kernel, channels), "bias": hidden.bias}
-    layers["Dense_1"] = {"kernel": io_from_oi(head.kernel), "bias": head.bias}
+    layers["Dense_0"] = {"kernel": layout.hwc_o_from_o_chw(hidden.kernel, channels), "bias": hidden.bias}
+    layers["Dense_1"] = {"kernel": layout.io_from_oi(head.kernel), "bias": head.bias}
     return {"params": layers}
 
 
@@ -101,10 +101,12 @@ def from_params(params: Any, support: Float32 | None) -> Network:
         ValueError: the tree has other layers, or leaves that are not float32 arrays of the release's shapes.
     """
     layers = _check_tree(params)
-    kernels = [oihw_from_hwio(layers[f"Conv_{index}"]["kernel"]) for index in range(3)]
+    kernels = [layout.oihw_from_hwio(layers[f"Conv_{index}"]["kernel"]) for index in range(3)]
     biases = [layers[f"Conv_{index}"]["bias"] for index in range(3)]
-    hidden = Dense(o_chw_from_hwc_o(layers["Dense_0"]["kernel"], kernels[-1].shape[0]), layers["Dense_0"]["bias"])
-    head = Dense(oi_from_io(layers["Dense_1"]["kernel"]), layers["Dense_1"]["bias"])
+    hidden = Dense(
+        layout.o_chw_from_hwc_o(layers["Dense_0"]["kernel"], kernels[-1].shape[0]), layers["Dense_0"]["bias"]
+    )
+    head = Dense(layout.oi_from_io(layers["Dense_1"]["kernel"]), layers["Dense_1"]["bias"])
     return nature_network(kernels, biases, hidden, make_head(head, support))
 
 
