@@ -146,8 +146,6 @@ def _find_problems(arrays: dict[str, Float64]) -> list[str]:
 def compute_q_values(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
     """Return the Q-values of a batch of observations.
 
-    Each observation is computed alone, so that its values do not depend on the rest of its batch by one bit.
-
     Args:
         oracle: the checkpoint.
         obs_nchw: uint8[N, 4, 84, 84], oldest frame first, 0–255.
@@ -155,22 +153,37 @@ def compute_q_values(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
     Returns:
         float64[N, actions].
     """
-    q_values = np.empty((len(obs_nchw), oracle.actions))
+    return compute_outputs(oracle, obs_nchw)["q_values"]
+
+
+def compute_outputs(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> dict[str, Float64]:
+    """Return all that the network answers to a batch of observations.
+
+    Each observation is computed alone, so that its values do not depend on the rest of its batch by one bit.
+
+    Args:
+        oracle: the checkpoint.
+        obs_nchw: uint8[N, 4, 84, 84], oldest frame first, 0–255.
+
+    Returns:
+        ``q_values`` float64[N, actions], and for C51 ``logits`` float64[N, actions, atoms].
+    """
+    outputs = np.empty((len(obs_nchw), len(oracle.head_bias)))
     for index, obs_chw in enumerate(obs_nchw):
-        q_values[index] = _compute_one(oracle, obs_chw)
-    return q_values
+        outputs[index] = _compute_head(oracle, obs_chw)
+    if oracle.support is None:
+        return {"q_values": outputs}
+    logits = outputs.reshape(len(obs_nchw), oracle.actions, len(oracle.support))
+    return {"q_values": (_softmax(logits) * oracle.support).sum(axis=-1), "logits": logits}
 
 
-def _compute_one(oracle: Oracle, obs_chw: NDArray[np.uint8]) -> Float64:
+def _compute_head(oracle: Oracle, obs_chw: NDArray[np.uint8]) -> Float64:
     features = obs_chw / 255.0
     for kernel, bias, stride in zip(oracle.kernels, oracle.biases, _STRIDES, strict=True):
         features = _relu(_convolve(features, kernel, stride) + bias[:, None, None])
     hidden = _relu(oracle.hidden_kernel @ features.reshape(-1) + oracle.hidden_bias)
     outputs: Float64 = oracle.head_kernel @ hidden + oracle.head_bias
-    if oracle.support is None:
-        return outputs
-    q_values: Float64 = _softmax(outputs.reshape(oracle.actions, -1)) @ oracle.support
-    return q_values
+    return outputs
 
 
 def _convolve(features: Float64, kernel: Float64, stride: int) -> Float64:

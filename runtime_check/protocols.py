@@ -192,8 +192,7 @@ class Episode:
 
     def _read_frame(self) -> NDArray[np.uint8]:
         frame = self._ale.getScreenGrayscale()
-        resized: NDArray[np.uint8] = cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA)
-        return resized
+        return np.asarray(cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _open_emulator(rom: Path, protocol: Protocol, seed: int) -> ALEInterface:

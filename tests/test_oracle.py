@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from runtime_check import oracle as oracle_module
-from runtime_check.oracle import _convolve, compute_q_values, read_oracle, read_state_dict
+from runtime_check.oracle import _convolve, compute_outputs, compute_q_values, read_oracle, read_state_dict
 
 AGENTS = Path(__file__).parent / "data" / "agents"
 PONG = AGENTS / "DQN_modern/Pong/0/model_328492.gz"
@@ -77,6 +77,15 @@ def test_does_not_depend_on_the_batch():
     alone = np.concatenate([compute_q_values(oracle, obs_nchw[i : i + 1]) for i in range(9)])
     np.testing.assert_array_equal(compute_q_values(oracle, obs_nchw), alone)
     np.testing.assert_array_equal(compute_q_values(oracle, obs_nchw[::-1])[::-1], alone)
+
+
+def test_answers_with_the_logits_of_a_categorical_head():
+    outputs = compute_outputs(read_oracle(BREAKOUT), _observations(2))
+    assert outputs["logits"].shape == (2, 4, 51)
+    weights = np.exp(outputs["logits"])
+    expected = (weights * np.linspace(-10, 10, 51)).sum(-1) / weights.sum(-1)
+    np.testing.assert_allclose(outputs["q_values"], expected, rtol=1e-6)
+    assert compute_outputs(read_oracle(PONG), _observations(2)).keys() == {"q_values"}
 
 
 def test_takes_no_observation_too():

@@ -1,0 +1,78 @@
+"""JAX, on the Flax Linen parameters in ``params.msgpack``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import numpy as np
+from flax import serialization
+from numpy.typing import NDArray
+
+from convert.agent import Agent
+from convert.targets.flax import make_module
+from runtime_check.backends import Description, Runtime, Settings, choose_gpu, to_nhwc
+
+TARGET = "flax"
+EXTRA = "flax"
+PACKAGES = ("flax", "jax")
+
+
+def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
+    """Open Flax parameters, for the Linen module that users get with them.
+
+    Raises:
+        BackendUnavailable: a GPU was asked for, and JAX sees none.
+        Exception: msgpack's and Flax's own.
+    """
+    device = choose_device(settings, "flax")
+    precision = "tensorfloat32" if settings.tf32 else "highest"
+    params = jax.device_put(serialization.msgpack_restore(path.read_bytes()), device)
+    module, arguments = make_module(agent)
+    apply = jax.jit(module.apply)
+
+    def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        obs_nhwc = jax.device_put(to_nhwc(pad_batch(obs_nchw)), device)
+        with jax.default_matmul_precision(precision):
+            outputs = apply(params, obs_nhwc, *arguments)
+        names = [name for name in outputs._fields if name != "probabilities"]
+        return {name: np.asarray(getattr(outputs, name))[: len(obs_nchw)] for name in names}
+
+    return Runtime(answer, describe("flax", device, settings, precision))
+
+
+def choose_device(settings: Settings, name: str) -> jax.Device:
+    """Return the device on which JAX is to run.
+
+    Raises:
+        BackendUnavailable: a GPU was asked for, and JAX sees none.
+    """
+    # Read when JAX first looks for devices: leave memory to the other runtimes, and choose no kernels at random.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+    if settings.device != "cpu" and "xla_gpu_deterministic_ops" not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_gpu_deterministic_ops=true".strip()
+    gpus = [device for device in jax.devices() if device.platform == "gpu"]
+    if choose_gpu(settings, name, has_gpu=bool(gpus)):
+        return gpus[0]
+    return jax.devices("cpu")[0]
+
+
+def describe(library: str, device: jax.Device, settings: Settings, precision: str) -> Description:
+    """Return what a backend that runs on JAX says of itself."""
+    versions = {"jax": jax.__version__, library: __import__(library).__version__}
+    return Description(
+        library,
+        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        device.device_kind,
+        f"default_matmul_precision={precision}",
+        "jit (XLA)",
+        None,
+        settings.batch,
+    )
+
+
+def pad_batch(obs: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Add zeros up to the next power of two, so that XLA compiles for few sizes and not for each that comes."""
+    missing = (1 << (len(obs) - 1).bit_length()) - len(obs)
+    return np.concatenate([obs, np.zeros((missing, *obs.shape[1:]), obs.dtype)]) if missing else obs
