@@ -1,0 +1,67 @@
+"""Networks and checkpoint files made for tests. Nothing here calls the code that reads them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from convert.network import CategoricalHead, Dense, Network, QHead, nature_network
+
+DATA = Path(__file__).parent / "data"
+AGENTS = DATA / "agents"
+PONG = AGENTS / "DQN_modern/Pong/0/model_328492.gz"
+BREAKOUT = AGENTS / "C51_classic/Breakout/0/model_187420.gz"
+
+
+def make_state(actions: int = 6, atoms: int | None = None, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Return a random state dict of the release: He-scaled weights, small biases."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def layer(name: str, *shape: int) -> dict[str, torch.Tensor]:
+        fan_in = int(np.prod(shape[1:]))
+        return {
+            f"{name}.weight": torch.randn(shape, generator=generator) * (2 / fan_in) ** 0.5,
+            f"{name}.bias": torch.randn(shape[:1], generator=generator) * 0.1,
+        }
+
+    state = layer("_AtariNet__features.0", 32, 4, 8, 8)
+    state |= layer("_AtariNet__features.2", 64, 32, 4, 4)
+    state |= layer("_AtariNet__features.4", 64, 64, 3, 3)
+    state |= layer("_AtariNet__head.0", 512, 3136)
+    state |= layer("_AtariNet__head.2", actions * (atoms or 1), 512)
+    if atoms:
+        state["_AtariNet__support"] = torch.linspace(-10, 10, atoms)
+    return state
+
+
+def save_checkpoint(path: Path, state: Any, **options: Any) -> Path:
+    """Write a state dict as the release does; options go to ``torch.save``."""
+    buffer = io.BytesIO()
+    torch.save({"estimator_state": state, "step": 1}, buffer, **options)
+    return save_gzip(path, buffer.getvalue())
+
+
+def save_gzip(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.compress(content, 1))
+    return path
+
+
+def to_network(state: dict[str, torch.Tensor]) -> Network:
+    """Return the network of a state dict, by a reading of its own."""
+    weights = {name: tensor.numpy() for name, tensor in state.items()}
+    kernels = [weights[f"_AtariNet__features.{index}.weight"] for index in (0, 2, 4)]
+    biases = [weights[f"_AtariNet__features.{index}.bias"] for index in (0, 2, 4)]
+    hidden, head = (Dense(weights[f"_AtariNet__head.{i}.weight"], weights[f"_AtariNet__head.{i}.bias"]) for i in (0, 2))
+    support = weights.get("_AtariNet__support")
+    return nature_network(kernels, biases, hidden, QHead(head) if support is None else CategoricalHead(head, support))
+
+
+def make_observations(count: int, seed: int = 0) -> np.ndarray:
+    """Return random observations, uint8[N, 4, 84, 84]."""
+    return np.random.default_rng(seed).integers(0, 256, (count, 4, 84, 84), dtype=np.uint8)
