@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 from builders import AGENTS
 
 from convert.bulk import find_jobs, run
+
+# Commands that tests start find the packages and the tests' own modules, installed or not.
+os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,283 @@
+"""The command as users meet it: output, messages, exit codes, files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
+from click.testing import CliRunner
+
+from convert.agent import to_json
+from convert.cli import main
+from convert.publish import find_record
+
+SCHEMA = json.loads(files("convert").joinpath("agent.schema.json").read_text("utf-8"))
+PONG_FOLDER = "DQN_modern/Pong/0/model_328492"
+
+
+def run(*arguments: object, code: int = 0):
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments], prog_name="atari-convert")
+    assert result.exit_code == code, result.output
+    return result
+
+
+def _tree(folder: Path) -> list[str]:
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+
+@pytest.fixture
+def release(tmp_path) -> Path:
+    """A small release of links to the trained agents."""
+    root = tmp_path / "release"
+    shutil.copytree(AGENTS, root, copy_function=os.link)
+    return root
+
+
+def test_a_folder_is_converted_and_a_second_run_does_nothing(release, tmp_path):
+    out = tmp_path / "out"
+    first = run(release, "--to", "onnx", "--to", "flax", "-o", out)
+    assert f"{out}/{PONG_FOLDER}: wrote onnx, flax" in first.stdout
+    assert "2 converted, 0 current, 0 failed" in first.stdout
+    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, 'onnx')" in first.stdout
+    assert first.stderr == ""
+    assert _tree(out) == [
+        f"{folder}/{name}"
+        for folder in ("C51_classic/Breakout/0/model_187420", PONG_FOLDER)
+        for name in ("agent.json", "model.onnx", "params.msgpack")
+    ]
+    second = run(release, "--to", "onnx", "--to", "flax", "-o", out)
+    assert second.stdout == "0 converted, 2 current, 0 failed\n"
+
+
+def test_the_record_says_everything_and_fits_its_schema(converted):
+    folder = converted / PONG_FOLDER
+    text = (folder / "agent.json").read_text("utf-8")
+    document = json.loads(text)
+    jsonschema.validate(document, SCHEMA)
+    jsonschema.validate(json.loads((converted / "C51_classic/Breakout/0/model_187420/agent.json").read_text()), SCHEMA)
+    told = {key: document[key] for key in ("family", "algorithm", "protocol", "game", "rom_id", "seed", "step")}
+    assert told == {
+        "family": "DQN_modern",
+        "algorithm": "DQN",
+        "protocol": "modern",
+        "game": "Pong",
+        "rom_id": "pong",
+        "seed": 0,
+        "step": 328492,
+    }
+    assert document["head"] == {"kind": "q", "actions": 6, "atoms": None, "support": None}
+    assert document["action_meanings"] == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
+    data = PONG.read_bytes()
+    assert document["source"] == {
+        "file": "model_328492.gz",
+        "path": f"{PONG_FOLDER}.gz",
+        "size": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
+    for artifact in document["artifacts"].values():
+        for file in artifact["files"]:
+            assert hashlib.sha256((folder / file["path"]).read_bytes()).hexdigest() == file["sha256"]
+    assert document["artifacts"]["tensorflow"]["inputs"][0]["axes"] == ["batch", "height", "width", "frame"]
+    assert to_json(find_record(folder)) == text
+
+
+def test_without_a_source_the_current_folder_is_searched(release, monkeypatch, tmp_path):
+    monkeypatch.chdir(release)
+    assert "2 converted" in run("--to", "flax").stdout
+    assert (release / "converted" / PONG_FOLDER / "params.msgpack").exists()
+    monkeypatch.chdir(release / "DQN_modern/Pong")
+    assert "1 converted" in run("--to", "flax", "-o", tmp_path / "out").stdout
+    assert (tmp_path / "out" / PONG_FOLDER / "agent.json").exists()
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    assert "no model_*.gz found" in run("--to", "flax", code=2).stderr
+
+
+def test_files_outside_the_layout_keep_their_relative_place(tmp_path):
+    root = tmp_path / "mine"
+    save_checkpoint(root / "a/model_1.gz", make_state(seed=1))
+    save_checkpoint(root / "b/c/model_1.gz", make_state(seed=2))
+    save_checkpoint(root / "b/other.gz", make_state(seed=3))
+    result = run(root, "--to", "flax", "-o", tmp_path / "out")
+    assert _tree(tmp_path / "out") == [
+        f"{folder}/{name}" for folder in ("a/model_1", "b/c/model_1") for name in ("agent.json", "params.msgpack")
+    ]
+    assert result.stderr.count("warning") == 1
+    assert "a/model_1.gz and 1 more: not in the release's layout" in result.stderr
+    run(root / "b/other.gz", "--to", "flax", "-o", tmp_path / "lone")
+    assert _tree(tmp_path / "lone") == ["other/agent.json", "other/params.msgpack"]
+
+
+def test_an_identity_tells_what_the_path_does_not(tmp_path):
+    path = save_checkpoint(tmp_path / "mine.gz", make_state(18))
+    result = run(path, "--to", "onnx", "--identity", "MDQN_modern/Pong", "-o", tmp_path / "out")
+    assert "18 actions on Pong, which needs 6: taken as the full set" in result.stderr
+    document = json.loads((tmp_path / "out/mine/agent.json").read_text())
+    assert (document["algorithm"], document["game"], document["seed"]) == ("M-DQN", "Pong", None)
+    assert len(document["action_meanings"]) == 18
+    run(path, "--to", "onnx", "--identity", "MDQN_modern/Pong/2/7", "-o", tmp_path / "out")
+    assert (tmp_path / "out/MDQN_modern/Pong/2/model_7/model.onnx").exists()
+
+
+def test_a_head_that_fits_no_action_set_has_no_meanings(tmp_path):
+    path = save_checkpoint(tmp_path / "DQN_modern/Pong/0/model_1.gz", make_state(5))
+    result = run(path, "--to", "onnx", "-o", tmp_path / "out")
+    assert "5 actions fit neither Pong's 6 nor all 18: meanings stay null" in result.stderr
+    assert json.loads((tmp_path / "out/DQN_modern/Pong/0/model_1/agent.json").read_text())["action_meanings"] is None
+
+
+def test_a_bad_file_does_not_stop_the_rest(release, tmp_path):
+    bad = release / "DQN_modern/Pong/1/model_5.gz"
+    bad.parent.mkdir()
+    bad.write_bytes(PONG.read_bytes()[:1000])
+    result = run(release, "--to", "onnx", "-o", tmp_path / "out", code=1)
+    assert "2 converted, 0 current, 1 failed" in result.stdout
+    assert result.stderr == f"failed: {bad}: truncated after 1000 bytes: take another copy\n"
+    assert not (tmp_path / "out/DQN_modern/Pong/1").exists()
+
+
+def test_json_is_one_document(release, tmp_path):
+    (release / "DQN_modern/Pong/0/model_7.gz").write_bytes(b"")
+    result = run(release, "--to", "flax", "-o", tmp_path / "out", "--json", code=1)
+    document = json.loads(result.stdout)
+    assert {key: document[key] for key in ("dry_run", "converted", "current", "failed")} == {
+        "dry_run": False,
+        "converted": 2,
+        "current": 0,
+        "failed": 1,
+    }
+    rows = {Path(row["source"]).name: row for row in document["agents"]}
+    assert rows["model_328492.gz"]["status"] == "converted"
+    assert rows["model_328492.gz"]["written"] == ["flax"]
+    assert rows["model_7.gz"]["error"]["kind"] == "UnreadableCheckpoint"
+    assert "the file is empty" in rows["model_7.gz"]["error"]["message"]
+
+
+def test_a_dry_run_says_what_would_be_done_and_does_nothing(release, tmp_path):
+    out = tmp_path / "out"
+    result = run(release, "--to", "flax", "-o", out, "--dry-run")
+    assert f"{out}/{PONG_FOLDER}: would write flax" in result.stdout
+    assert "2 to convert, 0 current, 0 failed" in result.stdout
+    assert not out.exists()
+    run(PONG, "--to", "flax", "-o", out)
+    assert "1 to convert, 1 current, 0 failed" in run(release, "--to", "flax", "-o", out, "--dry-run").stdout
+    assert "2 to convert" in run(release, "--to", "flax", "-o", out, "--dry-run", "--overwrite").stdout
+
+
+def test_quiet_and_verbose(tmp_path):
+    assert run(PONG, "--to", "flax", "-o", tmp_path, "-q").output == ""
+    verbose = run(PONG, "--to", "flax", "-o", tmp_path, "-v").stdout
+    digest = hashlib.sha256((tmp_path / PONG_FOLDER / "params.msgpack").read_bytes()).hexdigest()
+    assert f"{PONG_FOLDER}: current" in verbose
+    assert digest in verbose
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([PONG], "Missing option '--to'"),
+        ([PONG, "--to", "onx"], "no target 'onx', expected one of: onnx"),
+        (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
+        ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
+        ([PONG, "--to", "onnx", "--identity", "DQN_modern/Pnog"], "no game 'Pnog' in the release; did you mean Pong?"),
+        ([PONG, "--to", "onnx", "--out", PONG], "is a file"),
+    ],
+)
+def test_a_wrong_command_line_is_explained(arguments, message):
+    result = run(*arguments, code=2)
+    assert message in " ".join(result.stderr.split())
+
+
+def test_two_sources_for_one_folder_are_both_named(release, tmp_path):
+    shutil.copytree(release, tmp_path / "copy")
+    result = run(release, tmp_path / "copy", "--to", "onnx", "-o", tmp_path / "out", code=2)
+    assert f"{tmp_path}/copy/C51_classic" in result.stderr
+    assert f"{release}/C51_classic" in result.stderr
+    assert "would share the output folder" in " ".join(result.stderr.split())
+    assert not (tmp_path / "out").exists()
+    assert "1 converted" in run(PONG, PONG.parent, "--to", "onnx", "-o", tmp_path / "out").stdout
+
+
+@pytest.mark.parametrize("name", ["...gz", "..gz", ".gz"])
+def test_a_name_never_leaves_the_output(tmp_path, name):
+    path = save_checkpoint(tmp_path / "in" / name, make_state())
+    result = run(path, "--to", "flax", "-o", tmp_path / "out", code=2)
+    assert "its name without .gz is no name for a folder: rename it" in " ".join(result.stderr.split())
+    assert _tree(tmp_path) == [f"in/{name}"]
+
+
+def test_an_unreadable_file_is_a_failure(tmp_path):
+    path = tmp_path / "model_1.gz"
+    path.symlink_to(tmp_path / "gone")
+    result = run(tmp_path, "--to", "onnx", "-o", tmp_path / "out", code=1)
+    assert f"failed: {path}: cannot be read (No such file or directory)" in result.stderr
+
+
+def test_all_names_what_it_skips(tmp_path):
+    code = "import sys; sys.modules['tensorflow'] = None; from convert.cli import main; main()"
+    command = [sys.executable, "-c", code, PONG, "-o", tmp_path, "--to"]
+    every = subprocess.run([*command, "all"], capture_output=True, text=True, check=True, timeout=120)
+    assert "skipped target 'tensorflow' needs tensorflow: pip install 'atari-convert[tensorflow]'" in every.stderr
+    assert not (tmp_path / PONG_FOLDER / "saved_model").exists()
+    assert (tmp_path / PONG_FOLDER / "model.onnx").exists()
+    named = subprocess.run([*command, "tensorflow"], capture_output=True, text=True, check=False, timeout=120)
+    assert named.returncode == 2
+    assert "pip install 'atari-convert[tensorflow]'" in named.stderr
+
+
+def _modules_after(*arguments: object) -> set[str]:
+    code = """
+import sys
+from convert.cli import main
+try:
+    main()
+finally:
+    print("\\n", *sys.modules, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return set(subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stderr.split())
+
+
+FRAMEWORKS = {"torch", "jax", "flax", "tensorflow", "onnx", "onnxruntime", "ale_py"}
+
+
+def test_only_the_frameworks_that_are_needed_are_loaded(tmp_path):
+    assert not _modules_after("--help") & {*FRAMEWORKS, "numpy"}
+    assert _modules_after(PONG, "--to", "onnx", "-o", tmp_path) & FRAMEWORKS == {"torch", "onnx"}
+    assert _modules_after(PONG, "--to", "flax", "-o", tmp_path) & FRAMEWORKS == {"torch", "jax", "flax"}
+    assert _modules_after(PONG, "--to", "all", "--dry-run", "-o", tmp_path) & FRAMEWORKS == set()
+
+
+def test_help_answers_at_once():
+    started = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "convert", "--help"], capture_output=True, check=True)
+    assert time.perf_counter() - started < 5  # on any machine; it takes 0.1 s, frameworks would take 10
+
+
+def test_help_names_the_version_and_every_exit_code():
+    text = " ".join(run("--help").stdout.split())
+    assert "Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2" in text
+    assert run("--version").stdout.startswith("atari-convert, version ")
+
+
+def test_progress_is_shown_on_a_terminal_only(tmp_path):
+    """Under ``script`` the command has a terminal; in every other test it has none and stays silent."""
+    root = tmp_path / "many"
+    state = make_state()
+    for step in range(12):
+        save_checkpoint(root / f"DQN_modern/Pong/0/model_{step}.gz", state)
+    command = f"{sys.executable} -m convert {root} --to onnx -o {tmp_path / 'out'}"
+    shown = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True).stdout
+    assert "/12 agents, about " in shown
+    assert "12 converted" in shown
+    assert BREAKOUT.exists()

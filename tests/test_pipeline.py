@@ -1,0 +1,180 @@
+"""One agent's folder: what is current, outdated, foreign, interrupted; and that it is whole at every instant."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import shutil
+from pathlib import Path
+
+import pytest
+from builders import PONG, make_state, save_checkpoint
+
+import convert
+from convert.agent import Identity, parse_identity
+from convert.errors import ArtefactMissing, CheckpointError, OutputExists, RecordError, UnwritableOutput
+
+TARGETS = ["flax", "onnx"]
+
+
+@pytest.fixture(scope="module")
+def pristine(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pipeline") / "agent"
+    convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"])
+    return folder
+
+
+@pytest.fixture
+def folder(pristine, tmp_path):
+    return Path(shutil.copytree(pristine, tmp_path / "agent"))
+
+
+def _snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_what_is_current_is_left_alone(folder):
+    times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    assert convert.convert_checkpoint(PONG, folder, TARGETS).written == ()
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
+
+
+def test_overwriting_gives_the_same_bytes(folder):
+    before = _snapshot(folder)
+    written = convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"], overwrite=True).written
+    assert written == (*TARGETS, "tensorflow")
+    assert _snapshot(folder) == before
+
+
+def test_a_further_target_is_merged_into_the_record(pristine, tmp_path):
+    for target in ("tensorflow", *TARGETS):
+        assert convert.convert_checkpoint(PONG, tmp_path / "agent", [target]).written == (target,)
+    assert _snapshot(tmp_path / "agent") == _snapshot(pristine)
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    [
+        ("model.onnx", "onnx"),
+        ("params.msgpack", "flax"),
+        ("saved_model/saved_model.pb", "tensorflow"),
+        ("saved_model/variables/variables.data-00000-of-00001", "tensorflow"),
+    ],
+)
+@pytest.mark.parametrize("damage", ["flipped", "cut", "gone"])
+def test_what_differs_from_the_record_is_written_again(folder, pristine, name, target, damage):
+    path = folder / name
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data if damage == "flipped" else data[:-1])
+    if damage == "gone":
+        path.unlink()
+    assert convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"]).written == (target,)
+    assert _snapshot(folder) == _snapshot(pristine)
+
+
+def test_another_source_replaces_every_recorded_target(folder, tmp_path):
+    other = save_checkpoint(tmp_path / "DQN_modern/Pong/0/model_328492.gz", make_state())
+    conversion = convert.convert_checkpoint(other, folder, ["onnx"])
+    assert set(conversion.written) == {"onnx", "flax", "tensorflow"}
+    assert convert.read_record(folder).agent.source.size == other.stat().st_size
+
+
+@pytest.mark.parametrize("change", ["tool", "format", "record"])
+def test_what_another_version_wrote_is_replaced(folder, pristine, change):
+    document = json.loads((folder / "agent.json").read_text())
+    if change == "tool":
+        document["artifacts"]["onnx"]["versions"]["atari-convert"] = "0.0.1"
+    elif change == "format":
+        document["artifacts"]["onnx"]["format_version"] = 0
+    else:
+        document["format_version"] = 99
+    (folder / "agent.json").write_text(json.dumps(document))
+    written = convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"]).written
+    assert written == (("onnx",) if change != "record" else (*TARGETS, "tensorflow"))
+    assert _snapshot(folder) == _snapshot(pristine)
+
+
+def test_an_identity_is_recorded_and_another_one_is_a_change(folder):
+    identity = parse_identity("MDQN_modern/Pong/1/5")
+    conversion = convert.convert_checkpoint(PONG, folder, ["onnx"], identity=identity)
+    assert set(conversion.written) == {"onnx", "flax", "tensorflow"}
+    record = convert.read_record(folder)
+    assert record.agent.identity == identity
+    assert record.agent.source.path == "MDQN_modern/Pong/1/model_5.gz"
+
+
+def test_an_agent_outside_the_layout_is_converted_without_identity(tmp_path):
+    path = save_checkpoint(tmp_path / "mine.gz", make_state(5))
+    convert.convert_checkpoint(path, tmp_path / "agent", ["onnx"])
+    agent = convert.load_agent(tmp_path / "agent", "onnx").agent
+    assert agent.identity == Identity()
+    assert (agent.source.path, agent.action_meanings, agent.head.actions) == ("mine.gz", None, 5)
+
+
+def test_a_family_with_another_head_is_refused(tmp_path):
+    path = save_checkpoint(tmp_path / "C51_classic/Pong/0/model_1.gz", make_state(6))
+    with pytest.raises(CheckpointError, match=r"has a q head, expected that of C51_classic \(C51\): check its folder"):
+        convert.convert_checkpoint(path, tmp_path / "agent", ["onnx"])
+    assert not (tmp_path / "agent").exists()
+
+
+@pytest.mark.parametrize("content", ["notes", '{"name": "somebody else\'s agent.json"}'])
+def test_a_foreign_folder_is_not_touched(tmp_path, content):
+    (tmp_path / "agent").mkdir()
+    (tmp_path / "agent/agent.json").write_text(content)
+    (tmp_path / "agent/notes").write_text("mine")
+    with pytest.raises(OutputExists, match=r"holds agent.json, notes and no agent.json of ours: nothing was touched"):
+        convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"], overwrite=True)
+    assert _snapshot(tmp_path / "agent") == {"agent.json": content.encode(), "notes": b"mine"}
+
+
+def test_a_file_in_place_of_the_folder_is_not_touched(tmp_path):
+    (tmp_path / "agent").write_text("mine")
+    with pytest.raises(UnwritableOutput, match=r"agent: cannot be made .*choose another --out"):
+        convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"])
+    assert (tmp_path / "agent").read_text() == "mine"
+
+
+def test_a_failed_write_leaves_the_folder_as_it_was(folder, monkeypatch):
+    from convert.targets import onnx
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    before = _snapshot(folder)
+    monkeypatch.setattr(onnx, "write", fail)
+    with pytest.raises(UnwritableOutput, match=r"cannot be written \(No space left on device"):
+        convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"], overwrite=True)
+    assert _snapshot(folder) == before
+    with pytest.raises(UnwritableOutput):
+        convert.convert_checkpoint(PONG, folder.parent / "a/new/one", ["onnx"])
+    assert not (folder.parent / "a").exists()
+
+
+def test_two_runs_at_one_agent_take_turns(tmp_path, pristine):
+    context = multiprocessing.get_context("spawn")
+    runs = [context.Process(target=_convert, args=(tmp_path / "agent",)) for _ in range(2)]
+    for run in runs:
+        run.start()
+    for run in runs:
+        run.join(120)
+    assert [run.exitcode for run in runs] == [0, 0]
+    expected = {name: data for name, data in _snapshot(pristine).items() if not name.startswith("saved_model")}
+    found = _snapshot(tmp_path / "agent")
+    assert found.keys() == expected.keys()
+    assert found["model.onnx"] == expected["model.onnx"]
+
+
+def _convert(folder: Path) -> None:
+    convert.convert_checkpoint(PONG, folder, TARGETS)
+
+
+def test_loading_what_is_not_there_says_how_to_get_it(folder, tmp_path):
+    document = json.loads((folder / "agent.json").read_text())
+    del document["artifacts"]["flax"]
+    (folder / "agent.json").write_text(json.dumps(document))
+    with pytest.raises(ArtefactMissing, match="holds onnx, tensorflow, not flax: atari-convert --to flax writes it"):
+        convert.load_agent(folder, "flax")
+    with pytest.raises(RecordError, match=r"no agent\.json: not a folder that atari-convert wrote"):
+        convert.load_agent(tmp_path, "onnx")
