@@ -178,7 +178,7 @@ def test_linen_modules_take_one_observation_a_batch_jit_and_vmap(actions, atoms)
     import jax
 
     from convert.linen import NatureC51, NatureDQN
-    from convert.targets.flax import to_params
+    from convert.params import to_params
 
     network = to_network(make_state(actions, atoms))
     params = to_params(network)
@@ -276,9 +276,7 @@ except MissingExtra as error:
 
 
 def test_a_broken_import_is_not_taken_for_a_missing_extra():
-    code = (
-        "import sys; sys.modules['convert.layout'] = None; from convert import targets; targets.import_target('flax')"
-    )
+    code = "import sys; sys.modules['convert.linen'] = None; from convert import targets; targets.import_target('flax')"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "ModuleNotFoundError: import of convert.linen halted" in result.stderr
     assert "pip install" not in result.stderr

@@ -11,7 +11,7 @@ from flax import serialization
 from numpy.typing import NDArray
 
 from convert.agent import Agent
-from convert.targets.flax import make_module
+from convert.linen import make_module
 from runtime_check.backends import Description, Runtime, Settings, choose_gpu, to_nhwc
 
 TARGET = "flax"

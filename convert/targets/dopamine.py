@@ -1,0 +1,246 @@
+"""Dopamine: a base folder that Dopamine's Runner resumes from, and the gin file that binds what the agent needs.
+
+``checkpoints/ckpt.N`` is what Dopamine's JaxDQNAgent (JaxRainbowAgent for C51) bundles: a pickle of plain Python and
+NumPy. ``agent.gin`` binds the network without padding, the game and the release's own preprocessing. ``origin.json``
+says who the agent is, so that a copy of the folder can be trained on and converted back.
+"""
+
+from __future__ import annotations
+
+import pickle
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from convert import restricted_pickle
+from convert.agent import Agent, Record, Tensor, from_json, to_json
+from convert.errors import ArtefactMissing, TargetError, UnreadableArtefact
+from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network
+from convert.params import from_params, support_of, to_params
+from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+
+PATH = "dopamine"
+FORMAT_VERSION = 1
+EXTRA = "flax"
+PACKAGES = ("numpy",)
+IN_ALL = True
+
+ORIGIN_NAME = "origin.json"
+STEPS_PER_ITERATION = 250_000  # Dopamine's default of Runner.training_steps
+PICKLE_PROTOCOL = 4
+LARGEST_CHECKPOINT = 256 * 2**20
+
+_SENTINEL = "sentinel_checkpoint_complete"
+
+
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """What is of use in a Dopamine checkpoint: Linen's tree of the online network, and the agent steps trained."""
+
+    iteration: int
+    training_steps: int
+    online_params: Any
+
+
+def write(network: Network, agent: Agent, path: Path) -> None:
+    """Write ``checkpoints/ckpt.N`` with its sentinel, ``agent.gin`` and ``origin.json``.
+
+    Raises:
+        TargetError: JaxRainbowAgent cannot hold the support.
+    """
+    support = support_of(agent)
+    if support is not None:
+        _check_support(support, agent.source.path)
+    iteration = iteration_of(agent.identity.step)
+    params = to_params(network)
+    bundle = {
+        "state": np.zeros((HEIGHT, WIDTH, FRAMES)),
+        "training_steps": agent.identity.step or 0,
+        "online_params": params,
+        "target_params": params,
+        "logs": {},
+        "current_iteration": iteration,
+    }
+    (path / "checkpoints").mkdir(parents=True)
+    (path / "checkpoints" / f"ckpt.{iteration}").write_bytes(pickle.dumps(bundle, PICKLE_PROTOCOL))
+    (path / "checkpoints" / f"{_SENTINEL}.{iteration}").write_text("done", "utf-8")
+    (path / "agent.gin").write_text(to_gin(agent), "utf-8")
+    (path / ORIGIN_NAME).write_text(to_json(Record(agent, {}, {})), "utf-8")
+
+
+def read(path: Path, agent: Agent) -> Network:
+    """Read the online network of the latest complete checkpoint; the support comes from the agent.
+
+    Raises:
+        ArtefactMissing: there is no complete checkpoint.
+        UnreadableArtefact: it is damaged, wants to run code, or holds another network.
+    """
+    bundle = read_bundle(path)
+    try:
+        return from_params(bundle.online_params, support_of(agent))
+    except ValueError as error:
+        raise UnreadableArtefact(f"{_checkpoint(path, bundle.iteration)}: {error}") from error
+
+
+def load(path: Path, agent: Agent) -> Policy:
+    """Load the parameters into the Linen module: uint8[N, 84, 84, 4] to its outputs by name."""
+    from convert.linen import make_policy  # only acting needs JAX; writing and reading back do not
+
+    return make_policy(agent, read_bundle(path).online_params)
+
+
+def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs and outputs of the network that ``agent.gin`` binds; Dopamine calls it without the batch."""
+    return (OBSERVATION_NHWC,), describe_outputs(network)
+
+
+def iteration_of(step: int | None) -> int:
+    """Return the Dopamine iteration that ends nearest to an agent step: 50,000,000 steps are ``ckpt.199``."""
+    return max(0, (step or 0) // STEPS_PER_ITERATION - 1)
+
+
+def read_origin(path: Path) -> Agent:
+    """Return the agent that a Dopamine base folder, or a trained copy of it, was written from.
+
+    Raises:
+        ArtefactMissing: the folder was not written by this tool.
+        RecordError: its ``origin.json`` is damaged.
+    """
+    origin = path / ORIGIN_NAME
+    if not origin.is_file():
+        raise ArtefactMissing(f"{path}: no {ORIGIN_NAME}: copy it from the dopamine/ folder that atari-convert wrote")
+    return from_json(origin.read_text("utf-8"), str(origin)).agent
+
+
+def read_bundle(path: Path) -> Bundle:
+    """Read the latest complete checkpoint of a Dopamine base folder.
+
+    Raises:
+        ArtefactMissing: there is none.
+        UnreadableArtefact: it is damaged, wants to run code, or is no checkpoint of Dopamine's JAX agents.
+    """
+    iteration = _find_latest(path)
+    checkpoint = _checkpoint(path, iteration)
+    size = checkpoint.stat().st_size
+    if size > LARGEST_CHECKPOINT:
+        raise UnreadableArtefact(f"{checkpoint}: {size} bytes, expected at most {LARGEST_CHECKPOINT}")
+    try:
+        content = restricted_pickle.loads(checkpoint.read_bytes())
+    except ValueError as error:
+        raise UnreadableArtefact(f"{checkpoint}: {error}: not opened") from error
+    steps = content.get("training_steps") if isinstance(content, Mapping) else None
+    if not isinstance(steps, int) or "online_params" not in content:
+        raise UnreadableArtefact(
+            f"{checkpoint}: no online_params and training_steps: not a checkpoint of Dopamine's JAX agents"
+        )
+    return Bundle(iteration, steps, content["online_params"])
+
+
+def _find_latest(path: Path) -> int:
+    pattern = re.compile(rf"{_SENTINEL}\.(\d+)", re.ASCII)
+    matches = (pattern.fullmatch(entry.name) for entry in (path / "checkpoints").glob(f"{_SENTINEL}.*"))
+    iterations = [int(match[1]) for match in matches if match and _checkpoint(path, int(match[1])).is_file()]
+    if not iterations:
+        raise ArtefactMissing(f"{path}: no checkpoints/ckpt.N with its {_SENTINEL}.N: not a base folder of Dopamine")
+    return max(iterations)
+
+
+def _checkpoint(path: Path, iteration: int) -> Path:
+    return path / "checkpoints" / f"ckpt.{iteration}"
+
+
+def _check_support(support: Float32, name: str) -> None:
+    """Raise unless Dopamine, which knows the support by its ends and rebuilds it, gets the same one."""
+    low, high = float(support[0]), float(support[-1])
+    if low == 0 or not np.allclose(support, np.linspace(low, high, len(support)), rtol=0, atol=1e-6 * (high - low)):
+        raise TargetError(
+            f"{name}: a support from {low} to {high} that is not evenly spaced, or begins at 0, has no place in "
+            "Dopamine's JaxRainbowAgent"
+        )
+
+
+def to_gin(agent: Agent) -> str:
+    """Return the text of ``agent.gin``."""
+    identity = agent.identity
+    iteration = iteration_of(identity.step)
+    game = repr(identity.game) if identity.game else "%gin.REQUIRED"
+    protocol = repr(identity.protocol) if identity.protocol else "%gin.REQUIRED"
+    sticky = str(identity.protocol == "modern") if identity.protocol else "%gin.REQUIRED"
+    return _GIN.format(
+        name=repr(agent.source.path),
+        iteration=iteration,
+        num_iterations=iteration + 2,
+        game=game,
+        protocol=protocol,
+        sticky=sticky,
+        actions=agent.head.actions,
+        agent=_gin_of_head(agent),
+    )
+
+
+def _gin_of_head(agent: Agent) -> str:
+    support = support_of(agent)
+    if support is not None:
+        return _GIN_C51.format(atoms=len(support), low=float(support[0]), high=float(support[-1]))
+    note = _MUNCHAUSEN_NOTE if agent.identity.algorithm == "M-DQN" else ""
+    return note + _GIN_DQN
+
+
+_GIN = """\
+# {name}, for dopamine-rl 4.1.2 with atari-convert[flax,check] beside it.
+# Train in a copy of this folder: Dopamine writes into its base folder and removes old checkpoints there.
+import convert.gin_networks
+import dopamine.discrete_domains.atari_lib
+import dopamine.discrete_domains.run_experiment
+import runtime_check.dopamine_env
+
+# The pixels that the agent was trained on. Dopamine's own environment pools frames before it resizes them and shows
+# others; this line in place of the next switches to it:
+# Runner.create_environment_fn = @atari_lib.create_atari_environment
+Runner.create_environment_fn = @dopamine_env.create_environment
+dopamine_env.create_environment.game = {game}
+dopamine_env.create_environment.protocol = {protocol}
+dopamine_env.create_environment.num_actions = {actions}
+atari_lib.create_atari_environment.game_name = {game}
+atari_lib.create_atari_environment.sticky_actions = {sticky}
+
+# ckpt.{iteration} is resumed at iteration {iteration} + 1; at Dopamine's default of 200 a later one would end at once.
+Runner.num_iterations = {num_iterations}
+
+{agent}
+# Dopamine has no defaults for these and its wheel brings no gin file that has.
+ReplayBuffer.batch_size = 32
+ReplayBuffer.max_capacity = 1000000
+"""
+
+_MUNCHAUSEN_NOTE = """\
+# Trained with Munchausen-DQN. JaxDQNAgent acts greedily on its Q-values, and trains on with plain DQN.
+"""
+
+_GIN_DQN = """\
+import dopamine.jax.agents.dqn.dqn_agent
+create_agent.agent_name = 'jax_dqn'
+JaxDQNAgent.network = @convert.NatureDQN
+JaxDQNAgent.epsilon_eval = 0.001
+# There is no replay buffer to reload; without this nothing would be reloaded, and nothing said.
+JaxDQNAgent.allow_partial_reload = True
+"""
+
+_GIN_C51 = """\
+import dopamine.jax.agents.rainbow.rainbow_agent
+create_agent.agent_name = 'jax_rainbow'
+JaxRainbowAgent.network = @convert.NatureC51
+JaxRainbowAgent.num_atoms = {atoms}
+JaxRainbowAgent.vmin = {low}
+JaxRainbowAgent.vmax = {high}
+# C51 is Rainbow without prioritised replay.
+JaxRainbowAgent.replay_scheme = 'uniform'
+JaxRainbowAgent.epsilon_eval = 0.001
+# There is no replay buffer to reload; without this nothing would be reloaded, and nothing said.
+JaxRainbowAgent.allow_partial_reload = True
+PrioritizedSamplingDistribution.max_capacity = 1000000
+"""

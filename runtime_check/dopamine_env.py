@@ -1,0 +1,83 @@
+"""The release's evaluation protocols as an environment for Dopamine's Runner."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import gin
+import numpy as np
+from gymnasium.spaces import Box, Discrete
+from numpy.typing import NDArray
+
+from runtime_check.protocols import HEIGHT, PROTOCOLS, WIDTH, Episode, Protocol
+
+
+class ReleaseEnvironment:
+    """An Atari game with the release's own preprocessing, as Dopamine's Runner calls it.
+
+    The agent stacks the frames, as with Dopamine's own environment. Each episode has an emulator of its own, seeded
+    by ``seed`` and the number of episodes before it.
+
+    Attributes:
+        action_space: ``n`` actions, in the order of the agent's head.
+        observation_space: of one frame.
+        game_over: whether the episode has ended, which the loss of a life does not do.
+    """
+
+    def __init__(self, game: str, protocol: Protocol, num_actions: int, seed: int) -> None:
+        self.action_space = Discrete(num_actions)
+        self.observation_space = Box(0, 255, (HEIGHT, WIDTH, 1), np.uint8)
+        self.game_over = False
+        self._game, self._protocol, self._seed = game, protocol, seed
+        self._episodes = 0
+        self._episode: Episode | None = None
+
+    def reset(self) -> NDArray[np.uint8]:
+        """Start the next episode and return its first frame: uint8[84, 84, 1], 0–255."""
+        self._episode = Episode(self._game, self._protocol, self._seed + self._episodes, self.action_space.n)
+        self._episodes += 1
+        self.game_over = False
+        return self._frame(self._episode)
+
+    def step(self, action: int) -> tuple[NDArray[np.uint8], float, bool, Mapping[str, Any]]:
+        """Hold an action for 4 frames.
+
+        Returns:
+            frame: uint8[84, 84, 1], 0–255.
+            reward: unclipped.
+            is_terminal: whether the episode has ended.
+            info: nothing.
+
+        Raises:
+            RuntimeError: no episode has begun.
+        """
+        if self._episode is None:
+            raise RuntimeError("reset() comes before the first step()")
+        reward = self._episode.step(int(action))
+        self.game_over = self._episode.game_over
+        return self._frame(self._episode), reward, self.game_over, {}
+
+    @staticmethod
+    def _frame(episode: Episode) -> NDArray[np.uint8]:
+        frame: NDArray[np.uint8] = episode.observation[-1, :, :, None]
+        return frame.copy()
+
+
+@gin.configurable(module="runtime_check.dopamine_env")  # type: ignore[untyped-decorator]
+def create_environment(
+    game: str = gin.REQUIRED, protocol: str = gin.REQUIRED, num_actions: int = gin.REQUIRED, seed: int = 0
+) -> ReleaseEnvironment:
+    """Return the environment that ``agent.gin`` binds.
+
+    Args:
+        game: its name in the release's paths, such as ``SpaceInvaders``.
+        protocol: ``modern`` or ``classic``.
+        num_actions: those of the agent's head: the game's minimal set, or all 18.
+        seed: of the first episode; each further one takes the next.
+
+    Raises:
+        CheckError: the number of actions is neither that of the game's minimal set nor 18.
+        RomUnavailable: there is no such game or ROM.
+    """
+    return ReleaseEnvironment(game, PROTOCOLS[protocol], num_actions, seed)
