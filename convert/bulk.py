@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -14,7 +15,7 @@ from convert.agent import RECORD_NAME, Record
 from convert.errors import AtariConvertError, UnexpectedError
 from convert.journal import Journal, Seen
 from convert.pipeline import convert_data, plan_conversion
-from convert.publish import find_record, is_settled
+from convert.publish import is_settled
 from convert.selection import Job
 
 Engine = Callable[["Work", Iterable[Job]], Generator["Outcome", None, None]]
@@ -69,7 +70,7 @@ def run(
     check_hashes: bool = False,
     anonymous: bool = False,
     engine: Engine | None = None,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Convert each job and yield its outcome, first those that are current; a bad checkpoint never stops the rest.
 
     Args:
@@ -108,7 +109,7 @@ def rehearse(
     overwrite: bool = False,
     check_hashes: bool = False,
     anonymous: bool = False,
-) -> Iterator[Outcome]:
+) -> Generator[Outcome, None, None]:
     """Yield what `run` would do with each job, and touch nothing.
 
     Sources are read only where nothing else tells: at a URL, a record of the same size is taken for current.
@@ -132,10 +133,10 @@ def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
         return action()
     except AtariConvertError as error:
         return Outcome(job, error=error)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {storage.describe(error)}"
+    except Exception as error:  # noqa: BLE001  nobody foresaw it, and thousands of jobs wait
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {storage.describe(error)}"
         problem = UnexpectedError(f"{job.source}: {reason}: a bug of atari-convert, please report it")
-        problem.__cause__ = error
         return Outcome(job, error=problem)
 
 

@@ -79,11 +79,7 @@ def convert_data(
     """Convert the bytes of a checkpoint as `convert_checkpoint` does; ``name`` is how messages call it."""
     checkpoint = describe_source(data, path)
     record = find_record(folder)
-    if (
-        record
-        and is_settled(folder)
-        and not find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
-    ):
+    if record and is_settled(folder) and not find_stale(folder, identity, checkpoint, targets, overwrite=overwrite):
         return Conversion(folder, (), record)
     network = read_network(data, name)
     agent = describe_agent(network, identity, checkpoint)

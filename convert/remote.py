@@ -22,6 +22,7 @@ from convert import pipeline, storage
 from convert.agent import RECORD_NAME, Artifact, Record, from_json, to_json
 from convert.errors import OutputExists, RecordError
 from convert.journal import cache_folder
+from convert.publish import check_ours, find_record
 from convert.selection import Job
 from convert.storage import Found
 
@@ -71,12 +72,12 @@ def convert_data(
 def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
     """Return the targets that a run would write for a job whose source or folder is at a URL, by sizes alone."""
     if storage.is_url(job.folder):
-        files = storage.list_files(job.folder)
+        files: _Listing = storage.list_files(job.folder)
         record = _find_record(job.folder, files)
     else:
         files = _list_local(Path(job.folder))
-        record = pipeline.find_record(Path(job.folder))
-        pipeline.check_ours(Path(job.folder))
+        record = find_record(Path(job.folder))
+        check_ours(Path(job.folder))
     if record is None or (job.size and job.size != record.agent.source.size):
         return tuple(targets)
     intact = partial(_is_intact, job.folder, files, False)

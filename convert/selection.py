@@ -14,6 +14,7 @@ from convert import storage
 from convert.agent import FAMILIES, Identity, check_known, identify
 from convert.errors import SelectionError
 from convert.games import load_games
+from convert.storage import Found, is_url, normalise
 
 FINAL_STEP = 50_000_000  # agent steps; the last checkpoint of a finished run of the release, at 200M frames
 
@@ -67,7 +68,12 @@ _STEP = re.compile(r"[\d*?\[\]!-]+", re.ASCII)
 
 
 def find_jobs(
-    sources: Iterable[str | Path], out: str | Path, identity: Identity | None = None, *, anonymous: bool = False
+    sources: Iterable[str | Path],
+    out: str | Path,
+    identity: Identity | None = None,
+    *,
+    listed: Iterable[str] = (),
+    anonymous: bool = False,
 ) -> list[Job]:
     """Return a job for each checkpoint, in the order of their folders.
 
@@ -75,17 +81,21 @@ def find_jobs(
         sources: checkpoints; folders, searched for ``model_*.gz``; patterns of the shell; each a path or a URL.
         out: the folder or URL that receives the agents' folders.
         identity: who the agent is, for one checkpoint outside the release's layout.
+        listed: lines, each a source or empty. A file named here that does not exist fails when its turn comes, for
+            one of thousands should not stop the rest.
         anonymous: read URLs without credentials.
 
     Raises:
-        SelectionError: no checkpoint is found, a path does not exist, an identity is given for several, two would
+        SelectionError: no checkpoint is found, a source does not exist, an identity is given for several, two would
             share an output folder, or a file's name leaves none.
     """
-    out = storage.normalise(str(out))
+    named = [(normalise(str(source)), True) for source in sources]
+    named += [(normalise(line.strip()), False) for line in listed if line.strip()]
+    out = normalise(str(out))
     jobs = [
         _make_job(found, base, out, identity)
-        for source in sources
-        for found, base in _find_files(storage.normalise(str(source)), anonymous=anonymous)
+        for source, must_exist in named
+        for found, base in _find_files(source, anonymous=anonymous, must_exist=must_exist)
     ]
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
@@ -95,38 +105,26 @@ def find_jobs(
     return jobs
 
 
-def read_list(lines: Iterable[str], out: str | Path, *, anonymous: bool = False) -> list[Job]:
-    """Return a job for each checkpoint named in a list, a path or URL on each line; empty lines are passed over.
-
-    A name that does not exist is a job too, and fails when its turn comes: one of thousands should not stop the rest.
-
-    Raises:
-        SelectionError: two would share an output folder, or a file's name leaves none.
-    """
-    out = storage.normalise(str(out))
-    named = (storage.normalise(line.strip()) for line in lines if line.strip())
-    jobs = [
-        _make_job(found, base, out, None)
-        for source in named
-        for found, base in _find_named(source, anonymous=anonymous)
-    ]
-    return _drop_doubles(sorted(jobs, key=lambda job: job.path))
-
-
 def keep(jobs: Iterable[Job], wanted: Filter) -> list[Job]:
     """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
 
     Raises:
-        SelectionError: a family or game that the release does not have, or steps that cannot be read.
+        SelectionError: a family or game that the release does not have, steps that cannot be read, or nothing fits.
     """
     _check_filter(wanted)
     kept = [job for job in jobs if _matches(job.identity, wanted)]
-    if not wanted.steps:
-        return kept
+    if wanted.steps:
+        kept = _keep_steps(kept, wanted.steps)
+    if not kept:
+        raise SelectionError("no checkpoint that was found fits --family, --game, --seed and --steps")
+    return kept
+
+
+def _keep_steps(jobs: list[Job], wanted: tuple[str, ...]) -> list[Job]:
     latest: dict[tuple[object, ...], int] = {}
-    for job in kept:
+    for job in jobs:
         latest[_run_of(job)] = max(latest.get(_run_of(job), 0), job.identity.step or 0)
-    return [job for job in kept if _has_step(job.identity.step, latest[_run_of(job)], wanted.steps)]
+    return [job for job in jobs if _has_step(job.identity.step, latest[_run_of(job)], wanted)]
 
 
 def parse_shard(text: str) -> tuple[int, int]:
@@ -163,47 +161,41 @@ def _weight(job: Job) -> int:
     return job.size or 1
 
 
-def _find_files(source: str, *, anonymous: bool) -> Iterator[tuple[storage.Found, str]]:
+def _find_files(source: str, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
     """Yield each checkpoint with the folder that its path is relative to."""
-    if storage.is_url(source):
+    if is_url(source):
         yield from _find_at_url(source, anonymous=anonymous)
     elif os.path.isdir(source):
         yield from ((found, source) for found in _walk(source))
     elif os.path.exists(source):
-        yield storage.Found(source, os.stat(source).st_size), os.path.dirname(source)
+        yield Found(source, os.stat(source).st_size), os.path.dirname(source)
     elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
         for match in matches:
-            yield from _find_files(match, anonymous=anonymous)
-    else:
+            yield from _find_files(match, anonymous=anonymous, must_exist=True)
+    elif must_exist:
         raise SelectionError(f"{source!r} does not exist: name a checkpoint, or a folder of the release")
-
-
-def _find_named(source: str, *, anonymous: bool) -> Iterator[tuple[storage.Found, str]]:
-    if storage.is_url(source) or os.path.isdir(source):
-        yield from _find_files(source, anonymous=anonymous)
     else:
-        size = os.stat(source).st_size if os.path.exists(source) else 0
-        yield storage.Found(source, size), os.path.dirname(source)
+        yield Found(source), os.path.dirname(source)
 
 
-def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[storage.Found, str]]:
+def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
     if _MAGIC.search(source):
         found_at = storage.find_matches(source, anonymous=anonymous)
         yield from ((found, storage.parent(found.name)) for found in found_at)
     elif source.endswith(".gz"):
-        yield storage.Found(source), storage.parent(source)
+        yield Found(source), storage.parent(source)
     else:
         for found in storage.walk(source, anonymous=anonymous):
             if _is_checkpoint(PurePosixPath(found.name).name):
                 yield found, source
 
 
-def _walk(top: str) -> Iterator[storage.Found]:
+def _walk(top: str) -> Iterator[Found]:
     for folder, _, names in os.walk(top, onerror=_refuse):
         for name in names:
             if _is_checkpoint(name):
                 path = os.path.join(folder, name)
-                yield storage.Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
+                yield Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
 
 
 def _is_checkpoint(name: str) -> bool:
@@ -214,13 +206,13 @@ def _refuse(error: OSError) -> None:
     raise SelectionError(f"{error.filename}: cannot be searched ({error.strerror})")
 
 
-def _make_job(found: storage.Found, base: str, out: str, identity: Identity | None) -> Job:
+def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> Job:
     source = found.name
-    place = source if storage.is_url(source) else Path(source).absolute().as_posix()
+    place = source if is_url(source) else Path(source).absolute().as_posix()
     identity = identity or identify(place)
     if identity.is_complete:
         return Job(source, f"{identity.folder}.gz", out, identity, found.size, found.stamp)
-    path = source[len(base) :].lstrip("/") if storage.is_url(source) else Path(source).relative_to(base).as_posix()
+    path = source[len(base) :].lstrip("/") if is_url(source) else Path(source).relative_to(base).as_posix()
     parts = path.removesuffix(".gz").split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise SelectionError(f"{source}: its name without .gz is no name for a folder: rename it")

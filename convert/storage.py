@@ -18,7 +18,12 @@ Result = TypeVar("Result")
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try of a request that failed
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
-_ANONYMOUS = {"gs": {"token": "anon"}, "gcs": {"token": "anon"}, "s3": {"anon": True}, "s3a": {"anon": True}}
+_ANONYMOUS: dict[str, dict[str, Any]] = {
+    "gs": {"token": "anon"},
+    "gcs": {"token": "anon"},
+    "s3": {"anon": True},
+    "s3a": {"anon": True},
+}
 # What another try cannot mend. fsspec's backends promise no common class for a fault of the network.
 _PERMANENT = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError),
@@ -225,7 +230,7 @@ def _retry(request: Callable[[], Result]) -> Result:
     for wait in WAITS:
         try:
             return request()
-        except Exception as error:  # noqa: BLE001  see _PERMANENT
+        except Exception as error:  # see _PERMANENT
             if _is_permanent(error):
                 raise
         time.sleep(wait)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from builders import AGENTS
 
-from convert.bulk import find_jobs, run
+from convert.bulk import run
+from convert.selection import find_jobs
 
 # Commands that tests start find the packages and the tests' own modules, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Generator, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing import get_context
@@ -82,10 +83,8 @@ def _hand_out(pool: _Pool, job: Job) -> None:
         worker = _start(pool.work)
         pool.workers.append(worker)
     worker.job = job
-    try:
+    with suppress(OSError):  # it has died, which its pipe will tell
         worker.pipe.send(job)
-    except OSError:
-        pass  # it has died, which its pipe will tell
 
 
 def _start(work: Work) -> _Worker:

@@ -8,9 +8,9 @@ import os
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from itertools import islice
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
@@ -35,8 +35,14 @@ def make_engine(address: str | None, workers: int) -> Engine:
 
 def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
     """Convert the jobs as Ray tasks; yield each outcome as it is done."""
-    local = {} if address else {"num_cpus": workers, "include_dashboard": False}
-    ray.init(address=address or "local", log_to_driver=False, logging_level=logging.ERROR, **local)
+    processors = None if address else workers
+    ray.init(
+        address=address or "local",
+        num_cpus=processors,
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level=logging.ERROR,
+    )
     try:
         yield from _run_tasks(work, iter(jobs))
     finally:
@@ -46,7 +52,7 @@ def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> G
 def _run_tasks(work: Work, waiting: Iterator[Job]) -> Iterator[Outcome]:
     task = ray.remote(num_cpus=1, max_retries=_RETRIES)(convert_job)
     shared = ray.put(work)
-    running: dict[ray.ObjectRef, Job] = {}
+    running: dict[Any, Job] = {}
     while True:
         room = max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 1))) - len(running)
         running |= {task.remote(shared, _anywhere(job)): job for job in islice(waiting, max(0, room))}
@@ -57,12 +63,13 @@ def _run_tasks(work: Work, waiting: Iterator[Job]) -> Iterator[Outcome]:
             yield _fetch(reference, running.pop(reference))
 
 
-def _fetch(reference: ray.ObjectRef, job: Job) -> Outcome:
+def _fetch(reference: Any, job: Job) -> Outcome:
     try:
-        return dataclasses.replace(ray.get(reference), job=job)
+        outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
         reason = f"Ray lost it {_RETRIES + 1} times ({type(error).__name__}: {storage.describe(error)[:200]})"
         return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
+    return dataclasses.replace(outcome, job=job)
 
 
 def _anywhere(job: Job) -> Job:
