@@ -7,7 +7,8 @@ import hypothesis
 import pytest
 from builders import AGENTS
 
-from convert.bulk import find_jobs, run
+from convert.bulk import run
+from convert.selection import find_jobs
 
 # A slow machine is not a failure.
 hypothesis.settings.register_profile("patient", deadline=None)
