@@ -68,8 +68,19 @@ def convert_checkpoint(
         return Conversion(folder, (), record)
     network = read_network(data, str(source))
     agent = describe_agent(network, identity, checkpoint)
+    return write_agent(network, agent, folder, targets, overwrite=overwrite)
+
+
+def write_agent(
+    network: Network, agent: Agent, folder: Path, targets: Collection[str], *, overwrite: bool = False
+) -> Conversion:
+    """Write a network's targets into the agent's folder, those that are not current there.
+
+    Raises:
+        AtariConvertError: see `convert.errors`; the folder is then as it was.
+    """
     with open_folder(folder) as staging:
-        stale = find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
+        stale = find_stale(folder, agent.identity, agent.source, targets, overwrite=overwrite)
         written = {name: write_artifact(name, network, agent, staging) for name in stale}
         previous = find_record(folder)
         record = Record(agent, {**(previous.artifacts if previous else {}), **written}, own_versions())
