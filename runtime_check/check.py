@@ -330,8 +330,8 @@ def _compare_all(
     for name, answer in answers.items():
         comparison = compare_outputs(answer, expected, result.tolerance)
         result.backends[name].tally.add(comparison, batch.episodes, batch.steps)
-        for place in np.flatnonzero(comparison.action != comparison.best):
-            disagreeing.setdefault(int(place), {})[name] = "tie" if comparison.tie[place] else "wrong"
+        for place in np.flatnonzero(comparison.action != comparison.best).tolist():
+            disagreeing.setdefault(place, {})[name] = "tie" if comparison.tie[place] else "wrong"
     for place, kinds in disagreeing.items():
         if len(result.exhibits) == MAX_EXHIBITS:
             break
@@ -364,9 +364,9 @@ def _play_solo(result: AgentResult, oracle: Oracle, options: Options, listeners:
         expected = _play_alone(result, REFERENCE, plan, listeners)
         for name in result.backends:
             logs = expected if name == REFERENCE else _play_alone(result, name, plan, listeners)
-            for place, log in enumerate(logs):
+            for episode, (log, other) in enumerate(zip(logs, expected, strict=False), start):
                 result.backends[name].solo_returns.add(log.episode_return)
-                _compare_logs(result, name, start + place, log, expected[place], oracle)
+                _compare_logs(result, name, episode, log, other, oracle)
 
 
 def _play_alone(result: AgentResult, name: str, plan: Plan, listeners: Listeners) -> list[EpisodeLog]:
