@@ -7,6 +7,7 @@ A target module begins with literal constants, which are read from its source wi
     EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
     PACKAGES        the packages it imports
     IN_ALL          whether ``--to all`` means it too
+    QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
 and holds four functions, see `TargetModule`. Dashes in a target's name are underscores in its module's.
 """
@@ -50,6 +51,13 @@ class TargetModule(Protocol):
         """Return the artefact's inputs and outputs."""
 
 
+class QuantizedModule(TargetModule, Protocol):
+    """What a module of rounded weights holds besides; its ``read`` refuses."""
+
+    def find_losses(self, path: Path, network: Network) -> list[str]:
+        """Return the weights that are further from the network's than rounding explains."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What is known of a target without importing its framework."""
@@ -61,6 +69,7 @@ class Target:
     extra: str
     packages: tuple[str, ...]
     in_all: bool
+    is_quantized: bool
 
     @property
     def is_installed(self) -> bool:
@@ -149,7 +158,7 @@ def _read_constants(name: str) -> Target:
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("PATH", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL")
+        and statement.targets[0].id in ("PATH", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
     }
     return Target(
         name,
@@ -159,4 +168,5 @@ def _read_constants(name: str) -> Target:
         constants["EXTRA"],
         constants["PACKAGES"],
         constants["IN_ALL"],
+        constants.get("QUANTIZED", False),
     )
