@@ -38,7 +38,7 @@ FAMILIES = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Identity:
     """Where an agent stands in the release. What is not known is None. step: in agent steps, of 4 frames each."""
 
@@ -93,13 +93,18 @@ def parse_identity(text: str) -> Identity:
     parts = text.strip("/").split("/")
     if not 2 <= len(parts) <= 4 or not all(re.fullmatch(r"0|[1-9]\d*", part, re.ASCII) for part in parts[2:]):
         raise ValueError(f"{text!r} is not FAMILY/Game[/SEED[/STEP]], such as DQN_modern/Pong/0/50000000")
-    _check_known("family", parts[0], list(FAMILIES))
-    _check_known("game", parts[1], list(load_games()))
+    check_known("family", parts[0], list(FAMILIES))
+    check_known("game", parts[1], list(load_games()))
     seed, step, *_ = (*map(int, parts[2:]), None, None)
     return Identity(parts[0], parts[1], seed, step)
 
 
-def _check_known(kind: str, name: str, known: list[str]) -> None:
+def check_known(kind: str, name: str, known: list[str]) -> None:
+    """Raise unless the release has a family or game of this name.
+
+    Raises:
+        ValueError: it has none; the message names the closest one.
+    """
     if name not in known:
         folded = {other.casefold(): other for other in known}
         close = [folded[match] for match in difflib.get_close_matches(name.casefold(), folded, n=1)]
@@ -294,9 +299,9 @@ def _record_from_json(document: dict[str, Any]) -> Record:
         _optional(document, "step", int),
     )
     if identity.family is not None:
-        _check_known("family", identity.family, list(FAMILIES))
+        check_known("family", identity.family, list(FAMILIES))
     if identity.game is not None:
-        _check_known("game", identity.game, list(load_games()))
+        check_known("game", identity.game, list(load_games()))
     meanings = _optional(document, "action_meanings", list)
     derived_from = _optional(document, "derived_from", dict)
     agent = Agent(

@@ -1,35 +1,52 @@
-"""Many checkpoints: find them, convert each, carry on after a bad one, sum up."""
+"""Many checkpoints: pass over what is current, convert the rest on an engine, carry on after a bad one, sum up."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Iterator
+import traceback
+from collections.abc import Callable, Collection, Generator, Iterable
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 
-from convert.agent import Identity, Record, identify
-from convert.errors import AtariConvertError, SelectionError
-from convert.pipeline import convert_checkpoint, plan_conversion
+from convert import journal, remote, storage
+from convert.agent import RECORD_NAME, Record
+from convert.errors import AtariConvertError, UnexpectedError
+from convert.journal import Journal, Seen
+from convert.pipeline import convert_data, plan_conversion
+from convert.publish import is_settled
+from convert.selection import Job
+
+Engine = Callable[["Work", Iterable[Job]], Generator["Outcome", None, None]]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One checkpoint to convert: the file, who it is, its path for the record, and the agent's folder."""
+class Work:
+    """What is to be done with each job.
 
-    source: Path
-    identity: Identity
-    path: str
-    folder: Path
+    targets: names such as ``onnx``. overwrite: write again what is current. check_hashes: trust no journal and no
+    size, hash every file. anonymous: read sources at URLs without credentials.
+    """
+
+    targets: tuple[str, ...]
+    overwrite: bool = False
+    check_hashes: bool = False
+    anonymous: bool = False
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job, or would: the targets written (none: all current) and its record, or why it failed."""
+    """What became of a job, or would: the targets written (none: all current) and its record, or why it failed.
+
+    seen: what the journal may remember.
+    """
 
     job: Job
     written: tuple[str, ...] = ()
     record: Record | None = None
     error: AtariConvertError | None = None
+    seen: Seen | None = None
 
     @property
     def status(self) -> str:
@@ -37,81 +54,169 @@ class Outcome:
             return "failed"
         return "converted" if self.written else "current"
 
+    @property
+    def bytes_written(self) -> int:
+        """The size of the artefacts that were written."""
+        if self.record is None:
+            return 0
+        return sum(file.size for name in self.written for file in self.record.artifacts[name].files)
 
-def find_jobs(sources: Iterable[Path], out: Path, identity: Identity | None = None) -> list[Job]:
-    """Return a job for each checkpoint named, or found as ``model_*.gz`` below a folder named, in order of paths.
 
-    Raises:
-        SelectionError: no checkpoint is found, an identity is given for several, two would share an output folder, or
-            a file's name leaves none.
+def run(
+    jobs: Collection[Job],
+    targets: Collection[str],
+    *,
+    overwrite: bool = False,
+    check_hashes: bool = False,
+    anonymous: bool = False,
+    engine: Engine | None = None,
+) -> Generator[Outcome, None, None]:
+    """Convert each job and yield its outcome, first those that are current; a bad checkpoint never stops the rest.
+
+    Args:
+        jobs: what `convert.selection` found, all with the same output.
+        targets: names such as ``onnx``.
+        overwrite: write again what is current.
+        check_hashes: read and hash every file, also where the journal says that nothing has changed.
+        anonymous: read sources at URLs without credentials.
+        engine: where it runs; by default in this process. See `convert.engines`.
     """
-    files = {file.absolute(): (file, base) for source in sources for file, base in _find_files(source)}
-    if not files:
-        raise SelectionError("no model_*.gz found: name a checkpoint, or a folder of the release")
-    if identity and len(files) > 1:
-        raise SelectionError(f"--identity is for one checkpoint, found {len(files)}")
-    jobs = [_make_job(file, base, out, identity) for _, (file, base) in sorted(files.items())]
-    _check_folders_differ(jobs)
-    return jobs
+    work = Work(tuple(targets), overwrite, check_hashes, anonymous)
+    with _journal_of(jobs) as kept:
+        stale = []
+        for job in jobs:
+            if kept and _is_current(job, work, kept):
+                yield Outcome(job)
+            else:
+                stale.append(job)
+        with closing((engine or run_here)(work, stale)) as outcomes:
+            for outcome in outcomes:
+                if kept and outcome.seen:
+                    kept.remember(outcome.job, outcome.seen)
+                yield outcome
 
 
-def run(jobs: Iterable[Job], targets: Collection[str], *, overwrite: bool = False) -> Iterator[Outcome]:
-    """Convert each job and yield its outcome; a bad checkpoint never stops the rest."""
+def run_here(work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
+    """Convert one job after the other in this process."""
     for job in jobs:
-        try:
-            conversion = convert_checkpoint(
-                job.source, job.folder, targets, identity=job.identity, path=job.path, overwrite=overwrite
-            )
-        except AtariConvertError as error:
-            yield Outcome(job, error=error)
-        else:
-            yield Outcome(job, conversion.written, conversion.record)
+        yield convert_job(work, job)
 
 
-def rehearse(jobs: Iterable[Job], targets: Collection[str], *, overwrite: bool = False) -> Iterator[Outcome]:
-    """Yield what `run` would do with each job, and touch nothing."""
-    for job in jobs:
-        try:
-            stale = plan_conversion(
-                job.source, job.folder, targets, identity=job.identity, path=job.path, overwrite=overwrite
-            )
-        except AtariConvertError as error:
-            yield Outcome(job, error=error)
-        else:
-            yield Outcome(job, stale)
+def rehearse(
+    jobs: Collection[Job],
+    targets: Collection[str],
+    *,
+    overwrite: bool = False,
+    check_hashes: bool = False,
+    anonymous: bool = False,
+) -> Generator[Outcome, None, None]:
+    """Yield what `run` would do with each job, and touch nothing.
+
+    Sources are read only where nothing else tells: at a URL, a record of the same size is taken for current.
+    """
+    work = Work(tuple(targets), overwrite, check_hashes, anonymous)
+    with _journal_of(jobs) as kept:
+        for job in jobs:
+            if kept and _is_current(job, work, kept):
+                yield Outcome(job)
+            else:
+                yield _catch(job, partial(_plan_job, work, job))
 
 
-def _find_files(source: Path) -> Iterator[tuple[Path, Path]]:
-    """Yield each checkpoint with the folder that its path is relative to."""
-    if not source.is_dir():
-        yield source, source.parent
-        return
-    for folder, _, names in os.walk(source, onerror=_refuse):
-        for name in names:
-            if name.startswith("model_") and name.endswith(".gz"):
-                yield Path(folder, name), source
+def convert_job(work: Work, job: Job) -> Outcome:
+    """Convert one job. Whatever is wrong with it is part of the outcome, for one bad file must not stop the rest."""
+    return _catch(job, partial(_convert_job, work, job))
 
 
-def _refuse(error: OSError) -> None:
-    raise SelectionError(f"{error.filename}: cannot be searched ({error.strerror})")
+def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
+    try:
+        return action()
+    except AtariConvertError as error:
+        return Outcome(job, error=error)
+    except Exception as error:  # noqa: BLE001  nobody foresaw it, and thousands of jobs wait
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {storage.describe(error)}"
+        problem = UnexpectedError(f"{job.source}: {reason}: a bug of atari-convert, please report it")
+        return Outcome(job, error=problem)
 
 
-def _make_job(file: Path, base: Path, out: Path, identity: Identity | None) -> Job:
-    identity = identity or identify(file.absolute().as_posix())
-    if identity.is_complete:
-        return Job(file, identity, f"{identity.folder}.gz", out / identity.folder)
-    path = file.relative_to(base)
-    name = path.name.removesuffix(".gz")
-    if name in ("", ".", ".."):
-        raise SelectionError(f"{file}: its name without .gz is no name for a folder: rename it")
-    return Job(file, identity, path.as_posix(), out / path.parent / name)
+def _convert_job(work: Work, job: Job) -> Outcome:
+    data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
+    if storage.is_url(job.folder):
+        written, record = remote.convert_data(
+            data, job, work.targets, overwrite=work.overwrite, exact=work.check_hashes
+        )
+    else:
+        folder = Path(job.folder)
+        conversion = convert_data(
+            data, job.source, folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
+        )
+        written, record = conversion.written, conversion.record
+    seen = _see(job, record, work.targets, stamp) if stamp else None
+    return Outcome(job, written, record, seen=seen)
 
 
-def _check_folders_differ(jobs: list[Job]) -> None:
-    owners: dict[Path, Path] = {}
-    for job in jobs:
-        other = owners.setdefault(job.folder, job.source)
-        if other is not job.source:
-            raise SelectionError(
-                f"{other} and {job.source} would share the output folder {job.folder}: convert them apart"
-            )
+def _plan_job(work: Work, job: Job) -> Outcome:
+    if storage.is_url(job.folder) or storage.is_url(job.source):
+        return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
+    stale = plan_conversion(
+        job.source,
+        Path(job.folder),
+        work.targets,
+        identity=job.identity,
+        path=job.path,
+        overwrite=work.overwrite,
+    )
+    return Outcome(job, stale)
+
+
+def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:
+    """Open the journal; a lone job has none, for it is soon done and should be done at once."""
+    out = next((job.out for job in jobs), "")
+    return (journal.open_journal(out) if len(jobs) > 1 else None) or nullcontext()
+
+
+def _is_current(job: Job, work: Work, kept: Journal) -> bool:
+    if work.overwrite or work.check_hashes:
+        return False
+    seen = kept.find(job)
+    if seen is None:
+        return False
+    source = job.stamp or storage.find_stamp(job.source, anonymous=work.anonymous)
+    return journal.is_current(seen, work.targets, source, _find_stamps(job, together=True))
+
+
+def _see(job: Job, record: Record, targets: Collection[str], stamp: str) -> Seen | None:
+    """Return what the journal may remember of an agent whose targets are current now."""
+    artifacts = {name: record.artifacts[name] for name in targets}
+    paths = [RECORD_NAME, *(file.path for artifact in artifacts.values() for file in artifact.files)]
+    find_file = _find_stamps(job, together=False)
+    files = {path: found for path in paths if (found := find_file(path))}
+    if len(files) < len(paths):
+        return None
+    return Seen(stamp, files, {name: journal.version_of(name) for name in artifacts})
+
+
+def _find_stamps(job: Job, *, together: bool) -> Callable[[str], str | None]:
+    """Return what gives the stamp of a file in an agent's folder; None for each while a kill's leftovers lie there.
+
+    together: list the folders of a training run at once, for jobs come in the order of their folders.
+    """
+    folder = job.folder
+    if not storage.is_url(folder):
+        if not is_settled(Path(folder)):
+            return lambda _: None
+        return lambda path: storage.find_stamp(os.path.join(folder, path))
+    prefix = ""
+    if together and job.identity.is_complete:
+        folder, _, name = folder.rpartition("/")
+        prefix = f"{name}/"
+    files = (_list_together if together else storage.list_files)(folder)
+    if prefix + remote.MARKER in files:
+        return lambda _: None
+    return lambda path: files[prefix + path].stamp if prefix + path in files else None
+
+
+@lru_cache(maxsize=1)
+def _list_together(url: str) -> dict[str, storage.Found]:
+    return storage.list_files(url)

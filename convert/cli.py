@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-import time
-from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from collections.abc import Collection, Generator, Iterator, Mapping
+from contextlib import closing, contextmanager
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -16,13 +15,15 @@ from convert import __version__
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
-    from convert.bulk import Job, Outcome
+    from convert.bulk import Engine, Outcome
+    from convert.selection import Filter, Job
+    from convert.summary import Tally
 
 PROGRESS_AFTER = 1.0  # seconds
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...", type=click.Path(exists=True, path_type=Path))
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--to", "to", multiple=True, required=True, metavar="TARGET", help="onnx | flax | tensorflow | all; repeatable."
 )
@@ -31,57 +32,118 @@ PROGRESS_AFTER = 1.0  # seconds
     "--out",
     default="converted",
     show_default=True,
-    type=click.Path(file_okay=False, path_type=Path),
-    help="Folder that receives the agents' folders.",
+    type=click.Path(file_okay=False),
+    help="Folder or URL that receives the agents' folders.",
 )
 @click.option(
     "--identity",
     metavar="FAMILY/Game[/SEED[/STEP]]",
     help="Who the agent is, for one file outside the release's layout.",
 )
+@click.option("--files-from", type=click.File(), metavar="FILE|-", help="Also convert the paths and URLs listed here.")
+@click.option("--family", "families", multiple=True, metavar="PATTERN", help="Only these families; repeatable.")
+@click.option(
+    "--game", "games", multiple=True, metavar="PATTERN", help="Only these games, such as 'Space*'; repeatable."
+)
+@click.option("--seed", "seeds", multiple=True, metavar="PATTERN", help="Only these seeds; repeatable.")
+@click.option(
+    "--steps",
+    multiple=True,
+    metavar="WHICH",
+    help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern; repeatable.",
+)
+@click.option("--shard", metavar="K/N", help="Only part K of N, near equal in bytes.")
+@click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// without credentials, as public buckets allow.")
+@click.option(
+    "-j",
+    "--jobs",
+    "workers",
+    default=1,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Convert so many agents at once; 0: one for each processor.",
+)
+@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where to run.")
+@click.option("--ray-address", metavar="ADDRESS", help="Ray cluster to run on; by default one is started here.")
 @click.option("--overwrite", is_flag=True, help="Write again what is current.")
+@click.option("--check-hashes", is_flag=True, help="Read and hash every file; do not trust sizes and times.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
 @click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
+@click.option(
+    "--summary",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    help="Write a summary as JSON; in GitHub Actions also to the step's summary page.",
+)
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every file with its checksum.")
 @click.version_option(__version__, prog_name="atari-convert")
 def main(
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     to: tuple[str, ...],
-    out: Path,
+    out: str,
     identity: str | None,
+    files_from: IO[str] | None,
+    families: tuple[str, ...],
+    games: tuple[str, ...],
+    seeds: tuple[str, ...],
+    steps: tuple[str, ...],
+    shard: str | None,
+    anonymous: bool,
+    workers: int,
+    engine: str,
+    ray_address: str | None,
     overwrite: bool,
+    check_hashes: bool,
+    fail_fast: bool,
     dry_run: bool,
     as_json: bool,
+    summary: str | None,
     quiet: bool,
     verbose: bool,
 ) -> None:
     """Convert pretrained Atari agents: gzipped PyTorch state dicts to ONNX, Flax and TensorFlow.
 
-    SOURCE is a checkpoint, or a folder that is searched for model_*.gz; without one, the current folder. Each agent
-    becomes one folder, OUT/FAMILY/Game/seed/model_STEP, with agent.json and an artefact for each target. What is
-    current is left alone.
+    SOURCE is a checkpoint, a folder that is searched for model_*.gz, or a pattern, each a path or a URL (gs://, s3://,
+    https://); without one, the current folder. Each agent becomes one folder, OUT/FAMILY/Game/seed/model_STEP, with
+    agent.json and an artefact for each target. What is current is left alone, so a run that was stopped is gone on
+    with by the same command.
 
-    Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2 the command line is wrong.
+    Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2 the command line is wrong;
+    130 interrupted.
     """
     from convert import bulk
+    from convert.selection import Filter
+    from convert.summary import Tally
 
     with _usage_errors():
         targets = _choose_targets(to)
-        jobs = bulk.find_jobs(sources or (Path(),), out, _parse_identity(identity))
+        wanted = Filter(families, games, seeds, steps)
+        jobs = _find_jobs(sources, files_from, out, _parse_identity(identity), wanted, shard, anonymous)
+        run_on = _choose_engine(engine, ray_address, workers, jobs)
     _warn_of_unknown(jobs)
-    work = bulk.rehearse if dry_run else bulk.run
-    outcomes = []
-    for outcome in _with_progress(work(jobs, targets, overwrite=overwrite), len(jobs)):
-        outcomes.append(outcome)
-        _print_problems(outcome)
-        if not (quiet or as_json):
-            _print_outcome(outcome, verbose=verbose, dry_run=dry_run)
-    if as_json:
-        click.echo(json.dumps(_to_document(outcomes, dry_run=dry_run), indent=2))
-    elif not quiet:
-        _print_summary(outcomes, dry_run=dry_run)
-    sys.exit(1 if any(outcome.error for outcome in outcomes) else 0)
+    settings: dict[str, Any] = {"overwrite": overwrite, "check_hashes": check_hashes, "anonymous": anonymous}
+    work = bulk.rehearse(jobs, targets, **settings) if dry_run else bulk.run(jobs, targets, **settings, engine=run_on)
+    tally = Tally(len(jobs))
+    printer = _print_json(tally, dry_run) if as_json else _print_text(tally, quiet, verbose, dry_run)
+    interrupted = False
+    with closing(work), closing(printer):
+        next(printer)
+        try:
+            for outcome in _with_progress(work, tally):
+                printer.send(outcome)
+                if outcome.error and fail_fast:
+                    break
+        except KeyboardInterrupt:
+            interrupted = True
+    if summary:
+        about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
+        _write_summary(summary, tally, about)
+    if interrupted:
+        click.echo("interrupted: the same command goes on from here", err=True)
+        sys.exit(130)
+    sys.exit(1 if tally.failed else 0)
 
 
 @contextmanager
@@ -102,6 +164,69 @@ def _parse_identity(text: str | None) -> Identity | None:
         return parse_identity(text) if text else None
     except ValueError as error:
         raise click.BadParameter(str(error), param_hint="--identity") from error
+
+
+def _find_jobs(
+    sources: tuple[str, ...],
+    files_from: IO[str] | None,
+    out: str,
+    identity: Identity | None,
+    wanted: Filter,
+    shard: str | None,
+    anonymous: bool,
+) -> list[Job]:
+    from convert import selection
+
+    if not sources and files_from is None:
+        sources = (".",)
+    part = _parse_shard(shard)
+    jobs = selection.find_jobs(sources, out, identity, listed=files_from or (), anonymous=anonymous)
+    if not wanted.is_empty:
+        jobs = selection.keep(jobs, wanted)
+    return selection.take_shard(jobs, part) if part else jobs
+
+
+def _parse_shard(text: str | None) -> tuple[int, int] | None:
+    from convert.selection import parse_shard
+
+    try:
+        return parse_shard(text) if text else None
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="--shard") from error
+
+
+def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]) -> Engine | None:
+    """Return where to run; None for this process, which a lone job is best done in."""
+    workers = workers or os.cpu_count() or 1
+    if name == "ray":
+        _refuse_memory(jobs)
+        return _choose_ray(address, workers)
+    if address:
+        raise click.UsageError("--ray-address is for --engine ray")
+    if min(workers, len(jobs)) < 2:
+        return None
+    _refuse_memory(jobs)
+    from convert.engines import processes
+
+    return processes.make_engine(workers)
+
+
+def _choose_ray(address: str | None, workers: int) -> Engine:
+    from convert.errors import MissingExtra
+
+    try:
+        from convert.engines import ray
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] != "ray":
+            raise
+        raise MissingExtra("--engine ray needs ray: pip install 'atari-convert[ray]'") from error
+    return ray.make_engine(address, workers)
+
+
+def _refuse_memory(jobs: list[Job]) -> None:
+    for job in jobs:
+        if job.source.startswith("memory://") or job.out.startswith("memory://"):
+            raise click.UsageError("memory:// is within one process: leave out --jobs and --engine")
 
 
 def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
@@ -135,19 +260,48 @@ def _warn_of_unknown(jobs: list[Job]) -> None:
         )
 
 
-def _with_progress(outcomes: Iterable[Outcome], total: int) -> Iterator[Outcome]:
+def _with_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
     """Show a progress line on a terminal once the run has taken a second."""
-    if not sys.stderr.isatty():
-        yield from outcomes
-        return
-    started = time.monotonic()
-    for done, outcome in enumerate(outcomes, start=1):
-        click.echo("\r\033[K", nl=False, err=True)
+    from convert.summary import tell_progress
+
+    shown = sys.stderr.isatty()
+    for outcome in outcomes:
+        if shown:
+            click.echo("\r\033[K", nl=False, err=True)
         yield outcome
-        elapsed = time.monotonic() - started
-        if elapsed > PROGRESS_AFTER and done < total:
-            left = elapsed / done * (total - done)
-            click.echo(f"{done}/{total} agents, about {left:.0f} s left", nl=False, err=True)
+        if shown and tally.seconds > PROGRESS_AFTER and tally.done < tally.total:
+            click.echo(tell_progress(tally), nl=False, err=True)
+
+
+def _print_text(tally: Tally, quiet: bool, verbose: bool, dry_run: bool) -> Generator[None, Outcome, None]:
+    """Print each outcome that is sent here, and the sum when closed."""
+    hint = ""
+    try:
+        while True:
+            outcome = yield
+            _print_problems(outcome)
+            tally.add(outcome)
+            if not quiet:
+                _print_outcome(outcome, verbose=verbose, dry_run=dry_run)
+            if outcome.written and outcome.record and not hint:
+                hint = _hint_at_loading(outcome.job.folder, outcome.record)
+    except GeneratorExit:
+        if not quiet:
+            _print_summary(tally, hint, dry_run=dry_run)
+
+
+def _print_json(tally: Tally, dry_run: bool) -> Generator[None, Outcome, None]:
+    """Print one document, row by row, and close it when closed."""
+    click.echo(f'{{"dry_run": {json.dumps(dry_run)}, "agents": [', nl=False)
+    try:
+        while True:
+            outcome = yield
+            _print_problems(outcome)
+            click.echo(("," if tally.done else "") + "\n  " + json.dumps(_to_row(outcome)), nl=False)
+            tally.add(outcome)
+    except GeneratorExit:
+        counts = {"converted": tally.converted, "current": tally.current, "failed": tally.failed}
+        click.echo(f"\n], {json.dumps(counts)[1:-1]}}}")
 
 
 def _print_problems(outcome: Outcome) -> None:
@@ -172,46 +326,45 @@ def _print_outcome(outcome: Outcome, *, verbose: bool, dry_run: bool) -> None:
                 click.echo(f"  {file.sha256}  {file.size:>9}  {file.path}")
 
 
-def _print_summary(outcomes: list[Outcome], *, dry_run: bool) -> None:
-    counts = _count(outcomes)
-    converted = "to convert" if dry_run else "converted"
-    click.echo(f"{counts['converted']} {converted}, {counts['current']} current, {counts['failed']} failed")
-    hints = (
-        _hint_at_loading(outcome.job.folder, outcome.record)
-        for outcome in outcomes
-        if outcome.record and outcome.written
-    )
-    click.echo(next(hints, ""), nl=False)
+def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
+    from convert.summary import tell, tell_bytes
+
+    if dry_run:
+        size = tell_bytes(tally.bytes_read)
+        click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size} to read")
+    else:
+        click.echo(tell(tally))
+    click.echo(hint, nl=False)
 
 
-def _hint_at_loading(folder: Path, record: Record) -> str:
+def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> None:
+    from convert import summary
+
+    page = os.environ.get("GITHUB_STEP_SUMMARY")
+    try:
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(summary.to_json(tally, about))
+        if page:
+            with open(page, "a", encoding="utf-8") as file:
+                file.write(summary.to_markdown(tally, about))
+    except OSError as error:
+        click.echo(f"warning: {error.filename}: the summary cannot be written ({error.strerror})", err=True)
+
+
+def _hint_at_loading(folder: str, record: Record) -> str:
     lines = ["", "Load one (observations are uint8, oldest frame first, 0–255):", "  import convert"]
     for name, artifact in record.artifacts.items():
         shape = ", ".join(str(size or "N") for size in artifact.inputs[0].shape)
-        lines.append(f"  agent = convert.load_agent({str(folder)!r}, {name!r})  # q_values = agent(uint8[{shape}])")
+        lines.append(f"  agent = convert.load_agent({folder!r}, {name!r})  # q_values = agent(uint8[{shape}])")
     return "\n".join(lines) + "\n"
 
 
-def _count(outcomes: list[Outcome]) -> dict[str, int]:
+def _to_row(outcome: Outcome) -> dict[str, Any]:
+    error = outcome.error
     return {
-        status: sum(outcome.status == status for outcome in outcomes) for status in ("converted", "current", "failed")
-    }
-
-
-def _to_document(outcomes: list[Outcome], *, dry_run: bool) -> dict[str, Any]:
-    return {
-        "dry_run": dry_run,
-        **_count(outcomes),
-        "agents": [
-            {
-                "source": str(outcome.job.source),
-                "folder": str(outcome.job.folder),
-                "status": outcome.status,
-                "written": outcome.written,
-                "error": {"kind": type(outcome.error).__name__, "message": str(outcome.error)}
-                if outcome.error
-                else None,
-            }
-            for outcome in outcomes
-        ],
+        "source": outcome.job.source,
+        "folder": outcome.job.folder,
+        "status": outcome.status,
+        "written": outcome.written,
+        "error": {"kind": type(error).__name__, "message": str(error)} if error else None,
     }

@@ -14,6 +14,8 @@ AtariConvertError
 ├ SelectionError      what was named holds no checkpoint, or two that would share a folder
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
 ├ RoundTripError      our bug, never the user's file
+├ UnexpectedError     our bug as well, met in a run over many
+├ WorkerDied          the process or node that converted an agent ended, more than once
 └ CheckError          a check that could not be done
   ├ BackendUnavailable
   ├ RomUnavailable
@@ -77,6 +79,14 @@ class RecordError(AtariConvertError):
 
 class RoundTripError(AtariConvertError):
     """What was written does not read back as the network that was meant: a bug of this tool."""
+
+
+class UnexpectedError(AtariConvertError):
+    """An error that nobody foresaw, met in a run that goes on: a bug of this tool. Its cause is the error itself."""
+
+
+class WorkerDied(AtariConvertError):
+    """The process or node that converted an agent ended before it answered, each time it was tried."""
 
 
 class CheckError(AtariConvertError):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -24,7 +25,7 @@ from convert.agent import (
 from convert.errors import ArtefactMissing, CheckpointError, RoundTripError, UnreadableCheckpoint
 from convert.games import load_games
 from convert.network import Float32, Network, find_differences
-from convert.publish import check_ours, describe_files, find_record, is_intact, open_folder, publish
+from convert.publish import check_ours, describe_files, find_record, is_intact, is_settled, open_folder, publish
 from convert.targets import Policy, QuantizedModule, find_target, import_target
 
 
@@ -62,11 +63,26 @@ def convert_checkpoint(
     source, folder = Path(source), Path(folder)
     identity = identity or identify(source.absolute().as_posix())
     data = read_bytes(source)
-    checkpoint = describe_source(data, path or _default_path(source, identity))
+    path = path or _default_path(source, identity)
+    return convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
+
+
+def convert_data(
+    data: bytes,
+    name: str,
+    folder: Path,
+    targets: Collection[str],
+    *,
+    identity: Identity,
+    path: str,
+    overwrite: bool = False,
+) -> Conversion:
+    """Convert the bytes of a checkpoint as `convert_checkpoint` does; ``name`` is how messages call it."""
+    checkpoint = describe_source(data, path)
     record = find_record(folder)
-    if record and not find_stale(folder, identity, checkpoint, targets, overwrite=overwrite):
+    if record and is_settled(folder) and not find_stale(folder, identity, checkpoint, targets, overwrite=overwrite):
         return Conversion(folder, (), record)
-    network = read_network(data, str(source))
+    network = read_network(data, name)
     agent = describe_agent(network, identity, checkpoint)
     return write_agent(network, agent, folder, targets, overwrite=overwrite)
 
@@ -81,7 +97,7 @@ def write_agent(
     """
     with open_folder(folder) as staging:
         stale = find_stale(folder, agent.identity, agent.source, targets, overwrite=overwrite)
-        written = {name: write_artifact(name, network, agent, staging) for name in stale}
+        written = {target: write_artifact(target, network, agent, staging) for target in stale}
         previous = find_record(folder)
         record = Record(agent, {**(previous.artifacts if previous else {}), **written}, own_versions())
         if written:
@@ -157,25 +173,41 @@ def describe_agent(network: Network, identity: Identity, source: File) -> Agent:
 def find_stale(
     folder: Path, identity: Identity, source: File, targets: Collection[str], *, overwrite: bool
 ) -> tuple[str, ...]:
-    """Return the targets to be written: those asked for that are missing, outdated or to be overwritten.
-
-    Where the folder's record is of another source, or of another identity of it, every recorded target is outdated too.
-    """
+    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten."""
     record = find_record(folder)
+    intact = partial(is_intact, folder)
+    return choose_stale(record, identity, source, targets, overwrite=overwrite, is_intact=intact)
+
+
+def choose_stale(
+    record: Record | None,
+    identity: Identity,
+    source: File,
+    targets: Collection[str],
+    *,
+    overwrite: bool,
+    is_intact: Callable[[Artifact], bool],
+) -> tuple[str, ...]:
+    """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
+
+    Where the record is of another source, or of another identity of it, every recorded target is outdated too.
+    """
     if record is None:
         return tuple(targets)
     if (record.agent.identity, record.agent.source) != (identity, source):
         return tuple(dict.fromkeys((*targets, *record.artifacts)))
-    return tuple(name for name in targets if overwrite or not _is_current(folder, name, record))
+    return tuple(
+        name
+        for name in targets
+        if overwrite or name not in record.artifacts or not _is_current(name, record.artifacts[name], is_intact)
+    )
 
 
-def _is_current(folder: Path, name: str, record: Record) -> bool:
-    artifact = record.artifacts.get(name)
+def _is_current(name: str, artifact: Artifact, is_intact: Callable[[Artifact], bool]) -> bool:
     return (
-        artifact is not None
-        and artifact.format_version == find_target(name).format_version
+        artifact.format_version == find_target(name).format_version
         and artifact.versions.get("atari-convert") == __version__
-        and is_intact(folder, artifact)
+        and is_intact(artifact)
     )
 
 

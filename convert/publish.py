@@ -84,6 +84,11 @@ def find_record(folder: Path) -> Record | None:
         return None
 
 
+def is_settled(folder: Path) -> bool:
+    """Say whether no killed run has left anything in a folder."""
+    return not (os.path.lexists(folder / _NEW) or os.path.lexists(folder / _OLD))
+
+
 def is_intact(folder: Path, artifact: Artifact) -> bool:
     """Say whether every file of an artefact is there with its recorded size and sha256."""
     return all(_is_intact(folder / file.path, file) for file in artifact.files)

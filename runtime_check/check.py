@@ -73,10 +73,11 @@ class Options:
 class Listeners:
     """Who wants to hear of a check under way.
 
-    steps: called with the number of steps that were just taken. episode: called with a backend's name, the mode and
-    the log of an episode that ended.
+    start: called with the number of episodes to be played. steps: with the number of steps that were just taken.
+    episode: with a backend's name, the mode and the log of an episode that ended.
     """
 
+    start: Callable[[int], None]
     steps: Callable[[int], None]
     episode: Callable[[str, str, EpisodeLog], None]
 
@@ -193,6 +194,7 @@ def check_agent(folder: Path, sources: Sources, options: Options, listeners: Lis
     if result.faults:
         return result
     _open_all(result, record, backends, options)
+    listeners.start(options.episodes * (options.shadow + options.solo * len(backends)))
     if options.shadow:
         _play_shadow(result, oracle, options, listeners)
     if options.solo:

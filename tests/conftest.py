@@ -3,10 +3,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import hypothesis
 import pytest
 from builders import AGENTS
 
-from convert.bulk import find_jobs, run
+from convert.bulk import run
+from convert.selection import find_jobs
+
+# A slow machine is not a failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Commands that tests start find the packages and the tests' own modules, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))

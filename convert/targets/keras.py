@@ -14,21 +14,23 @@ from pathlib import Path
 from typing import Any
 
 import h5py
-import keras
 import numpy as np
-from keras import layers
 from numpy.typing import NDArray
 
 from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact
 from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH, Float32, Network
 from convert.params import from_params, support_of, to_params
+from convert.quiet_tensorflow import tf  # noqa: F401 - the default backend
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+
+import keras  # isort: skip - after TensorFlow's quiet start
+from keras import layers  # isort: skip
 
 PATH = "model.keras"
 FORMAT_VERSION = 1
 EXTRA = "keras"
-PACKAGES = ("keras", "h5py")
+PACKAGES = ("keras", "h5py", "tensorflow")
 IN_ALL = True
 
 CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME = "config.json", "metadata.json", "model.weights.h5"

@@ -10,14 +10,11 @@ from typing import Any
 
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
-import convert.targets.tensorflow  # noqa: F401 - imports TensorFlow without the log of its start-up
-
-import tensorflow as tf  # isort: skip
-
 from convert import litert
 from convert.agent import Agent, Tensor
 from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
 from convert.params import to_params
+from convert.quiet_tensorflow import tf
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
 
 PATH = "model.tflite"

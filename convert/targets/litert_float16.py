@@ -8,9 +8,8 @@ from convert import litert
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.network import Network
+from convert.quiet_tensorflow import tf
 from convert.targets.litert import describe, load, make_converter
-
-import tensorflow as tf  # isort: skip
 
 __all__ = ["describe", "find_losses", "load", "read", "write"]
 

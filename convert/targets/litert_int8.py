@@ -16,9 +16,8 @@ from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.layout import nhwc_from_nchw
 from convert.network import Network
+from convert.quiet_tensorflow import tf
 from convert.targets.litert import describe, load, make_converter
-
-import tensorflow as tf  # isort: skip
 
 __all__ = ["describe", "find_losses", "load", "read", "write"]
 

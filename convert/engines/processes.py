@@ -1,0 +1,163 @@
+"""Worker processes of this computer. Each loads the frameworks once, and converts one job at a time.
+
+A worker is a fresh process (spawned, for frameworks do not survive a fork) at the end of a pipe. That a worker has
+died is seen at its pipe, with the job that it had, which gets a second try in a new worker. A worker whose run was
+killed sees that at its pipe too, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Generator, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any, cast
+
+from convert.bulk import Engine, Outcome, Work, convert_job
+from convert.errors import WorkerDied
+from convert.selection import Job
+
+_TRIES = 2
+_PATIENCE = 10.0  # seconds until a worker that was asked to end is ended
+_DEATHS_IN_A_ROW = 10  # then it is not the jobs
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    job: Job | None = None
+
+
+@dataclass
+class _Pool:
+    work: Work
+    workers: list[_Worker] = field(default_factory=list)
+    deaths: dict[str, int] = field(default_factory=dict)
+    deaths_in_a_row: int = 0
+
+
+def make_engine(workers: int) -> Engine:
+    """Return the engine of so many worker processes."""
+    return partial(run, workers)
+
+
+def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
+    """Convert the jobs in worker processes; yield each outcome as it is done.
+
+    Raises:
+        WorkerDied: one worker after another dies.
+    """
+    pool = _Pool(work)
+    waiting = iter(jobs)
+    again: list[Job] = []
+    try:
+        while True:
+            while _count_busy(pool) < workers and (job := again.pop() if again else next(waiting, None)):
+                _hand_out(pool, job)
+            if not _count_busy(pool):
+                return
+            for worker in _wait_for_any(pool):
+                outcome = _receive(pool, worker)
+                if isinstance(outcome, Job):
+                    again.append(outcome)
+                else:
+                    yield outcome
+    finally:
+        _end(pool)
+
+
+def _count_busy(pool: _Pool) -> int:
+    return sum(worker.job is not None for worker in pool.workers)
+
+
+def _hand_out(pool: _Pool, job: Job) -> None:
+    worker = next((worker for worker in pool.workers if worker.job is None), None)
+    if worker is None:
+        worker = _start(pool.work)
+        pool.workers.append(worker)
+    worker.job = job
+    with suppress(OSError):  # it has died, which its pipe will tell
+        worker.pipe.send(job)
+
+
+def _start(work: Work) -> _Worker:
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+def _wait_for_any(pool: _Pool) -> list[_Worker]:
+    busy = [worker for worker in pool.workers if worker.job is not None]
+    ready = wait([worker.pipe for worker in busy])
+    return [worker for worker in busy if worker.pipe in ready]
+
+
+def _receive(pool: _Pool, worker: _Worker) -> Outcome | Job:
+    """Return a worker's outcome; where the worker has died, its job for another try, or that it was the last."""
+    job = cast(Job, worker.job)
+    try:
+        outcome: Outcome = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        pool.workers.remove(worker)
+        return _bury(pool, job, worker.process.exitcode)
+    worker.job = None
+    pool.deaths_in_a_row = 0
+    return outcome
+
+
+def _bury(pool: _Pool, job: Job, code: int | None) -> Outcome | Job:
+    pool.deaths_in_a_row += 1
+    pool.deaths[job.folder] = pool.deaths.get(job.folder, 0) + 1
+    if pool.deaths_in_a_row >= _DEATHS_IN_A_ROW:
+        raise WorkerDied(f"{pool.deaths_in_a_row} workers died one after another, the last {_describe(code)}: stopped")
+    if pool.deaths[job.folder] < _TRIES:
+        return job
+    reason = f"its worker died {_TRIES} times, the last time {_describe(code)}: try fewer --jobs if memory is short"
+    return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
+
+
+def _describe(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"with exit code {code}"
+    return f"by {signal.Signals(-code).name}"
+
+
+def _end(pool: _Pool) -> None:
+    """End the workers: the idle ones see their pipe closed, the others drop what they stage, and are gone at once."""
+    for worker in pool.workers:
+        worker.pipe.close()
+        if worker.job is not None:
+            worker.process.terminate()
+    for worker in pool.workers:
+        worker.process.join(_PATIENCE)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _serve(pipe: Connection, work: Work) -> None:
+    """Convert what comes through the pipe until it is closed: a worker's whole life."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
+    signal.signal(signal.SIGTERM, _leave)
+    # Converting computes nothing: a GPU would only be occupied.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    try:
+        while True:
+            pipe.send(convert_job(work, pipe.recv()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return  # the run is over, or was killed
+
+
+def _leave(*_: Any) -> None:
+    sys.exit(128 + signal.SIGTERM)

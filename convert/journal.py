@@ -1,0 +1,117 @@
+"""What earlier runs saw of sources and outputs, so that a further run need not read what has not changed.
+
+A journal only saves time: ``agent.json`` says what an agent's folder is, and without a journal every file is read
+and hashed. It lives in the user's cache folder, one SQLite file for each output folder, so that an output holds
+agents and nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import sqlite3
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from convert import __version__, storage
+from convert.selection import Job
+from convert.targets import find_target
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS agents (
+    folder TEXT PRIMARY KEY,
+    source TEXT NOT NULL,
+    seen TEXT NOT NULL
+) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What was seen of an agent when it was current: its source's stamp, its files' stamps, its targets' versions."""
+
+    source: str
+    files: Mapping[str, str]
+    versions: Mapping[str, str]
+
+
+class Journal:
+    """The journal of one output folder. Close it, or use it in ``with``."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        self._connection.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk, and others may read
+        self._connection.execute("PRAGMA synchronous = NORMAL")
+        self._connection.execute(_SCHEMA)
+
+    def __enter__(self) -> Journal:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.close()
+
+    def find(self, job: Job) -> Seen | None:
+        """Return what was seen of an agent; None where it was another source, or nothing."""
+        row = self._connection.execute("SELECT source, seen FROM agents WHERE folder = ?", (job.path,)).fetchone()
+        if row is None or row[0] != _describe(job):
+            return None
+        return Seen(**json.loads(row[1]))
+
+    def remember(self, job: Job, seen: Seen) -> None:
+        """Keep what was seen of an agent, beside what was seen of its other targets.
+
+        What cannot be kept is looked up again by the next run.
+        """
+        earlier = self.find(job)
+        if earlier and earlier.source == seen.source:
+            seen = Seen(seen.source, {**earlier.files, **seen.files}, {**earlier.versions, **seen.versions})
+        row = (job.path, _describe(job), json.dumps(asdict(seen)))
+        with suppress(sqlite3.OperationalError):  # the disk is full, or another run holds the journal for too long
+            self._connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", row)
+
+
+def open_journal(out: str) -> Journal | None:
+    """Open the journal of an output folder or URL; None where the cache folder cannot be written."""
+    place = out if storage.is_url(out) else os.path.realpath(out)
+    name = hashlib.sha256(place.encode()).hexdigest()[:16]
+    try:
+        return Journal(cache_folder() / f"{name}.sqlite")
+    except (OSError, sqlite3.Error):
+        return None
+
+
+def cache_folder() -> Path:
+    """Return the folder for what only saves time: ``$XDG_CACHE_HOME/atari-convert``, by default below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return Path(base or Path.home() / ".cache") / "atari-convert"
+
+
+def is_current(seen: Seen, targets: Collection[str], stamp: str | None, find_file: Callable[[str], str | None]) -> bool:
+    """Tell whether an agent is as it was seen, and has every target in this version.
+
+    Args:
+        seen: what the journal says.
+        targets: names such as ``onnx``.
+        stamp: the source's present stamp.
+        find_file: returns the present stamp of a file of the agent by its relative path.
+    """
+    return (
+        stamp == seen.source
+        and all(seen.versions.get(name) == version_of(name) for name in targets)
+        and all(find_file(path) == stamp for path, stamp in seen.files.items())
+    )
+
+
+def version_of(target: str) -> str:
+    """Return what decides whether an artefact is outdated: this tool's version and the target's format version."""
+    return f"{__version__} {find_target(target).format_version}"
+
+
+def _describe(job: Job) -> str:
+    identity = job.identity
+    source = job.source if storage.is_url(job.source) else os.path.abspath(job.source)
+    return json.dumps([source, identity.family, identity.game, identity.seed, identity.step])

@@ -1,0 +1,279 @@
+"""Which checkpoints: find them, filter them, give each its folder, cut the whole into shards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path, PurePosixPath
+
+from convert import storage
+from convert.agent import FAMILIES, Identity, check_known, identify
+from convert.errors import SelectionError
+from convert.games import load_games
+from convert.storage import Found, is_url, normalise
+
+FINAL_STEP = 50_000_000  # agent steps; the last checkpoint of a finished run of the release, at 200M frames
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checkpoint to convert.
+
+    source: a local path or a URL.
+    path: the source's path for the record, ``/`` between parts: that of the release, or relative to what was searched.
+    out: the folder or URL that receives the agents' folders.
+    identity: who the agent is.
+    size: in bytes; 0 where a server did not tell.
+    stamp: what tells this content of a remote source from another, such as its ETag; None where nothing does.
+    """
+
+    source: str
+    path: str
+    out: str
+    identity: Identity
+    size: int = 0
+    stamp: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The agent's folder, a path or a URL."""
+        return storage.join(self.out, self.path.removesuffix(".gz"))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What to keep of what was found. An empty field keeps all; patterns are those of the shell (``Space*``).
+
+    steps: of each run ``latest`` (the newest that was found), ``final`` (step 50,000,000), a range ``A:B`` (both
+    included, either may be left out), or a step or a pattern of it.
+    """
+
+    families: tuple[str, ...] = ()
+    games: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = ()
+    steps: tuple[str, ...] = field(default=())
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.families or self.games or self.seeds or self.steps)
+
+
+_MAGIC = re.compile(r"[*?[]")
+_RANGE = re.compile(r"(\d*):(\d*)", re.ASCII)
+_STEP = re.compile(r"[\d*?\[\]!-]+", re.ASCII)
+
+
+def find_jobs(
+    sources: Iterable[str | Path],
+    out: str | Path,
+    identity: Identity | None = None,
+    *,
+    listed: Iterable[str] = (),
+    anonymous: bool = False,
+) -> list[Job]:
+    """Return a job for each checkpoint, in the order of their folders.
+
+    Args:
+        sources: checkpoints; folders, searched for ``model_*.gz``; patterns of the shell; each a path or a URL.
+        out: the folder or URL that receives the agents' folders.
+        identity: who the agent is, for one checkpoint outside the release's layout.
+        listed: lines, each a source or empty. A file named here that does not exist fails when its turn comes, for
+            one of thousands should not stop the rest.
+        anonymous: read URLs without credentials.
+
+    Raises:
+        SelectionError: no checkpoint is found, a source does not exist, an identity is given for several, two would
+            share an output folder, or a file's name leaves none.
+    """
+    named = [(normalise(str(source)), True) for source in sources]
+    named += [(normalise(line.strip()), False) for line in listed if line.strip()]
+    out = normalise(str(out))
+    jobs = [
+        _make_job(found, base, out, identity)
+        for source, must_exist in named
+        for found, base in _find_files(source, anonymous=anonymous, must_exist=must_exist)
+    ]
+    jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
+    if not jobs:
+        raise SelectionError("no model_*.gz found: name a checkpoint, or a folder of the release")
+    if identity and len(jobs) > 1:
+        raise SelectionError(f"--identity is for one checkpoint, found {len(jobs)}")
+    return jobs
+
+
+def keep(jobs: Iterable[Job], wanted: Filter) -> list[Job]:
+    """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
+
+    Raises:
+        SelectionError: a family or game that the release does not have, steps that cannot be read, or nothing fits.
+    """
+    _check_filter(wanted)
+    kept = [job for job in jobs if _matches(job.identity, wanted)]
+    if wanted.steps:
+        kept = _keep_steps(kept, wanted.steps)
+    if not kept:
+        raise SelectionError("no checkpoint that was found fits --family, --game, --seed and --steps")
+    return kept
+
+
+def _keep_steps(jobs: list[Job], wanted: tuple[str, ...]) -> list[Job]:
+    latest: dict[tuple[object, ...], int] = {}
+    for job in jobs:
+        latest[_run_of(job)] = max(latest.get(_run_of(job), 0), job.identity.step or 0)
+    return [job for job in jobs if _has_step(job.identity.step, latest[_run_of(job)], wanted)]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return K and N of ``K/N``.
+
+    Raises:
+        ValueError: another form, or K is not one of 1 … N.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"{text!r} is not K/N with K from 1 to N, such as 1/4")
+    return int(match[1]), int(match[2])
+
+
+def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
+    """Return part K of N of the jobs, by their bytes; the parts are disjoint and make up the whole.
+
+    The jobs lie beside each other on a line, each as long as it has bytes, and the line is cut into N equal pieces.
+    A job belongs to the piece that holds its middle: no piece differs from another by more than two jobs' bytes.
+    """
+    number, count = shard
+    total = sum(_weight(job) for job in jobs)
+    taken = []
+    before = 0
+    for job in jobs:
+        middle = 2 * before + _weight(job)
+        if middle * count // (2 * total) == number - 1:
+            taken.append(job)
+        before += _weight(job)
+    return taken
+
+
+def _weight(job: Job) -> int:
+    return job.size or 1
+
+
+def _find_files(source: str, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
+    """Yield each checkpoint with the folder that its path is relative to."""
+    if is_url(source):
+        yield from _find_at_url(source, anonymous=anonymous)
+    elif os.path.isdir(source):
+        yield from ((found, source) for found in _walk(source))
+    elif os.path.exists(source):
+        yield Found(source, os.stat(source).st_size), os.path.dirname(source)
+    elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
+        for match in matches:
+            yield from _find_files(match, anonymous=anonymous, must_exist=True)
+    elif must_exist:
+        raise SelectionError(f"{source!r} does not exist: name a checkpoint, or a folder of the release")
+    else:
+        yield Found(source), os.path.dirname(source)
+
+
+def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
+    if _MAGIC.search(source):
+        found_at = storage.find_matches(source, anonymous=anonymous)
+        yield from ((found, storage.parent(found.name)) for found in found_at)
+    elif source.endswith(".gz"):
+        yield Found(source), storage.parent(source)
+    else:
+        for found in storage.walk(source, anonymous=anonymous):
+            if _is_checkpoint(PurePosixPath(found.name).name):
+                yield found, source
+
+
+def _walk(top: str) -> Iterator[Found]:
+    for folder, _, names in os.walk(top, onerror=_refuse):
+        for name in names:
+            if _is_checkpoint(name):
+                path = os.path.join(folder, name)
+                yield Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("model_") and name.endswith(".gz")
+
+
+def _refuse(error: OSError) -> None:
+    raise SelectionError(f"{error.filename}: cannot be searched ({error.strerror})")
+
+
+def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> Job:
+    source = found.name
+    place = source if is_url(source) else Path(source).absolute().as_posix()
+    identity = identity or identify(place)
+    if identity.is_complete:
+        return Job(source, f"{identity.folder}.gz", out, identity, found.size, found.stamp)
+    path = source[len(base) :].lstrip("/") if is_url(source) else Path(source).relative_to(base).as_posix()
+    parts = path.removesuffix(".gz").split("/")
+    if any(part in ("", ".", "..") for part in parts):
+        raise SelectionError(f"{source}: its name without .gz is no name for a folder: rename it")
+    return Job(source, path, out, identity, found.size, found.stamp)
+
+
+def _drop_doubles(jobs: list[Job]) -> list[Job]:
+    """Return each job once. Jobs of one folder stand beside each other.
+
+    Raises:
+        SelectionError: two sources would share an output folder.
+    """
+    kept: list[Job] = []
+    for job in jobs:
+        if not kept or kept[-1].folder != job.folder:
+            kept.append(job)
+        elif os.path.abspath(kept[-1].source) != os.path.abspath(job.source):
+            raise SelectionError(
+                f"{kept[-1].source} and {job.source} would share the output folder {job.folder}: convert them apart"
+            )
+    return kept
+
+
+def _check_filter(wanted: Filter) -> None:
+    try:
+        for kind, names, known in (("family", wanted.families, FAMILIES), ("game", wanted.games, load_games())):
+            for name in names:
+                if not _MAGIC.search(name):
+                    check_known(kind, name, list(known))
+    except ValueError as error:
+        raise SelectionError(str(error)) from error
+    for steps in wanted.steps:
+        if steps not in ("latest", "final") and not (_RANGE.fullmatch(steps) or _STEP.fullmatch(steps)):
+            raise SelectionError(f"--steps {steps!r} is not latest, final, A:B, a step or a pattern such as *000000")
+
+
+def _matches(identity: Identity, wanted: Filter) -> bool:
+    return (
+        _fits(identity.family, wanted.families)
+        and _fits(identity.game, wanted.games)
+        and _fits(identity.seed, wanted.seeds)
+    )
+
+
+def _fits(value: object, patterns: tuple[str, ...]) -> bool:
+    return not patterns or (value is not None and any(fnmatchcase(str(value), pattern) for pattern in patterns))
+
+
+def _run_of(job: Job) -> tuple[object, ...]:
+    return job.identity.family, job.identity.game, job.identity.seed
+
+
+def _has_step(step: int | None, latest: int, wanted: tuple[str, ...]) -> bool:
+    return step is not None and any(_is_step(step, latest, text) for text in wanted)
+
+
+def _is_step(step: int, latest: int, wanted: str) -> bool:
+    if wanted == "latest":
+        return step == latest
+    if wanted == "final":
+        return step == FINAL_STEP
+    if limits := _RANGE.fullmatch(wanted):
+        return int(limits[1] or 0) <= step <= int(limits[2] or step)
+    return fnmatchcase(str(step), wanted)

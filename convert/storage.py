@@ -1,0 +1,266 @@
+"""Files by path or URL. What is at a URL is reached through fsspec, which is imported when the first URL is."""
+
+from __future__ import annotations
+
+import errno
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, TypeVar
+
+from convert.errors import MissingExtra, SelectionError, UnreadableCheckpoint, UnwritableOutput
+
+Result = TypeVar("Result")
+
+WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try of a request that failed
+
+_EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
+_ANONYMOUS: dict[str, dict[str, Any]] = {
+    "gs": {"token": "anon"},
+    "gcs": {"token": "anon"},
+    "s3": {"anon": True},
+    "s3a": {"anon": True},
+}
+# What another try cannot mend. fsspec's backends promise no common class for a fault of the network.
+_PERMANENT = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError),
+    *(NotImplementedError, ImportError, TypeError, ValueError),
+)
+_STAMPS = ("ETag", "etag", "md5Hash", "generation", "Content-MD5", "LastModified", "Last-Modified", "mtime", "created")
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A file that was found: its path or URL, its size (0: not told), its stamp (None: not told, or local)."""
+
+    name: str
+    size: int = 0
+    stamp: str | None = None
+
+
+def is_url(name: str) -> bool:
+    """Tell a URL from a local path."""
+    return "://" in name
+
+
+def normalise(name: str) -> str:
+    """Return a local path for ``file://``, a URL without a slash at its end, and anything else as it is."""
+    name = name.removeprefix("file://")
+    return name.rstrip("/") if is_url(name) else name
+
+
+def join(base: str, path: str) -> str:
+    """Return the place of a relative path, ``/`` between its parts, below a folder or URL."""
+    return f"{base}/{path}" if is_url(base) else str(Path(base, path))
+
+
+def parent(url: str) -> str:
+    """Return the URL of the folder that holds a file."""
+    return url.rpartition("/")[0]
+
+
+def walk(url: str, *, anonymous: bool = False) -> Iterator[Found]:
+    """Yield every file below a URL, folder by folder.
+
+    Raises:
+        SelectionError: the URL cannot be listed.
+    """
+    system, path = _open(url, anonymous)
+    for _, _, files in _listing(url, lambda: system.walk(path, detail=True, on_error="raise")):
+        for info in files.values():
+            yield _to_found(system, info)
+
+
+def find_matches(url: str, *, anonymous: bool = False) -> list[Found]:
+    """Return the files that match a URL with ``*``, ``?`` or ``[…]`` in its path, sorted.
+
+    Raises:
+        SelectionError: the URL cannot be listed.
+    """
+    system, path = _open(url, anonymous)
+    try:
+        matches = _retry(lambda: system.glob(path, detail=True))
+    except Exception as error:  # see _PERMANENT
+        raise SelectionError(f"{url}: cannot be listed ({describe(error)})") from error
+    return [_to_found(system, info) for _, info in sorted(matches.items()) if info["type"] == "file"]
+
+
+def read_source(name: str, *, anonymous: bool = False) -> tuple[bytes, str | None]:
+    """Return a source's content, and the stamp that this content had.
+
+    Raises:
+        UnreadableCheckpoint: it is missing, a folder, may not be read, changes under the reader's hands, or the
+            network failed five times.
+    """
+    return _read_url(name, anonymous) if is_url(name) else _read_local(name)
+
+
+def find_stamp(name: str, *, anonymous: bool = False) -> str | None:
+    """Return what tells a file's present content from an earlier one without reading it; None where nothing does."""
+    if not is_url(name):
+        try:
+            return _stamp_of(os.stat(name))
+        except OSError:
+            return None
+    system, path = _open(name, anonymous)
+    try:
+        return _to_found(system, _retry(lambda: system.info(path))).stamp
+    except Exception:  # noqa: BLE001  see _PERMANENT; reading it will tell what is wrong
+        return None
+
+
+def list_files(url: str) -> dict[str, Found]:
+    """Return the files below a URL by their relative paths; none where there is nothing.
+
+    Raises:
+        UnwritableOutput: the URL cannot be listed.
+    """
+    system, path = _open(url, anonymous=False)
+    try:
+        infos = _retry(lambda: system.find(path, detail=True))
+    except FileNotFoundError:
+        return {}
+    except Exception as error:  # see _PERMANENT
+        raise UnwritableOutput(f"{url}: cannot be listed ({describe(error)})") from error
+    prefix = path.rstrip("/") + "/"
+    return {name.removeprefix(prefix): _to_found(system, info) for name, info in infos.items()}
+
+
+def read_bytes(url: str) -> bytes:
+    """Return an output's content.
+
+    Raises:
+        UnwritableOutput: it cannot be read.
+    """
+    system, path = _open(url, anonymous=False)
+    try:
+        return bytes(_retry(lambda: system.cat_file(path)))
+    except Exception as error:  # see _PERMANENT
+        raise UnwritableOutput(f"{url}: cannot be read ({describe(error)})") from error
+
+
+def write_bytes(url: str, data: bytes) -> None:
+    """Write a file at a URL in one piece; stores show the old content until the new one is complete.
+
+    Raises:
+        UnwritableOutput: it cannot be written.
+    """
+    system, path = _open(url, anonymous=False)
+    try:
+        system.makedirs(parent(path), exist_ok=True)
+        _retry(lambda: system.pipe_file(path, data))
+    except Exception as error:  # see _PERMANENT
+        raise UnwritableOutput(f"{url}: cannot be written ({describe(error)})") from error
+
+
+def remove(url: str) -> None:
+    """Remove a file at a URL.
+
+    Raises:
+        UnwritableOutput: it cannot be removed.
+    """
+    system, path = _open(url, anonymous=False)
+    try:
+        _retry(lambda: system.rm_file(path))
+    except FileNotFoundError:
+        return
+    except Exception as error:  # see _PERMANENT
+        raise UnwritableOutput(f"{url}: cannot be removed ({describe(error)})") from error
+
+
+def describe(error: BaseException) -> str:
+    """Return an error's own words on one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
+
+
+def _read_local(path: str) -> tuple[bytes, str]:
+    for _ in range(3):
+        try:
+            with open(path, "rb") as file:
+                before = os.fstat(file.fileno())
+                data = file.read()
+                after = os.fstat(file.fileno())
+        except OSError as error:
+            raise UnreadableCheckpoint(f"{path}: cannot be read ({error.strerror}), expected a file") from error
+        if _stamp_of(before) == _stamp_of(after) and len(data) == after.st_size:
+            return data, _stamp_of(after)
+    raise UnreadableCheckpoint(f"{path}: changes while it is read: convert it when it is complete")
+
+
+def _read_url(url: str, anonymous: bool) -> tuple[bytes, str | None]:
+    system, path = _open(url, anonymous)
+    try:
+        for _ in range(3):
+            before = _retry(lambda: system.info(path))
+            data = bytes(_retry(lambda: system.cat_file(path)))
+            stamp = _to_found(system, before).stamp
+            if stamp == _to_found(system, _retry(lambda: system.info(path))).stamp and _is_complete(data, before):
+                return data, stamp
+    except Exception as error:  # see _PERMANENT
+        tries = "" if _is_permanent(error) else f", tried {len(WAITS) + 1} times"
+        raise UnreadableCheckpoint(f"{url}: cannot be read ({describe(error)}{tries})") from error
+    raise UnreadableCheckpoint(f"{url}: changes while it is read: convert it when it is complete")
+
+
+def _is_complete(data: bytes, info: dict[str, Any]) -> bool:
+    return info.get("size") in (None, len(data))
+
+
+def _stamp_of(status: os.stat_result) -> str:
+    return f"{status.st_size}-{status.st_mtime_ns}"
+
+
+def _listing(url: str, walk_all: Callable[[], Iterator[Any]]) -> Iterator[Any]:
+    try:
+        yield from walk_all()
+    except Exception as error:  # see _PERMANENT
+        raise SelectionError(f"{url}: cannot be listed ({describe(error)})") from error
+
+
+def _to_found(system: Any, info: dict[str, Any]) -> Found:
+    stamp = next((str(info[key]) for key in _STAMPS if info.get(key)), None)
+    size = info.get("size") or 0
+    return Found(system.unstrip_protocol(info["name"]), size, None if stamp is None else f"{size}-{stamp}")
+
+
+def _retry(request: Callable[[], Result]) -> Result:
+    for wait in WAITS:
+        try:
+            return request()
+        except Exception as error:  # see _PERMANENT
+            if _is_permanent(error):
+                raise
+        time.sleep(wait)
+    return request()
+
+
+def _is_permanent(error: Exception) -> bool:
+    status = getattr(error, "status", None)
+    if isinstance(status, int):  # of an HTTP answer
+        return 400 <= status < 500 and status not in (408, 429)
+    return isinstance(error, _PERMANENT) or getattr(error, "errno", None) == errno.ENOSPC
+
+
+@cache
+def _open_system(protocol: str, host: str, anonymous: bool) -> Any:
+    import fsspec
+
+    options = _ANONYMOUS.get(protocol, {}) if anonymous else {}
+    try:
+        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+    except ImportError as error:
+        extra = _EXTRAS.get(protocol)
+        how = f"pip install 'atari-convert[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
+        raise MissingExtra(f"{protocol}://{host} needs a library that is not installed: {how}") from error
+    except ValueError as error:
+        raise SelectionError(f"{protocol}://{host}: {error}, expected a path, gs://, s3:// or https://") from error
+
+
+def _open(url: str, anonymous: bool) -> tuple[Any, str]:
+    """Return the file system of a URL, and the path that this file system knows it by."""
+    protocol, _, rest = url.partition("://")
+    system = _open_system(protocol, rest.split("/")[0], anonymous)
+    return system, system._strip_protocol(url)
