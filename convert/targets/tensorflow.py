@@ -8,6 +8,7 @@ network gives the same bytes. ``fingerprint.pb`` is left out: it is random, and 
 
 from __future__ import annotations
 
+import os
 import re
 import threading
 from dataclasses import dataclass
