@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from builders import make_state, to_network
 from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from builders import make_state, to_network
 from convert import template
 from convert.agent import Agent, File, Identity, describe_head
 from convert.network import arrays, find_differences
