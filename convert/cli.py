@@ -352,10 +352,13 @@ def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> None:
 
 
 def _hint_at_loading(folder: str, record: Record) -> str:
-    lines = ["", "Load one (observations are uint8, oldest frame first, 0–255):", "  import convert"]
-    for name, artifact in record.artifacts.items():
+    lines = ["", "Load one:", "  import convert", f"  agent = convert.load_agent({folder!r}, TARGET)"]
+    lines += ["  q_values = agent(observations)  # uint8, oldest frame first, 0–255; for TARGET"]
+    by_shape: dict[str, list[str]] = {}
+    for name, artifact in sorted(record.artifacts.items()):
         shape = ", ".join(str(size or "N") for size in artifact.inputs[0].shape)
-        lines.append(f"  agent = convert.load_agent({folder!r}, {name!r})  # q_values = agent(uint8[{shape}])")
+        by_shape.setdefault(shape, []).append(name)
+    lines += [f"      [{shape}]: {', '.join(names)}" for shape, names in by_shape.items()]
     return "\n".join(lines) + "\n"
 
 

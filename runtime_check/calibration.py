@@ -1,7 +1,8 @@
 """Record the observations that the int8 target is calibrated on: ``python -m runtime_check.calibration``.
 
 Writes ``convert/calibration.npz``: for each game of the release, uint8[8, 4, 84, 84], oldest frame first, 0–255,
-at even distances along an episode of uniformly random actions.
+the first three of an episode, whose older frames are still zero, and then at even distances, under uniformly
+random actions.
 """
 
 from __future__ import annotations
@@ -15,8 +16,7 @@ import convert
 from convert.games import load_games
 from runtime_check.protocols import PROTOCOLS, Episode
 
-OBSERVATIONS = 8
-STEPS_BETWEEN = 25
+STEPS = (0, 1, 2, 40, 80, 120, 160, 200)
 
 
 def record_observations(game: str) -> NDArray[np.uint8]:
@@ -25,14 +25,14 @@ def record_observations(game: str) -> NDArray[np.uint8]:
     rng = np.random.default_rng(0)
     seed = 0
     episode = Episode(game, PROTOCOLS["classic"], seed, actions)
-    observations = []
-    for _ in range(OBSERVATIONS):
-        for _ in range(STEPS_BETWEEN):
-            episode.step(int(rng.integers(actions)))
-            if episode.game_over:
-                seed += 1
-                episode = Episode(game, PROTOCOLS["classic"], seed, actions)
-        observations.append(episode.observation.copy())
+    observations = [episode.observation.copy()]
+    for step in range(1, STEPS[-1] + 1):
+        episode.step(int(rng.integers(actions)))
+        if episode.game_over:
+            seed += 1
+            episode = Episode(game, PROTOCOLS["classic"], seed, actions)
+        if step in STEPS:
+            observations.append(episode.observation.copy())
     return np.stack(observations)
 
 

@@ -16,6 +16,7 @@ from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
 from runtime_check.backends import (
     REFERENCE,
     Backend,
+    Bound,
     Description,
     Runtime,
     Settings,
@@ -116,9 +117,14 @@ class Solo:
 
 @dataclass
 class BackendResult:
-    """What a backend did. runtime: None once it has failed, or was not opened. description: None if never opened."""
+    """What a backend did.
+
+    bound: what is asked of rounded weights; None where all is to be as in float32. runtime: None once it has failed,
+    or was not opened. description: None if never opened.
+    """
 
     name: str
+    bound: Bound | None = None
     runtime: Runtime | None = None
     description: Description | None = None
     tally: Tally = field(default_factory=Tally)
@@ -129,7 +135,11 @@ class BackendResult:
     @property
     def reasons(self) -> list[str]:
         """Why it does not act like its checkpoint; empty when it does."""
-        return judge(self.tally)
+        return judge(self.tally, self.bound.agreement if self.bound else None)
+
+    def tolerance(self, of_float32: Tolerance) -> Tolerance:
+        """Return the tolerance that it is held to, given the one for true float32."""
+        return Tolerance(self.bound.atol, self.bound.rtol, of_float32.scale) if self.bound else of_float32
 
     def fail(self, fault: str) -> None:
         """Note a fault and ask no more of it."""
@@ -249,7 +259,7 @@ def _prepare(
         agent.action_meanings or (),
         faults,
         tuple(name for name in record.artifacts if name not in covered),
-        {backend.name: BackendResult(backend.name) for backend in backends},
+        {backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
     )
     return result, oracle
 
@@ -330,7 +340,8 @@ def _compare_all(
 ) -> None:
     disagreeing: dict[int, dict[str, str]] = {}
     for name, answer in answers.items():
-        comparison = compare_outputs(answer, expected, result.tolerance)
+        tolerance = result.backends[name].tolerance(result.tolerance)
+        comparison = compare_outputs(answer, expected, tolerance)
         result.backends[name].tally.add(comparison, batch.episodes, batch.steps)
         for place in np.flatnonzero(comparison.action != comparison.best).tolist():
             disagreeing.setdefault(place, {})[name] = "tie" if comparison.tie[place] else "wrong"
@@ -411,7 +422,7 @@ def _compare_logs(
     chosen = [log.actions[step], expected.actions[step]]
     # The checkpoint's own action may be the one that is off: the pair is a tie only if both are close to the best.
     margin = float(q_values.max() - q_values[chosen].min())
-    allowed = float(result.tolerance.allow(q_values[None])[0])
+    allowed = float(outcome.tolerance(result.tolerance).allow(q_values[None])[0])
     kind = "tie" if margin <= 2 * allowed else "wrong"
     outcome.tally.add_disagreement(
         Disagreement(kind, "solo", episode, step, chosen[0], int(q_values.argmax()), margin, allowed)

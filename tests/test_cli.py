@@ -48,7 +48,9 @@ def test_a_folder_is_converted_and_a_second_run_does_nothing(release, tmp_path):
     first = run(release, "--to", "onnx", "--to", "flax", "-o", out)
     assert f"{out}/{PONG_FOLDER}: wrote onnx, flax" in first.stdout
     assert "2 converted, 0 current, 0 failed" in first.stdout
-    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, 'onnx')" in first.stdout
+    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, TARGET)" in first.stdout
+    assert "[N, 4, 84, 84]: onnx\n" in first.stdout
+    assert "[N, 84, 84, 4]: flax\n" in first.stdout
     assert first.stderr == ""
     assert _tree(out) == [
         f"{folder}/{name}"

@@ -5,7 +5,7 @@ For `convert.nnx.NatureCNN`: ``{conv1, conv2, conv3, hidden, head}/{kernel, bias
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,15 +58,30 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
 
 def load(path: Path, agent: Agent) -> Policy:
     """Load the state into the module, under ``jit``: uint8[N, 84, 84, 4] to its outputs by name."""
+    apply, state = open_module(path, agent)
+    compiled = jax.jit(apply)
+
+    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
+        return {name: np.asarray(value) for name, value in compiled(state, observation).items()}
+
+    return policy
+
+
+def open_module(path: Path, agent: Agent) -> tuple[Callable[[Any, Any], dict[str, jax.Array]], Any]:
+    """Return the module as a function of its state and observations, and its state.
+
+    Raises:
+        UnreadableArtefact: the folder is damaged.
+        Exception: Flax's own, where the state is that of another module.
+    """
     module = nnx.eval_shape(lambda: NatureCNN(agent.head.actions, agent.head.atoms, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module)
     nnx.replace_by_pure_dict(state, orbax_folders.restore(path))
-    apply: Any = jax.jit(lambda observation: nnx.merge(graph, state)(observation))
 
-    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
-        return {name: np.asarray(value) for name, value in apply(observation).items()}
+    def apply(state: Any, observation: Any) -> dict[str, jax.Array]:
+        return nnx.merge(graph, state)(observation)
 
-    return policy
+    return apply, state
 
 
 def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import zipfile
 from pathlib import Path
@@ -55,7 +56,21 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
     """Load the exported program: uint8[N, 4, 84, 84] to its outputs by name."""
-    return make_policy(torch.export.load(path / PROGRAM_NAME).module())
+    return make_policy(open_program(path).module())
+
+
+def open_program(path: Path) -> torch.export.ExportedProgram:
+    """Load the exported program.
+
+    Raises:
+        UnreadableArtefact: it is damaged, or a pickle in it wants to run code.
+    """
+    program = path / PROGRAM_NAME
+    try:
+        _check_pickles(program)
+        return torch.export.load(program)
+    except Exception as error:  # torch promises no class of error for damaged input
+        raise _unreadable(program, error) from error
 
 
 def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
@@ -68,8 +83,7 @@ def _read_state_dict(path: Path) -> Network:
         state = torch.load(path, map_location="cpu", weights_only=True)
         named = {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in state.items()}
     except Exception as error:  # torch promises no class of error for damaged input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UnreadableArtefact(f"{path}: not a state dict of tensors ({reason}): convert the agent again") from error
+        raise _unreadable(path, error) from error
     try:
         return from_named(named)
     except ValueError as error:
@@ -88,8 +102,7 @@ def _check_program(path: Path, expected: dict[str, Float32]) -> None:
 
 def _read_program_weights(path: Path) -> dict[str, bytes]:
     with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > LARGEST_ARCHIVE:
-            raise ValueError(f"inflates to more than {LARGEST_ARCHIVE} bytes")
+        _check_size(archive)
         # torch names an archive's only folder after the file.
         root = archive.namelist()[0].split("/")[0]
         weights = json.loads(archive.read(f"{root}/data/weights/model_weights_config.json"))["config"]
@@ -101,3 +114,29 @@ def _read_program_weights(path: Path) -> dict[str, bytes]:
             ]
             for name, weight in weights.items()
         }
+
+
+def _check_pickles(path: Path) -> None:
+    """Raise unless every pickle in an exported program holds tensors alone: torch falls back to one that may run code.
+
+    Ours have weights as plain bytes, no constants, and example inputs, which torch pickles.
+    """
+    with zipfile.ZipFile(path) as archive:
+        _check_size(archive)
+        for name in archive.namelist():
+            if name.endswith(".pt"):
+                torch.load(io.BytesIO(archive.read(name)), weights_only=True)
+            elif name.endswith("_config.json"):
+                payloads = json.loads(archive.read(name))["config"].values()
+                if any(payload["use_pickle"] or "/constants/" in name for payload in payloads):
+                    raise ValueError(f"{name} names a pickle, expected plain bytes")
+
+
+def _check_size(archive: zipfile.ZipFile) -> None:
+    if sum(entry.file_size for entry in archive.infolist()) > LARGEST_ARCHIVE:
+        raise ValueError(f"inflates to more than {LARGEST_ARCHIVE} bytes")
+
+
+def _unreadable(path: Path, error: Exception) -> UnreadableArtefact:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return UnreadableArtefact(f"{path}: cannot be read ({reason}): convert the agent again")
