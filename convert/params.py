@@ -6,6 +6,7 @@ A support is not a parameter: it stands in ``agent.json``.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -32,6 +33,20 @@ def to_params(network: Network) -> Params:
     hidden, head = network.hidden, network.head.dense
     layers["Dense_0"] = {"kernel": layout.hwc_o_from_o_chw(hidden.kernel, channels), "bias": hidden.bias}
     layers["Dense_1"] = {"kernel": layout.io_from_oi(head.kernel), "bias": head.bias}
+    return {"params": layers}
+
+
+def flatten(params: Params) -> dict[str, Float32]:
+    """Return the leaves of a tree by path: ``Conv_0/kernel`` …"""
+    return {f"{layer}/{part}": leaf for layer, parts in params["params"].items() for part, leaf in parts.items()}
+
+
+def unflatten(leaves: Mapping[str, Float32]) -> Params:
+    """Return the tree of leaves, the inverse of `flatten`."""
+    layers: dict[str, dict[str, Float32]] = {}
+    for path, leaf in leaves.items():
+        layer, _, part = path.partition("/")
+        layers.setdefault(layer, {})[part] = leaf
     return {"params": layers}
 
 

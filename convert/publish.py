@@ -102,15 +102,19 @@ def describe_files(folder: Path, path: str) -> tuple[File, ...]:
 
 
 def _describe_file(file: Path, path: str) -> File:
-    data = file.read_bytes()
-    return File(path, len(data), hashlib.sha256(data).hexdigest())
+    return File(path, file.stat().st_size, _hash(file))
 
 
 def _is_intact(path: Path, file: File) -> bool:
     try:
-        return path.stat().st_size == file.size and hashlib.sha256(path.read_bytes()).hexdigest() == file.sha256
+        return path.stat().st_size == file.size and _hash(path) == file.sha256
     except OSError:
         return False
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finish(folder: Path) -> None:

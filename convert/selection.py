@@ -194,7 +194,7 @@ def _walk(top: str) -> Iterator[Found]:
     for folder, _, names in os.walk(top, onerror=_refuse):
         for name in names:
             if _is_checkpoint(name):
-                path = os.path.join(folder, name)
+                path = os.path.normpath(os.path.join(folder, name))
                 yield Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
 
 

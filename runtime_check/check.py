@@ -346,28 +346,28 @@ def _compare_all(
         for place in np.flatnonzero(comparison.action != comparison.best).tolist():
             disagreeing.setdefault(place, {})[name] = "tie" if comparison.tie[place] else "wrong"
     for place, kinds in disagreeing.items():
-        if len(result.exhibits) == MAX_EXHIBITS:
-            break
         q_values = {"oracle": expected["q_values"][place]}
         q_values |= {name: answer["q_values"][place] for name, answer in answers.items()}
-        result.exhibits.append(
-            _exhibit(
-                "shadow", int(batch.episodes[place]), int(batch.steps[place]), kinds, batch.obs_nchw[place], q_values
-            )
-        )
+        where = int(batch.episodes[place]), int(batch.steps[place])
+        _exhibit(result, "shadow", *where, kinds, batch.obs_nchw[place], q_values)
 
 
 def _exhibit(
+    result: AgentResult,
     mode: str,
     episode: int,
     step: int,
     kinds: Mapping[str, str],
     obs_chw: NDArray[np.uint8],
     q_values: Mapping[str, Any],
-) -> Exhibit:
+) -> None:
+    """Keep an observation to look at, while there is room, unless the same one is there."""
+    is_known = any(np.array_equal(other.obs_chw, obs_chw) for other in result.exhibits)
+    if is_known or len(result.exhibits) == MAX_EXHIBITS:
+        return
     kind = "wrong" if "wrong" in kinds.values() else "tie"
     values = {name: tuple(row.tolist()) for name, row in q_values.items()}
-    return Exhibit(mode, episode, step, kind, tuple(kinds), obs_chw.copy(), values)
+    result.exhibits.append(Exhibit(mode, episode, step, kind, tuple(kinds), obs_chw.copy(), values))
 
 
 def _play_solo(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
@@ -427,11 +427,8 @@ def _compare_logs(
     outcome.tally.add_disagreement(
         Disagreement(kind, "solo", episode, step, chosen[0], int(q_values.argmax()), margin, allowed)
     )
-    if len(result.exhibits) < MAX_EXHIBITS:
-        answers = {"oracle": q_values} | {
-            other: answer["q_values"][0] for other, answer in _ask_all(result, obs_chw[None]).items()
-        }
-        result.exhibits.append(_exhibit("solo", episode, step, {name: kind}, obs_chw, answers))
+    answers = {other: answer["q_values"][0] for other, answer in _ask_all(result, obs_chw[None]).items()}
+    _exhibit(result, "solo", episode, step, {name: kind}, obs_chw, {"oracle": q_values} | answers)
 
 
 def _first_line(error: Exception) -> str:

@@ -130,8 +130,9 @@ def draw_returns(result: AgentResult) -> Plot | None:
     for index, (name, values) in enumerate(rows.items()):
         middle = _TOP + (index + 0.5) * space
         parts.append(f'<text class="row" x="{_LEFT + 20}" y="{middle + 4:.1f}">{escape(name)}</text>')
-        for pixel in x_axis.place(values):
-            parts.append(f'<circle class="dot f{index}" cx="{pixel:.1f}" cy="{middle:.1f}" r="4"/>')
+        for place, pixel in enumerate(x_axis.place(values)):
+            height = middle + (place % 5 - 2) * 3  # so that equal returns stay visible beside each other
+            parts.append(f'<circle class="dot f{index}" cx="{pixel:.1f}" cy="{height:.1f}" r="3.5"/>')
         mean = float(x_axis.place([float(np.mean(values))])[0])
         parts.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" ')
         parts.append(f'y1="{middle - 11:.1f}" y2="{middle + 11:.1f}"/>')

@@ -138,23 +138,27 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
 
 
 _HEADER = (
-    f"  {'backend':<15}{'verdict':<9}{'steps':>8}{'ties':>6}{'wrong':>7}{'max error':>11}{'/allowed':>9}"
-    f"{'median':>9}{'margin':>9}{'return':>15}"
+    f"  {'backend':<14}{'verdict':<9}{'steps':>8}{'ties':>5}{'wrong':>6}{'max error':>11}{'/allowed':>9}"
+    f"{'median':>9}{'margin':>9}{'return':>18}"
 )
 
 
 def _format_row(name: str, outcome: Document) -> str:
     return (
-        f"  {name:<15}{outcome['verdict']:<9}{outcome['steps']:>8}{outcome['ties']:>6}{outcome['wrong']:>7}"
+        f"  {name:<14}{outcome['verdict']:<9}{outcome['steps']:>8}{outcome['ties']:>5}{outcome['wrong']:>6}"
         f"{_number(outcome['max_error']):>11}{_number(outcome['max_ratio']):>9}{_number(outcome['median_error']):>9}"
-        f"{_number(outcome['smallest_margin']):>9}{format_returns(outcome):>15}"
+        f"{_number(outcome['smallest_margin']):>9}{format_returns(outcome):>18}"
     )
 
 
 def format_returns(outcome: Document) -> str:
     """Return ``mean ± std`` of a backend's own episodes, or of those in which it acted for all; ``–`` of none."""
     returns = outcome["returns"]["solo"] or outcome["returns"]["shadow"]
-    return f"{returns['mean']:.5g} ± {returns['std']:.3g}" if returns else "–"
+    return f"{_score(returns['mean'])} ± {_score(returns['std'])}" if returns else "–"
+
+
+def _score(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
 
 
 def _number(value: float | None) -> str:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
 import zlib
 from typing import Any
 
+import deflate
 import numpy as np
 import torch
 
@@ -71,6 +73,25 @@ def inflate(data: bytes, name: str) -> bytes:
         raise UnreadableCheckpoint(f"{name}: the file is empty, expected a gzipped checkpoint: take another copy")
     if not data.startswith(b"\x1f\x8b"):
         raise UnreadableCheckpoint(f"{name}: begins with {data[:4]!r}, expected a gzip file (1f 8b)")
+    return _inflate_at_once(data) or _inflate_or_explain(data, name)
+
+
+def _inflate_at_once(data: bytes) -> bytes | None:
+    """Inflate a whole and sound file with libdeflate, twice as fast as zlib; None for any other."""
+    if len(data) < 18:  # a header and a trailer
+        return None
+    checksum, size = struct.unpack("<II", data[-8:])
+    if size > MAX_INFLATED:
+        return None
+    try:
+        raw = bytes(deflate.gzip_decompress(data))
+    except (deflate.DeflateError, ValueError):
+        return None
+    # libdeflate stops after the first stream; only where the file ends there too, its end describes that stream.
+    return raw if (deflate.crc32(raw), len(raw)) == (checksum, size) else None
+
+
+def _inflate_or_explain(data: bytes, name: str) -> bytes:
     inflater = zlib.decompressobj(wbits=31)
     try:
         raw = inflater.decompress(data, MAX_INFLATED)

@@ -21,6 +21,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -134,6 +135,7 @@ OBSERVATION_NCHW = Tensor("observation", "uint8", (None, FRAMES, HEIGHT, WIDTH),
 OBSERVATION_NHWC = Tensor("observation", "uint8", (None, HEIGHT, WIDTH, FRAMES), ("batch", "height", "width", "frame"))
 
 
+@cache
 def _names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
@@ -151,8 +153,8 @@ def _is_importable(package: str) -> bool:
 
 @cache
 def _read_constants(name: str) -> Target:
-    source = Path(__path__[0], f"{_module_name(name)}.py").read_text("utf-8")
-    tree = ast.parse(source)
+    spec = cast(ModuleSpec, find_spec(f"{__name__}.{_module_name(name)}"))
+    tree = ast.parse(Path(cast(str, spec.origin)).read_text("utf-8"))
     constants: dict[str, Any] = {
         statement.targets[0].id: ast.literal_eval(statement.value)
         for statement in tree.body

@@ -6,16 +6,20 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from flax import serialization
 
 from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact
 from convert.linen import make_policy
-from convert.network import Network
-from convert.params import from_params, support_of, to_params
+from convert.network import Float32, Network
+from convert.params import flatten, from_params, support_of, to_params, unflatten
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.template import Form, Template, extract, form_of, make_template, nature_form, to_network, write_file
 
 PATH = "params.msgpack"
 FORMAT_VERSION = 1
@@ -26,7 +30,7 @@ IN_ALL = True
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the parameters with ``flax.serialization``."""
-    path.write_bytes(serialization.msgpack_serialize(to_params(network)))
+    write_file(path, _find_template(form_of(network)), flatten(to_params(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -35,14 +39,31 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is not msgpack, or holds another tree.
     """
-    try:
-        params = serialization.msgpack_restore(path.read_bytes())
-    except Exception as error:  # msgpack raises ValueError and classes of its own for damaged bytes
-        raise UnreadableArtefact(f"{path}: not Flax parameters ({error}): convert the agent again") from error
+    data = path.read_bytes()
+    leaves = extract(_find_template(nature_form(agent.head.actions, agent.head.atoms)), data)
+    params = _unpack(data, path) if leaves is None else unflatten(leaves)
     try:
         return from_params(params, support_of(agent))
     except ValueError as error:
         raise UnreadableArtefact(f"{path}: {error}") from error
+
+
+def _unpack(data: bytes, path: Path) -> Any:
+    try:
+        return serialization.msgpack_restore(data)
+    except Exception as error:  # msgpack raises ValueError and classes of its own for damaged bytes
+        raise UnreadableArtefact(f"{path}: not Flax parameters ({error}): convert the agent again") from error
+
+
+@lru_cache(maxsize=64)
+def _find_template(form: Form) -> Template:
+    zeros = {name: np.zeros(shape, np.float32) for name, shape in form.shapes}
+    shapes = {name: leaf.shape for name, leaf in flatten(to_params(to_network(form, zeros))).items()}
+
+    def serialize(leaves: dict[str, Float32]) -> bytes:
+        return bytes(serialization.msgpack_serialize(unflatten(leaves)))
+
+    return make_template(serialize, shapes)
 
 
 def load(path: Path, agent: Agent) -> Policy:

@@ -6,6 +6,7 @@ The graph is built node by node, without tracing, in PyTorch's layout: ``observa
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact
 from convert.network import CategoricalHead, Conv, Dense, Float32, Network, arrays, make_head
 from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+from convert.template import Form, Template, extract, form_of, make_template, nature_form, to_network, write_file
 
 PATH = "model.onnx"
 FORMAT_VERSION = 1
@@ -29,7 +31,7 @@ OPSET = 17
 
 def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the network as one ONNX file, with the agent's identity in its metadata."""
-    path.write_bytes(_build_model(network, agent).SerializeToString(deterministic=True))
+    write_file(path, _find_template(form_of(network)), arrays(network), _serialize_metadata(agent))
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -38,8 +40,16 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is not ONNX, or its graph is not one of ours.
     """
+    data = path.read_bytes()
+    form = nature_form(agent.head.actions, agent.head.atoms)
+    weights = extract(_find_template(form), data, _serialize_metadata(agent))
+    return _read_model(data, agent, path) if weights is None else to_network(form, weights)
+
+
+def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
+    """Read a file that another version of onnx serialised, or a network of another form."""
     try:
-        model = onnx.load_model_from_string(path.read_bytes())
+        model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError is another class in each of its implementations
         raise UnreadableArtefact(f"{path}: not an ONNX file ({error}): convert the agent again") from error
     weights = {tensor.name: _to_array(tensor) for tensor in model.graph.initializer}
@@ -47,7 +57,9 @@ def read(path: Path, agent: Agent) -> Network:
         network = _network_from(model, weights)
     except (KeyError, ValueError) as error:
         raise UnreadableArtefact(f"{path}: not a graph that atari-convert wrote ({error})") from error
-    if model != _build_model(network, agent):
+    expected = _build_model(network)
+    helper.set_model_props(expected, _metadata(agent))
+    if model != expected:
         raise UnreadableArtefact(f"{path}: its graph or metadata differ from what atari-convert writes for this agent")
     return network
 
@@ -66,7 +78,22 @@ def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return (OBSERVATION_NCHW,), describe_outputs(network)
 
 
-def _build_model(network: Network, agent: Agent) -> onnx.ModelProto:
+@lru_cache(maxsize=64)
+def _find_template(form: Form) -> Template:
+    def serialize(weights: dict[str, Float32]) -> bytes:
+        return bytes(_build_model(to_network(form, weights)).SerializeToString(deterministic=True))
+
+    return make_template(serialize, dict(form.shapes))
+
+
+def _serialize_metadata(agent: Agent) -> bytes:
+    """Return the model's last field, which follows the graph in a file."""
+    model = onnx.ModelProto()
+    helper.set_model_props(model, _metadata(agent))
+    return bytes(model.SerializeToString(deterministic=True))
+
+
+def _build_model(network: Network) -> onnx.ModelProto:
     inputs, outputs = describe(network)
     graph = helper.make_graph(
         _build_nodes(network),
@@ -78,9 +105,7 @@ def _build_model(network: Network, agent: Agent) -> onnx.ModelProto:
     opsets = [helper.make_opsetid("", OPSET)]
     # The helper's default IR version is newer than onnxruntime reads.
     ir_version = helper.find_min_ir_version_for(opsets)
-    model = helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="atari-convert")
-    helper.set_model_props(model, _metadata(agent))
-    return model
+    return helper.make_model(graph, opset_imports=opsets, ir_version=ir_version, producer_name="atari-convert")
 
 
 def _metadata(agent: Agent) -> dict[str, str]:

@@ -8,8 +8,9 @@ network gives the same bytes. ``fingerprint.pb`` is left out: it is random, and 
 
 from __future__ import annotations
 
+import os
 import re
-import tempfile
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -205,12 +206,18 @@ def _form_of(network: Network, variables: dict[str, Float32]) -> _Form:
 
 @lru_cache(maxsize=64)
 def _build_template(form: _Form) -> _Template:
-    """Trace and save a model of zeros, and keep what does not depend on its values."""
-    with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder, tf.device("CPU:0"):
+    """Trace and save a model of zeros, in memory, and keep what does not depend on its values."""
+    folder = f"ram://atari-convert-{os.getpid()}-{threading.get_ident()}"
+    with tf.device("CPU:0"):
         model = _Model(form)
         tf.saved_model.save(model, folder, signatures={_SIGNATURE: model.serve})
-        graph = _read_graph(Path(folder, _GRAPH_FILE))
-        object_graph = tf.train.load_checkpoint(str(Path(folder, _VARIABLES))).get_tensor(_OBJECT_GRAPH)
+    try:
+        with tf.io.gfile.GFile(f"{folder}/{_GRAPH_FILE}", "rb") as file:
+            graph = SavedModel.FromString(file.read())
+        reader = tf.compat.v1.train.NewCheckpointReader(f"{folder}/{_VARIABLES}")
+        object_graph = reader.get_tensor(_OBJECT_GRAPH)
+    finally:
+        tf.io.gfile.rmtree(folder)
     return _Template(_normalise(graph).SerializeToString(deterministic=True), object_graph)
 
 

@@ -1,0 +1,254 @@
+"""Runs over many agents: every way to run one gives the same files, and a further run has nothing to do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from builders import make_state, save_checkpoint
+
+from convert import bulk, journal
+from convert.engines import processes
+from convert.selection import find_jobs
+
+COUNT = 12
+
+
+def run(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "convert", *map(str, arguments)]
+    result = subprocess.run(
+        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240
+    )
+    assert result.returncode == code, result.stdout + result.stderr
+    return result
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """Return the sha256 of every file, hidden ones too, by its relative path."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def link(source: Path, target: Path) -> Path:
+    shutil.copytree(source, target, copy_function=os.link)
+    return target
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory) -> Path:
+    """Twelve agents of two families and three games; files are links to four. Not to be changed: link it first."""
+    root = tmp_path_factory.mktemp("release")
+    files: list[Path] = []
+    for index in range(COUNT):
+        family, atoms = (("DQN_modern", None), ("C51_classic", 51))[index % 2]
+        path = root / family / ("Pong", "Breakout", "Asterix")[index % 3] / "0" / f"model_{index}000000.gz"
+        if len(files) < 4:
+            files.append(save_checkpoint(path, make_state(18, atoms, seed=index)))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(files[index % 4], path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def expected(release, tmp_path_factory) -> dict[str, str]:
+    """The files of one run over the release, in one process, to ONNX."""
+    out = tmp_path_factory.mktemp("expected")
+    assert [outcome.status for outcome in bulk.run(find_jobs([release], out), ["onnx"])] == ["converted"] * COUNT
+    return hashes(out)
+
+
+def test_two_workers_and_shards_write_what_one_process_writes(release, expected, tmp_path):
+    result = run(release, "--to", "onnx", "-o", tmp_path / "two", "-j", 2)
+    assert f"{COUNT} converted, 0 current, 0 failed" in result.stdout
+    assert hashes(tmp_path / "two") == expected
+    for number in (1, 2, 3):
+        run(release, "--to", "onnx", "-o", tmp_path / "shards", "--shard", f"{number}/3")
+    assert hashes(tmp_path / "shards") == expected
+
+
+def test_ray_writes_what_one_process_writes(release, expected, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    result = run(release, "--to", "onnx", "-o", tmp_path / "out", "--engine", "ray", "-j", 2)
+    assert f"{COUNT} converted, 0 current, 0 failed" in result.stdout
+    assert hashes(tmp_path / "out") == expected
+
+
+def test_a_further_run_reads_no_source_and_no_artefact(release, tmp_path, monkeypatch):
+    root, out = link(release, tmp_path / "root"), tmp_path / "out"
+    assert all(outcome.written for outcome in bulk.run(find_jobs([root], out), ["onnx"]))
+    monkeypatch.setattr(bulk, "convert_job", pytest.fail)
+    assert [outcome.status for outcome in bulk.run(find_jobs([root], out), ["onnx"])] == ["current"] * COUNT
+    monkeypatch.undo()
+    assert len([outcome for outcome in bulk.run(find_jobs([root], out), ["onnx", "flax"]) if outcome.written]) == COUNT
+
+
+@pytest.mark.parametrize("change", ["source", "artefact", "missing", "record", "leftover"])
+def test_what_changed_is_done_again(change, release, expected, tmp_path):
+    root, out = link(release, tmp_path / "root"), tmp_path / "out"
+    jobs = find_jobs([root], out)
+    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    folder, source = Path(jobs[3].folder), Path(jobs[3].source)
+    if change == "source":
+        source.unlink()
+        save_checkpoint(source, make_state(18, 51 if "C51" in str(source) else None, seed=99))
+    elif change == "artefact":
+        data = bytearray((folder / "model.onnx").read_bytes())
+        data[len(data) // 2] ^= 1
+        (folder / "model.onnx").write_bytes(data)
+    elif change == "missing":
+        (folder / "model.onnx").unlink()
+    elif change == "record":
+        (folder / "agent.json").write_text('{"format_version": 0, "artifacts": {}}')
+    else:
+        (folder / ".atari-convert-new").mkdir()
+    statuses = {outcome.job.folder: outcome.status for outcome in bulk.run(find_jobs([root], out), ["onnx"])}
+    assert statuses.pop(str(folder)) == ("current" if change == "leftover" else "converted")
+    assert set(statuses.values()) == {"current"}
+    found = hashes(out)
+    assert (found == expected) == (change != "source")
+    assert found.keys() == expected.keys()
+
+
+def test_check_hashes_sees_what_sizes_and_times_hide(release, tmp_path):
+    root, out = link(release, tmp_path / "root"), tmp_path / "out"
+    jobs = find_jobs([root], out)
+    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    path = Path(jobs[0].folder, "model.onnx")
+    before = path.stat()
+    data = bytearray(path.read_bytes())
+    data[-100] ^= 1
+    path.write_bytes(data)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert not any(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    assert sum(bool(outcome.written) for outcome in bulk.run(jobs, ["onnx"], check_hashes=True)) == 1
+
+
+def test_without_its_journal_a_run_still_finds_all_current(release, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    assert all(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    damaged = tmp_path / "damaged" / "atari-convert"
+    damaged.mkdir(parents=True)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))
+    (name,) = (path.name for path in (tmp_path / "other" / "atari-convert").glob("*.sqlite"))
+    (damaged / name).write_bytes(b"no database " * 1000)
+    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+
+
+def test_the_journal_keeps_what_was_seen_of_other_targets(release, tmp_path, monkeypatch):
+    jobs = find_jobs([release], tmp_path / "out")[:2]
+    for targets in (["onnx"], ["flax"]):
+        assert all(outcome.written for outcome in bulk.run(jobs, targets))
+    monkeypatch.setattr(bulk, "convert_job", pytest.fail)
+    for targets in (["onnx"], ["flax"], ["onnx", "flax"]):
+        assert [outcome.status for outcome in bulk.run(jobs, targets)] == ["current", "current"]
+    monkeypatch.setattr(journal, "__version__", "9.9.9")
+    monkeypatch.setattr(bulk, "convert_job", lambda _, job: bulk.Outcome(job, ("onnx",)))
+    assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["converted", "converted"]
+
+
+def test_the_output_holds_agents_and_nothing_else(expected):
+    assert {Path(path).name for path in expected} == {"agent.json", "model.onnx"}
+
+
+def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
+    out = tmp_path / "out"
+    result = run(release, "--to", "onnx", "-o", out, "--game", "Pong", "--steps", "latest", "--dry-run")
+    assert result.stdout.count("would write onnx") == 2
+    size = sum(path.stat().st_size for path in release.rglob("*.gz"))
+    result = run(release, "--to", "onnx", "-o", out, "--dry-run", "-q", "--json")
+    assert len(json.loads(result.stdout)["agents"]) == COUNT
+    result = run(release, "--to", "onnx", "-o", out, "--dry-run")
+    assert f"{COUNT} to convert, 0 current, 0 failed; {size / 1e6:.1f} MB to read" in result.stdout
+    (tmp_path / "list").write_text("\n".join(map(str, [*release.rglob("model_1*.gz"), tmp_path / "gone.gz"])))
+    result = run("--files-from", tmp_path / "list", "--to", "onnx", "-o", out, code=1)
+    assert "3 converted, 0 current, 1 failed" in result.stdout
+    assert f"failed: {tmp_path}/gone.gz: cannot be read (No such file or directory)" in result.stderr
+    assert "is not K/N" in run(release, "--to", "onnx", "--shard", "3/2", code=2).stderr
+    assert "no game 'Pnog'" in run(release, "--to", "onnx", "--game", "Pnog", code=2).stderr
+
+
+def test_fail_fast_stops_and_summaries_tell(release, tmp_path):
+    root = link(release, tmp_path / "root")
+    bad = root / "C51_classic/Asterix/0/model_1.gz"
+    bad.write_bytes(b"nothing")
+    page = tmp_path / "page.md"
+    arguments = (root, "--to", "onnx", "-o", tmp_path / "out", "--summary", tmp_path / "summary.json")
+    run(*arguments, "--fail-fast", code=1, GITHUB_STEP_SUMMARY=str(page))
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["failed"], summary["total"]) == (1, COUNT + 1)
+    assert summary["not_reached"] == COUNT - summary["converted"]
+    assert summary["not_reached"] > 0
+    assert summary["failures"] == [
+        {
+            "source": str(bad),
+            "kind": "UnreadableCheckpoint",
+            "message": f"{bad}: begins with b'noth', expected a gzip file (1f 8b)",
+        }
+    ]
+    assert f"| `{bad}` | {bad}: begins with" in page.read_text()
+    run(*arguments, "-j", 2, code=1)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["converted"] + summary["current"], summary["failed"]) == (COUNT, 1)
+    assert summary["not_reached"] == 0
+
+
+def test_a_mistake_of_ours_is_one_jobs_failure(release, tmp_path, monkeypatch):
+    def convert(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("by zero")
+
+    monkeypatch.setattr(bulk, "convert_data", convert)
+    outcomes = list(bulk.run(find_jobs([release], tmp_path / "out"), ["onnx"]))
+    assert [outcome.status for outcome in outcomes] == ["failed"] * COUNT
+    assert "ZeroDivisionError at" in str(outcomes[0].error)
+    assert "by zero: a bug of atari-convert, please report it" in str(outcomes[0].error)
+
+
+def test_a_worker_that_dies_costs_one_try_and_its_job_one_more(release, expected, tmp_path, monkeypatch):
+    """A source that is a pipe holds its worker; the worker is killed; at the second try the worker is killed again."""
+    root = link(release, tmp_path / "root")
+    trap = root / "DQN_modern/Asterix/0/model_7.gz"
+    os.mkfifo(trap)
+    jobs = find_jobs([root], tmp_path / "out")
+    started = []
+    start = processes._start
+
+    def watch(work: bulk.Work) -> processes._Worker:
+        started.append(start(work))
+        return started[-1]
+
+    monkeypatch.setattr(processes, "_start", watch)
+    outcomes = []
+    for outcome in bulk.run(jobs, ["onnx"], engine=processes.make_engine(2)):
+        outcomes.append(outcome)
+        caught = [worker for worker in started if worker.job and worker.job.source == str(trap)]
+        if len(outcomes) >= COUNT // 2:
+            for worker in caught:
+                worker.process.kill()
+    failed = [outcome for outcome in outcomes if outcome.error]
+    assert [outcome.job.source for outcome in failed] == [str(trap)]
+    assert "its worker died 2 times, the last time by SIGKILL" in str(failed[0].error)
+    assert hashes(tmp_path / "out") == expected
+    assert all(worker.process.exitcode is not None for worker in started)
+
+
+def test_when_every_worker_dies_the_run_stops(release, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "_serve", _die)
+    with pytest.raises(processes.WorkerDied, match="10 workers died one after another, the last by SIGKILL"):
+        list(bulk.run(find_jobs([release], tmp_path / "out"), ["onnx"], engine=processes.make_engine(2)))
+
+
+def _die(*_: object) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)

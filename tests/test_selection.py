@@ -1,0 +1,132 @@
+"""Which checkpoints a run is about: discovery, filters, shards."""
+
+from __future__ import annotations
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from convert.agent import Identity
+from convert.errors import SelectionError
+from convert.selection import FINAL_STEP, Filter, Job, find_jobs, keep, parse_shard, take_shard
+
+
+def _make(root: Path, *paths: str, size: int = 10) -> Path:
+    for path in paths:
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(b"x" * size)
+    return root
+
+
+def _job(family: str, game: str, seed: int, step: int, size: int = 1) -> Job:
+    identity = Identity(family, game, seed, step)
+    return Job(f"root/{identity.folder}.gz", f"{identity.folder}.gz", "out", identity, size)
+
+
+RELEASE = [
+    _job(family, game, seed, step)
+    for family in ("C51_classic", "DQN_modern")
+    for game in ("Pong", "SpaceInvaders")
+    for seed in (0, 1)
+    for step in (250_000, 40_000_000, FINAL_STEP - seed)
+]
+
+
+def _kept(**wanted: tuple[str, ...]) -> set[tuple]:
+    return {
+        (job.identity.family, job.identity.game, job.identity.seed, job.identity.step)
+        for job in keep(RELEASE, Filter(**wanted))
+    }
+
+
+def test_folders_files_patterns_and_lists_are_searched_in_the_order_of_folders(tmp_path, monkeypatch):
+    root = _make(tmp_path / "r", "DQN_modern/Pong/0/model_2.gz", "DQN_modern/Pong/0/model_1.gz", "DQN_modern/x.gz")
+    _make(root, "C51_classic/Pong/1/model_7.gz", "model_readme.txt")
+    jobs = find_jobs([root], tmp_path / "out")
+    assert [Path(job.folder).relative_to(tmp_path / "out").as_posix() for job in jobs] == [
+        "C51_classic/Pong/1/model_7",
+        "DQN_modern/Pong/0/model_1",
+        "DQN_modern/Pong/0/model_2",
+    ]
+    assert {job.size for job in jobs} == {10}
+    assert find_jobs([f"{root}/**/model_*.gz"], tmp_path / "out") == jobs
+    assert find_jobs([f"file://{root}"], f"file://{tmp_path}/out") == jobs
+    listed = [f"{root}/DQN_modern/Pong/0\n", "\n", f"{root}/C51_classic/Pong/1/model_7.gz\n"]
+    assert find_jobs([], tmp_path / "out", listed=listed) == jobs
+    (missing,) = find_jobs([], tmp_path / "out", listed=["nowhere/model_1.gz"])
+    assert missing.source == "nowhere/model_1.gz"
+    monkeypatch.chdir(root)
+    assert find_jobs(["."], "out")[0].source == "C51_classic/Pong/1/model_7.gz"
+    with pytest.raises(SelectionError, match=r"'gone\*' does not exist"):
+        find_jobs(["gone*"], "out")
+
+
+def test_filters_are_patterns():
+    assert len(_kept(families=("C51*",))) == 12
+    assert _kept(games=("Space*",), seeds=("1",), families=("DQN_modern",)) == {
+        ("DQN_modern", "SpaceInvaders", 1, step) for step in (250_000, 40_000_000, FINAL_STEP - 1)
+    }
+    assert len(_kept(seeds=("0", "1"))) == len(RELEASE)
+
+
+def test_steps_are_latest_final_a_range_a_number_or_a_pattern():
+    assert {row[3] for row in _kept(steps=("latest",))} == {FINAL_STEP, FINAL_STEP - 1}
+    assert len(_kept(steps=("latest",))) == 8
+    assert {row[2:] for row in _kept(steps=("final",))} == {(0, FINAL_STEP)}
+    assert {row[3] for row in _kept(steps=("300000:40000000",))} == {40_000_000}
+    assert {row[3] for row in _kept(steps=(":250000",))} == {250_000}
+    assert {row[3] for row in _kept(steps=("40000001:",))} == {FINAL_STEP, FINAL_STEP - 1}
+    assert {row[3] for row in _kept(steps=("250000", "4*"))} == {250_000, 40_000_000, FINAL_STEP - 1}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ({"games": ("Pnog",)}, "no game 'Pnog' in the release; did you mean Pong"),
+        ({"families": ("DQN",)}, "no family 'DQN'"),
+        ({"steps": ("last",)}, "--steps 'last' is not latest, final, A:B, a step or a pattern"),
+        ({"steps": ("7",)}, "no checkpoint that was found fits"),
+        ({"seeds": ("9",)}, "no checkpoint that was found fits"),
+    ],
+)
+def test_what_fits_nothing_is_explained(wanted, message):
+    with pytest.raises(SelectionError, match=message):
+        keep(RELEASE, Filter(**wanted))
+
+
+def test_what_is_not_known_of_an_agent_matches_no_filter():
+    unknown = Job("a/model_1.gz", "model_1.gz", "out", Identity())
+    assert keep([*RELEASE, unknown], Filter()) == [*RELEASE, unknown]
+    for wanted in (Filter(games=("*",)), Filter(seeds=("*",)), Filter(steps=("0:",))):
+        assert keep([*RELEASE, unknown], wanted) == RELEASE
+
+
+@given(st.lists(st.integers(0, 10**7), min_size=1, max_size=60), st.integers(1, 12))
+def test_shards_are_disjoint_complete_and_near_equal(sizes, count):
+    jobs = [_job("DQN_modern", "Pong", 0, step, size) for step, size in enumerate(sizes)]
+    shards = [take_shard(jobs, (number, count)) for number in range(1, count + 1)]
+    assert [job for shard in shards for job in shard] == jobs
+    totals = [sum(job.size or 1 for job in shard) for shard in shards]
+    assert max(totals) - min(totals) <= 2 * max(max(sizes), 1)
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "1/2/3", "-1/2"])
+def test_a_shard_that_is_none_is_refused(text):
+    assert parse_shard("3/3") == (3, 3)
+    with pytest.raises(ValueError, match="is not K/N with K from 1 to N"):
+        parse_shard(text)
+
+
+def test_a_hundred_thousand_checkpoints_fit_in_little_memory():
+    count = 10_000
+    tracemalloc.start()
+    listed = (f"/r/DQN_modern/Pong/{seed}/model_{step}.gz" for seed in range(10) for step in range(count // 10))
+    jobs = find_jobs([], "out", listed=listed)
+    size, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(jobs) == count
+    assert size / count < 1000  # bytes
+    assert peak / count < 1200
