@@ -49,7 +49,6 @@ def checked(converted, tmp_path_factory):
     """One run over the trained agents, all backends, both modes, as a user starts it."""
     report = tmp_path_factory.mktemp("check") / "deep/report"
     options = ("--episodes", 3, "--max-steps", 25, "--mode", "both", "--epsilon", 0.1)
-    # Two agents with three artefacts each, whatever other targets this tree's fixture may come to hold.
     command = _command(converted, "--source", AGENTS, *options, "--report", report, "-v")
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
     assert (done.returncode, done.stderr) == (0, "")
