@@ -86,7 +86,9 @@ def test_the_runner_resumes_with_our_weights(base, source):
 
 def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
     """A whole episode of Dopamine's Runner; the observations are those of the protocol, pixel for pixel."""
-    runner = make_runner(base, *GREEDY)
+    # Without a random action the Breakout agent ends few episodes; the one of this seed it does.
+    seed = 0 if source == PONG else 7
+    runner = make_runner(base, *GREEDY, f"dopamine_env.create_environment.seed = {seed}")
     agent, environment = runner._agent, runner._environment
     assert isinstance(environment, ReleaseEnvironment)
     agent.eval_mode = True
@@ -108,7 +110,7 @@ def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
 
     oracle = read_oracle(source)
     protocol = PROTOCOLS[FAMILIES[source.parts[-4]].protocol]
-    episode = Episode(source.parts[-3], protocol, 0, oracle.actions)
+    episode = Episode(source.parts[-3], protocol, seed, oracle.actions)
     replayed_return = 0.0
     for state_hwc, action in zip(states, actions, strict=True):
         np.testing.assert_array_equal(state_hwc, episode.observation.transpose(1, 2, 0))
@@ -230,6 +232,6 @@ def test_the_documented_lines_give_network_and_params(folder, source, tmp_path, 
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), flags=re.DOTALL)
     obs_nchw = np.random.default_rng(0).integers(0, 256, (3, 4, 84, 84), dtype=np.uint8)
     names = {"observations": obs_nchw.transpose(0, 2, 3, 1)}
-    exec(code, names)  # noqa: S102
+    exec(code, names)
     expected = compute_q_values(read_oracle(source), obs_nchw)
     np.testing.assert_allclose(names["q_values"], expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
