@@ -22,10 +22,24 @@ if TYPE_CHECKING:
 PROGRESS_AFTER = 1.0  # seconds
 
 
+def _complete_target(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    from convert.targets import list_targets
+
+    names = ["all", *(target.name for target in list_targets())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
-    "--to", "to", multiple=True, required=True, metavar="TARGET", help="onnx | flax | tensorflow | all; repeatable."
+    "--to",
+    "to",
+    multiple=True,
+    required=True,
+    metavar="TARGET",
+    shell_complete=_complete_target,
+    help="onnx | flax | tensorflow | dopamine | keras | litert | nnx | orbax | safetensors | torch | all, or a variant "
+    "that all leaves out: litert-float16 | litert-int8; repeatable.",
 )
 @click.option(
     "-o",

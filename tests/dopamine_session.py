@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import gin
 import jax
 import numpy as np
 import pytest
-from builders import BREAKOUT, PONG, make_state, save_checkpoint
+from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from dopamine.discrete_domains import atari_lib, run_experiment
 from dopamine.jax import networks
 from dopamine.jax.agents.dqn.dqn_agent import JaxDQNAgent
@@ -70,8 +72,6 @@ def list_checkpoints(base):
 def test_the_runner_resumes_with_our_weights(base, source):
     runner = make_runner(base)
     agent = runner._agent
-    record = convert.read_record(base.parent / "agent.json") if False else None
-    assert record is None
     assert isinstance(agent, JaxDQNAgent if source == PONG else JaxRainbowAgent)
     assert agent.training_steps == int(source.stem.removeprefix("model_"))
     assert runner._start_iteration == 1
@@ -86,7 +86,9 @@ def test_the_runner_resumes_with_our_weights(base, source):
 
 def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
     """A whole episode of Dopamine's Runner; the observations are those of the protocol, pixel for pixel."""
-    runner = make_runner(base, *GREEDY)
+    # Without a random action the Breakout agent ends few episodes; the one of this seed it does.
+    seed = 0 if source == PONG else 7
+    runner = make_runner(base, *GREEDY, f"dopamine_env.create_environment.seed = {seed}")
     agent, environment = runner._agent, runner._environment
     assert isinstance(environment, ReleaseEnvironment)
     agent.eval_mode = True
@@ -108,16 +110,18 @@ def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
 
     oracle = read_oracle(source)
     protocol = PROTOCOLS[FAMILIES[source.parts[-4]].protocol]
-    episode = Episode(source.parts[-3], protocol, 0, oracle.actions)
-    replayed_return, worst = 0.0, 0.0
+    episode = Episode(source.parts[-3], protocol, seed, oracle.actions)
+    replayed_return = 0.0
     for state_hwc, action in zip(states, actions, strict=True):
         np.testing.assert_array_equal(state_hwc, episode.observation.transpose(1, 2, 0))
-        q_values = compute_q_values(oracle, episode.observation[None])[0]
-        worst = max(worst, (q_values.max() - q_values[action]) / np.abs(q_values).max())
         replayed_return += episode.step(action)
     assert episode.game_over
     assert replayed_return == episode_return
-    assert worst <= TOLERANCE
+    for start in range(0, steps, 256):
+        obs_nchw = np.stack(states[start : start + 256]).transpose(0, 3, 1, 2)
+        q_values = compute_q_values(oracle, obs_nchw)
+        chosen = np.take_along_axis(q_values, np.array(actions[start : start + 256])[:, None], axis=1)
+        assert ((q_values.max(1) - chosen[:, 0]) / np.abs(q_values).max(1)).max() <= TOLERANCE
 
 
 def test_q_values_are_the_oracles(base, source):
@@ -141,15 +145,16 @@ def test_a_training_iteration_changes_the_weights_and_writes_the_next_checkpoint
     )
     runner.run_experiment()
     assert list_checkpoints(base) == [0, 1]
-    before = convert.read_checkpoint(source)
-    after = convert.read_agent(base, "dopamine")
-    assert (after.network.hidden.kernel != before.hidden.kernel).any()
-    trained = int(source.stem.removeprefix("model_")) + 200
-    assert after.agent.identity.step == trained
+    before, after = convert.read_checkpoint(source), convert.read_agent(base)
+    assert (after.hidden.kernel != before.hidden.kernel).any()
     # And from there to PyTorch: the release's own format, with the trained weights.
-    written = convert.convert_back(base, tmp_path / "release", source_target="dopamine")
-    back = convert.read_checkpoint(written)
-    jax.tree.map(np.testing.assert_array_equal, to_params(back), jax.tree.map(np.asarray, runner._agent.online_params))
+    conversion = convert.convert_agent(base, tmp_path / "back", ["checkpoint"])
+    agent = conversion.record.agent
+    assert agent.identity.step == int(source.stem.removeprefix("model_")) + 200
+    assert agent.derived_from.path == source.relative_to(AGENTS).as_posix()
+    back = convert.read_checkpoint(conversion.folder / "checkpoint" / f"{agent.identity.folder}.gz")
+    trained = jax.tree.map(np.asarray, runner._agent.online_params)
+    jax.tree.map(np.testing.assert_array_equal, to_params(back), trained)
 
 
 @pytest.mark.parametrize(("family", "actions"), [(name, 18) for name in FAMILIES])
@@ -173,7 +178,7 @@ def test_dopamines_own_network_shows_itself_only_when_it_is_called(folder, sourc
     runner = make_runner(base)
     assert isinstance(runner._agent.network_def, networks.NatureDQNNetwork | networks.RainbowNetwork)
     assert runner._start_iteration == 1
-    with pytest.raises(ScopeParamShapeError, match=r"\(3136, 512\).*\(7744, 512\)"):
+    with pytest.raises(ScopeParamShapeError, match=r"\(7744, 512\), but .* \(3136, 512\)"):
         runner._agent.begin_episode(runner._environment.reset())
 
 
@@ -201,7 +206,15 @@ def test_the_documented_command_runs(index, folder, source, tmp_path):
     if "Runner.training_steps = 0" in command:
         short = short[1:]
     command += "".join(f" --gin_bindings '{binding}'" for binding in short)
-    done = subprocess.run(["bash", "-ec", command], cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    done = subprocess.run(
+        ["bash", "-ec", command],
+        cwd=tmp_path,
+        env={**os.environ, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     assert "will start from iteration 1" in done.stderr
     assert "Eval/NumEpisodes = 1" in done.stderr + done.stdout
