@@ -48,7 +48,8 @@ def main() -> None:
         for source in AGENTS.rglob("model_*.gz"):
             convert_checkpoint(source, out / source.relative_to(AGENTS).with_suffix(""), TARGETS)
         rows = [measure_speed(path.parent, out, arguments) for path in sorted(out.rglob("agent.json"))]
-        rows.append(measure_memory(out, Path(name)))
+        if sys.platform == "linux":
+            rows.append(measure_memory(out, Path(name)))
     if arguments.json:
         arguments.json.write_text(json.dumps(rows, indent=2) + "\n")
 
@@ -148,22 +149,21 @@ def measure_memory(out: Path, scratch: Path) -> dict[str, int]:
 
 
 def peak(folder: Path, *options: str) -> int:
-    """Return the peak of a check in a process of its own, in MiB."""
+    """Return the peak of a check in a process of its own, in MiB. (Linux: ``ru_maxrss`` would count its parent's.)"""
     code = (
-        "import resource, sys\n"
+        "from pathlib import Path\n"
         "from runtime_check.cli import main\n"
         "try:\n"
         "    main()\n"
         "finally:\n"
-        "    print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)\n"
+        "    print(Path('/proc/self/status').read_text())\n"
     )
     with tempfile.TemporaryDirectory() as report:
         arguments = [str(folder), "--source", str(AGENTS), *options, "--report", f"{report}/report"]
         done = subprocess.run(
             [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=600
         )
-    kibibytes = int(re.search(r"peak (\d+)", done.stdout)[1])
-    return kibibytes // (1024 if sys.platform != "darwin" else 1024**2)
+    return int(re.search(r"VmHWM:\s+(\d+) kB", done.stdout)[1]) // 1024
 
 
 if __name__ == "__main__":
