@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from runtime_check.check import AgentResult
+from runtime_check.results import AgentResult
 
 Float64 = NDArray[np.float64]
 
