@@ -24,7 +24,6 @@ from runtime_check.backends import (
 from runtime_check.compare import (
     DEFAULT_ATOL,
     DEFAULT_RTOL,
-    Disagreement,
     Float64,
     Outputs,
     Tolerance,
@@ -37,6 +36,7 @@ from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
 from runtime_check.replay import Batch, EpisodeLog, Plan, Replay, replay_log
 from runtime_check.results import AgentResult, BackendResult, Exhibit
+from runtime_check.tally import Disagreement
 
 SIDE_BY_SIDE = 16
 MAX_EXHIBITS = 12

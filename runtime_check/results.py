@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent
 from runtime_check.backends import Bound, Description, Runtime
-from runtime_check.compare import Tally, Tolerance, judge
+from runtime_check.compare import Tolerance
 from runtime_check.replay import Plan
+from runtime_check.tally import Tally, judge
 
 MAX_RETURNS = 500
 
