@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "demo"]
+nox.options.sessions = ["lint", "types", "tests", "demo", "browser", "dopamine"]
 nox.options.default_venv_backend = "none"
 
 AGENTS = "tests/data/agents"
@@ -37,8 +37,40 @@ def types(session: nox.Session) -> None:
 
 @nox.session
 def demo(session: nox.Session) -> None:
-    """Convert the trained agents to every target, twice: the second run finds all current."""
+    """Convert the trained agents to every target, then find all current, then prove that they act alike."""
     with tempfile.TemporaryDirectory() as folder:
         out = str(Path(folder) / "converted")
         for _ in range(2):
             python(session, "-m", "convert", AGENTS, "--to", "all", "--out", out)
+        python(session, "-m", "runtime_check", out, "--source", AGENTS, "--max-steps", "300", "--mode", "both")
+
+
+@nox.session
+def browser(session: nox.Session) -> None:
+    """Open a report in headless Chromium."""
+    python(session, "-m", "pytest", "tests/browser_report.py", *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def dopamine(session: nox.Session) -> None:
+    """Resume, evaluate and train converted agents with Dopamine itself, in an environment of its own."""
+    constraints = "tests/dopamine-constraints.txt"
+    session.install("-q", "-c", constraints, ".[flax,check]", "dopamine-rl", "tensorboard", "pytest")
+    session.install("-q", "--no-deps", "-c", constraints, "baselines")
+    # Dopamine's opencv-python needs a display library; the headless build puts its files in the same place.
+    session.install("-q", "--no-deps", "--force-reinstall", "-c", constraints, "opencv-python-headless")
+    # Dopamine and what it imports warn a lot, and the tests' own fixtures need more than is installed here.
+    session.run("pytest", "--noconftest", "-W", "ignore", "tests/dopamine_session.py", *session.posargs)
+
+
+@nox.session
+def survive(session: nox.Session) -> None:
+    """Kill a bulk conversion at 50 random instants."""
+    python(session, "-m", "pytest", "tests/survive.py", *session.posargs)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Measure: `nox -s bench -- bulk`, `-- check` or `-- stack`, each with its own options after it."""
+    name, *arguments = session.posargs or ["bulk"]
+    python(session, f"tests/bench_{name}.py", *arguments)

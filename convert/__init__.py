@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convert.agent import Agent, Identity, Record, read_record
+    from convert.back import convert_agent, read_agent
     from convert.network import Network
     from convert.pipeline import Conversion, LoadedAgent, convert_checkpoint, load_agent, read_checkpoint
 
@@ -26,8 +27,10 @@ __all__ = [
     "LoadedAgent",
     "Network",
     "Record",
+    "convert_agent",
     "convert_checkpoint",
     "load_agent",
+    "read_agent",
     "read_checkpoint",
     "read_record",
 ]
@@ -39,8 +42,10 @@ _MODULES = {
     "LoadedAgent": "pipeline",
     "Network": "network",
     "Record": "agent",
+    "convert_agent": "back",
     "convert_checkpoint": "pipeline",
     "load_agent": "pipeline",
+    "read_agent": "back",
     "read_checkpoint": "pipeline",
     "read_record": "agent",
 }

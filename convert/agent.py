@@ -156,13 +156,15 @@ class File:
 class Agent:
     """An agent: who it is, what its head answers, and which checkpoint it came from.
 
-    source.path is relative to the release's root, or to the folder that was searched.
+    source.path is relative to the release's root, or to the folder that was searched. derived_from: the checkpoint
+    of the release that it was trained on from, for an agent that came back with other weights.
     """
 
     identity: Identity
     head: HeadSpec
     source: File
     action_meanings: tuple[str, ...] | None = None
+    derived_from: File | None = None
 
 
 @dataclass(frozen=True)
@@ -224,6 +226,7 @@ def to_json(record: Record) -> str:
         "action_meanings": agent.action_meanings,
         "observation": OBSERVATION,
         "source": {"file": PurePosixPath(agent.source.path).name, **_file_to_json(agent.source)},
+        "derived_from": _file_to_json(agent.derived_from) if agent.derived_from else None,
         "artifacts": {name: _artifact_to_json(record.artifacts[name]) for name in sorted(record.artifacts)},
         "versions": dict(sorted(record.versions.items())),
     }
@@ -300,11 +303,13 @@ def _record_from_json(document: dict[str, Any]) -> Record:
     if identity.game is not None:
         check_known("game", identity.game, list(load_games()))
     meanings = _optional(document, "action_meanings", list)
+    derived_from = _optional(document, "derived_from", dict)
     agent = Agent(
         identity,
         _head_from_json(_field(document, "head", dict)),
         _file_from_json(_field(document, "source", dict)),
         tuple(_each(meanings, str, "action_meanings")) if meanings is not None else None,
+        _file_from_json(derived_from) if derived_from is not None else None,
     )
     artifacts = _field(document, "artifacts", dict)
     return Record(

@@ -22,10 +22,24 @@ if TYPE_CHECKING:
 PROGRESS_AFTER = 1.0  # seconds
 
 
+def _complete_target(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
+    from convert.targets import list_targets
+
+    names = ["all", *(target.name for target in list_targets())]
+    return [name for name in names if name.startswith(incomplete)]
+
+
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
-    "--to", "to", multiple=True, required=True, metavar="TARGET", help="onnx | flax | tensorflow | all; repeatable."
+    "--to",
+    "to",
+    multiple=True,
+    required=True,
+    metavar="TARGET",
+    shell_complete=_complete_target,
+    help="onnx | flax | tensorflow | dopamine | keras | litert | nnx | orbax | safetensors | torch | all, or a variant "
+    "that all leaves out: litert-float16 | litert-int8; repeatable.",
 )
 @click.option(
     "-o",
@@ -352,10 +366,13 @@ def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> None:
 
 
 def _hint_at_loading(folder: str, record: Record) -> str:
-    lines = ["", "Load one (observations are uint8, oldest frame first, 0–255):", "  import convert"]
-    for name, artifact in record.artifacts.items():
+    lines = ["", "Load one:", "  import convert", f"  agent = convert.load_agent({folder!r}, TARGET)"]
+    lines += ["  q_values = agent(observations)  # uint8, oldest frame first, 0–255; for TARGET"]
+    by_shape: dict[str, list[str]] = {}
+    for name, artifact in sorted(record.artifacts.items()):
         shape = ", ".join(str(size or "N") for size in artifact.inputs[0].shape)
-        lines.append(f"  agent = convert.load_agent({folder!r}, {name!r})  # q_values = agent(uint8[{shape}])")
+        by_shape.setdefault(shape, []).append(name)
+    lines += [f"      [{shape}]: {', '.join(names)}" for shape, names in by_shape.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ divided by 255, convolutions with ReLU, flatten in C,H,W order, dense with ReLU,
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -211,6 +212,15 @@ def find_differences(actual: Network, expected: Network) -> list[str]:
             count = int(np.count_nonzero(_bits(other) != _bits(array)))
             differences.append(f"{key} differs in {count} of {array.size} values")
     return differences
+
+
+def compute_digest(network: Network) -> str:
+    """Return a sha256 over names, shapes and bits of all arrays, in lower-case hex."""
+    digest = hashlib.sha256()
+    for key, array in arrays(network).items():
+        digest.update(f"{key} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).astype("<f4", copy=False).data)
+    return digest.hexdigest()
 
 
 def _bits(array: Float32) -> NDArray[np.uint32]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 from convert import __version__
 from convert.agent import (
@@ -25,7 +26,7 @@ from convert.errors import ArtefactMissing, CheckpointError, RoundTripError, Unr
 from convert.games import load_games
 from convert.network import Float32, Network, find_differences
 from convert.publish import check_ours, describe_files, find_record, is_intact, is_settled, open_folder, publish
-from convert.targets import Policy, find_target, import_target
+from convert.targets import Policy, QuantizedModule, find_target, import_target
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,19 @@ def convert_data(
         return Conversion(folder, (), record)
     network = read_network(data, name)
     agent = describe_agent(network, identity, checkpoint)
+    return write_agent(network, agent, folder, targets, overwrite=overwrite)
+
+
+def write_agent(
+    network: Network, agent: Agent, folder: Path, targets: Collection[str], *, overwrite: bool = False
+) -> Conversion:
+    """Write a network's targets into the agent's folder, those that are not current there.
+
+    Raises:
+        AtariConvertError: see `convert.errors`; the folder is then as it was.
+    """
     with open_folder(folder) as staging:
-        stale = find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
+        stale = find_stale(folder, agent.identity, agent.source, targets, overwrite=overwrite)
         written = {target: write_artifact(target, network, agent, staging) for target in stale}
         previous = find_record(folder)
         record = Record(agent, {**(previous.artifacts if previous else {}), **written}, own_versions())
@@ -203,12 +215,15 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
     """Write one target into a folder, read it back, and return what the record says of it.
 
     Raises:
-        RoundTripError: it does not read back as the same network, bit for bit.
+        RoundTripError: it does not read back as the same network, bit for bit (if quantised: but for rounding).
     """
     target, module = find_target(name), import_target(name)
     path = folder / target.path
     module.write(network, agent, path)
-    differences = find_differences(module.read(path, agent), network)
+    if target.is_quantized:
+        differences = cast(QuantizedModule, module).find_losses(path, network)
+    else:
+        differences = find_differences(module.read(path, agent), network)
     if differences:
         raise RoundTripError(
             f"{agent.source.path}: {name} does not read back as it was written ({'; '.join(differences)}): "

@@ -75,17 +75,14 @@ class Comparison:
         return wrong
 
 
-def find_faults(actual: Outputs, expected: Expected) -> list[str]:
+def find_faults(actual: Outputs, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return what keeps the outputs from being compared: a missing, extra or misshapen one, or not float32."""
-    faults = [f"no output {name!r}" for name in expected if name not in actual]
-    faults += [f"unexpected output {name!r}" for name in actual if name not in expected]
-    for name in expected:
-        if name not in actual:
-            continue
-        dtype, shape = actual[name].dtype, actual[name].shape
-        if dtype != np.float32 or shape != expected[name].shape:
-            wanted = list(expected[name].shape)
-            faults.append(f"output {name!r} is {dtype}{list(shape)}, expected float32{wanted}")
+    faults = [f"no output {name!r}" for name in shapes if name not in actual]
+    faults += [f"unexpected output {name!r}" for name in actual if name not in shapes]
+    for name, shape in shapes.items():
+        found = actual.get(name)
+        if found is not None and (found.dtype != np.float32 or found.shape != shape):
+            faults.append(f"output {name!r} is {found.dtype}{list(found.shape)}, expected float32{list(shape)}")
     return faults
 
 
@@ -156,12 +153,14 @@ class Disagreement:
 class Tally:
     """All that is kept of a backend's answers; its size does not depend on how many there were.
 
-    faults: why answers could not be had or compared, the first of each kind. max_error and where it was:
+    agreeing: on how many of the steps the action was the oracle's. faults: why answers could not be had or compared,
+    the first of each kind. max_error and where it was:
     (episode, step). max_ratio: the largest error of any output as a multiple of what was allowed there. listed: the
     first 100 ties and wrong actions.
     """
 
     steps: int = 0
+    agreeing: int = 0
     ties: int = 0
     wrong: int = 0
     exceeding: int = 0
@@ -176,10 +175,16 @@ class Tally:
     gaps: Histogram = field(default_factory=lambda: Histogram())
     profile: Profile = field(default_factory=lambda: Profile())
 
+    @property
+    def agreement(self) -> float | None:
+        """The share of the steps of a shadow replay on which the action was the oracle's; None of none."""
+        return self.agreeing / self.steps if self.steps else None
+
     def add(self, comparison: Comparison, episodes: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
         """Add the answers to a batch of a shadow replay."""
         finite = comparison.finite
         self.steps += len(finite)
+        self.agreeing += int((comparison.action == comparison.best).sum())
         self.non_finite += int((~finite).sum())
         self.exceeding += int((comparison.ratio[finite] > 1).sum())
         self.smallest_gap = min(self.smallest_gap, float(comparison.gap.min()))
@@ -222,12 +227,21 @@ class Tally:
             self.faults.append(fault)
 
 
-def judge(tally: Tally) -> list[str]:
-    """Return why the backend does not act like its checkpoint; nothing when it does."""
+def judge(tally: Tally, least_agreement: float | None = None) -> list[str]:
+    """Return why the backend does not act like its checkpoint; nothing when it does.
+
+    Args:
+        tally: its answers.
+        least_agreement: where weights are rounded, the share of actions that have to be the oracle's, from 0 to 1;
+            None: all of them, but for ties.
+    """
     reasons = list(tally.faults)
     if tally.non_finite:
         reasons.append(f"{tally.non_finite} of {tally.steps} answers hold NaN or infinity")
-    if tally.wrong:
+    if least_agreement is not None:
+        if tally.agreement is not None and tally.agreement < least_agreement:
+            reasons.append(f"{tally.agreement:.1%} of the actions are the oracle's, fewer than {least_agreement:.0%}")
+    elif tally.wrong:
         reasons.append(f"{tally.wrong} wrong {'action' if tally.wrong == 1 else 'actions'}")
     if tally.exceeding:
         reasons.append(

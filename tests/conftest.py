@@ -4,12 +4,17 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+import hypothesis
 import pytest
 from builders import AGENTS, make_state, save_checkpoint
 from bulk_release import COUNT, hashes
 
 from convert import bulk
 from convert.selection import find_jobs
+
+# A slow machine is not a failure.
+hypothesis.settings.register_profile("patient", deadline=None)
+hypothesis.settings.load_profile("patient")
 
 # Commands that tests start find the packages and the tests' own modules, installed or not.
 os.environ["PYTHONPATH"] = os.pathsep.join(map(str, (Path(__file__).parents[1], Path(__file__).parent)))

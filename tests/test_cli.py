@@ -20,6 +20,7 @@ from click.testing import CliRunner
 from convert.agent import to_json
 from convert.cli import main
 from convert.publish import find_record
+from convert.targets import list_targets
 
 SCHEMA = json.loads(files("convert").joinpath("agent.schema.json").read_text("utf-8"))
 PONG_FOLDER = "DQN_modern/Pong/0/model_328492"
@@ -48,7 +49,9 @@ def test_a_folder_is_converted_and_a_second_run_does_nothing(release, tmp_path):
     first = run(release, "--to", "onnx", "--to", "flax", "-o", out)
     assert f"{out}/{PONG_FOLDER}: wrote onnx, flax" in first.stdout
     assert "2 converted, 0 current, 0 failed" in first.stdout
-    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, 'onnx')" in first.stdout
+    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, TARGET)" in first.stdout
+    assert "[N, 4, 84, 84]: onnx\n" in first.stdout
+    assert "[N, 84, 84, 4]: flax\n" in first.stdout
     assert first.stderr == ""
     assert _tree(out) == [
         f"{folder}/{name}"
@@ -268,6 +271,19 @@ def test_help_names_the_version_and_every_exit_code():
     text = " ".join(run("--help").stdout.split())
     assert "Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2" in text
     assert run("--version").stdout.startswith("atari-convert, version ")
+
+
+def test_help_and_completion_name_every_target():
+    text = "".join(run("--help").stdout.split())
+    assert all(target.name in text for target in list_targets())
+    environment = os.environ | {
+        "_ATARI_CONVERT_COMPLETE": "bash_complete",
+        "COMP_WORDS": "atari-convert --to lite",
+        "COMP_CWORD": "2",
+    }
+    command = [sys.executable, "-m", "convert"]
+    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert completed.stdout.split() == [f"plain,{name}" for name in ("litert", "litert-float16", "litert-int8")]
 
 
 def test_progress_is_shown_on_a_terminal_only(tmp_path):

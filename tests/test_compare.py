@@ -104,11 +104,11 @@ def test_logits_are_judged_too():
     ],
 )
 def test_outputs_that_cannot_be_compared_are_named(actual, fault):
-    assert find_faults(actual, {"q_values": np.zeros((2, 3))}) == [fault]
+    assert find_faults(actual, {"q_values": (2, 3)}) == [fault]
 
 
 def test_good_outputs_have_no_faults():
-    assert find_faults({"q_values": np.zeros((2, 3), np.float32)}, {"q_values": np.zeros((2, 3))}) == []
+    assert find_faults({"q_values": np.zeros((2, 3), np.float32)}, {"q_values": (2, 3)}) == []
 
 
 def test_a_head_of_one_action_has_no_gap():

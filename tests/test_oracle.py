@@ -97,7 +97,8 @@ def test_shares_no_code_with_convert():
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} == {
-        *("__future__", "dataclasses", "gzip", "io", "numpy", "pathlib", "pickle", "torch", "zlib"),
+        *("__future__", "concurrent", "dataclasses", "functools", "gzip", "io", "os", "pathlib", "pickle", "zlib"),
+        *("numpy", "threadpoolctl", "torch"),
     }
 
 

@@ -268,7 +268,7 @@ def test_a_missing_file_and_a_folder_are_refused(tmp_path):
 SMALL = gzip.decompress(PONG.read_bytes())[:3000] + gzip.decompress(PONG.read_bytes())[-3000:]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.randoms(use_true_random=False), st.integers(1, 40))
 def test_damaged_bytes_are_read_or_refused_and_nothing_else(rng: random.Random, changes: int):
     raw = bytearray(SMALL)

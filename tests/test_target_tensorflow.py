@@ -27,6 +27,7 @@ from convert.network import (
     make_head,
     nature_network,
 )
+from convert.quiet_tensorflow import without_native_logs
 from convert.targets import tensorflow as target
 from runtime_check.oracle import Oracle, compute_q_values
 
@@ -140,6 +141,7 @@ def test_describes_the_signature(actions, atoms, tmp_path):
 _WRITE_ALL = """
 import sys
 from pathlib import Path
+from convert.quiet_tensorflow import without_native_logs
 from convert.targets import tensorflow as target
 from test_target_tensorflow import write_some
 write_some(Path(sys.argv[1]), reverse=True)
@@ -196,7 +198,7 @@ def test_who_asks_for_logs_gets_them():
 
 
 def test_what_else_is_written_while_tensorflow_starts_is_kept(capfd):
-    with target._without_native_logs():
+    with without_native_logs():
         sys.stderr.write("a progress bar\n")
         subprocess.run(["sh", "-c", "echo 'I0000 00:00:1795330433.85 5692 port.cc:153] oneDNN' >&2"], check=True)
     assert capfd.readouterr().err == "a progress bar\n"

@@ -7,6 +7,7 @@ A target module begins with literal constants, which are read from its source wi
     EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
     PACKAGES        the packages it imports
     IN_ALL          whether ``--to all`` means it too
+    QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
 and holds four functions, see `TargetModule`. Dashes in a target's name are underscores in its module's.
 """
@@ -20,6 +21,7 @@ import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol, cast
@@ -50,6 +52,13 @@ class TargetModule(Protocol):
         """Return the artefact's inputs and outputs."""
 
 
+class QuantizedModule(TargetModule, Protocol):
+    """What a module of rounded weights holds besides; its ``read`` refuses."""
+
+    def find_losses(self, path: Path, network: Network) -> list[str]:
+        """Return the weights that are further from the network's than rounding explains."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What is known of a target without importing its framework."""
@@ -61,6 +70,7 @@ class Target:
     extra: str
     packages: tuple[str, ...]
     in_all: bool
+    is_quantized: bool
 
     @property
     def is_installed(self) -> bool:
@@ -125,6 +135,7 @@ OBSERVATION_NCHW = Tensor("observation", "uint8", (None, FRAMES, HEIGHT, WIDTH),
 OBSERVATION_NHWC = Tensor("observation", "uint8", (None, HEIGHT, WIDTH, FRAMES), ("batch", "height", "width", "frame"))
 
 
+@cache
 def _names() -> list[str]:
     return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
 
@@ -142,14 +153,14 @@ def _is_importable(package: str) -> bool:
 
 @cache
 def _read_constants(name: str) -> Target:
-    source = Path(__path__[0], f"{_module_name(name)}.py").read_text("utf-8")
-    tree = ast.parse(source)
+    spec = cast(ModuleSpec, find_spec(f"{__name__}.{_module_name(name)}"))
+    tree = ast.parse(Path(cast(str, spec.origin)).read_text("utf-8"))
     constants: dict[str, Any] = {
         statement.targets[0].id: ast.literal_eval(statement.value)
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("PATH", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL")
+        and statement.targets[0].id in ("PATH", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
     }
     return Target(
         name,
@@ -159,4 +170,5 @@ def _read_constants(name: str) -> Target:
         constants["EXTRA"],
         constants["PACKAGES"],
         constants["IN_ALL"],
+        constants.get("QUANTIZED", False),
     )

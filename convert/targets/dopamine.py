@@ -7,6 +7,7 @@ says who the agent is, so that a copy of the folder can be trained on and conver
 
 from __future__ import annotations
 
+import json
 import pickle
 import re
 from collections.abc import Mapping
@@ -19,7 +20,7 @@ import numpy as np
 from convert import restricted_pickle
 from convert.agent import Agent, Record, Tensor, from_json, to_json
 from convert.errors import ArtefactMissing, TargetError, UnreadableArtefact
-from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network
+from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
 
@@ -41,7 +42,7 @@ _SENTINEL = "sentinel_checkpoint_complete"
 class Bundle:
     """What is of use in a Dopamine checkpoint: Linen's tree of the online network, and the agent steps trained."""
 
-    iteration: int
+    path: Path
     training_steps: int
     online_params: Any
 
@@ -69,7 +70,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     (path / "checkpoints" / f"ckpt.{iteration}").write_bytes(pickle.dumps(bundle, PICKLE_PROTOCOL))
     (path / "checkpoints" / f"{_SENTINEL}.{iteration}").write_text("done", "utf-8")
     (path / "agent.gin").write_text(to_gin(agent), "utf-8")
-    (path / ORIGIN_NAME).write_text(to_json(Record(agent, {}, {})), "utf-8")
+    (path / ORIGIN_NAME).write_text(_to_origin(agent, network), "utf-8")
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -83,7 +84,7 @@ def read(path: Path, agent: Agent) -> Network:
     try:
         return from_params(bundle.online_params, support_of(agent))
     except ValueError as error:
-        raise UnreadableArtefact(f"{_checkpoint(path, bundle.iteration)}: {error}") from error
+        raise UnreadableArtefact(f"{bundle.path}: {error}") from error
 
 
 def load(path: Path, agent: Agent) -> Policy:
@@ -103,17 +104,27 @@ def iteration_of(step: int | None) -> int:
     return max(0, (step or 0) // STEPS_PER_ITERATION - 1)
 
 
-def read_origin(path: Path) -> Agent:
-    """Return the agent that a Dopamine base folder, or a trained copy of it, was written from.
+def read_origin(path: Path) -> tuple[Agent, str]:
+    """Return who a Dopamine base folder was written for, and the digest of the weights that it began with.
 
     Raises:
-        ArtefactMissing: the folder was not written by this tool.
+        ArtefactMissing: the folder was not written by this tool, or copied without its ``origin.json``.
         RecordError: its ``origin.json`` is damaged.
     """
     origin = path / ORIGIN_NAME
-    if not origin.is_file():
-        raise ArtefactMissing(f"{path}: no {ORIGIN_NAME}: copy it from the dopamine/ folder that atari-convert wrote")
-    return from_json(origin.read_text("utf-8"), str(origin)).agent
+    try:
+        text = origin.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ArtefactMissing(
+            f"{path}: no readable {ORIGIN_NAME}: copy it from the dopamine/ folder that atari-convert wrote"
+        ) from error
+    return from_json(text, str(origin)).agent, str(json.loads(text).get("weights_sha256"))
+
+
+def _to_origin(agent: Agent, network: Network) -> str:
+    """Return the agent's record without artefacts, and what tells whether the weights were trained since."""
+    document = json.loads(to_json(Record(agent, {}, {}))) | {"weights_sha256": compute_digest(network)}
+    return json.dumps(document, indent=2) + "\n"
 
 
 def read_bundle(path: Path) -> Bundle:
@@ -123,8 +134,7 @@ def read_bundle(path: Path) -> Bundle:
         ArtefactMissing: there is none.
         UnreadableArtefact: it is damaged, wants to run code, or is no checkpoint of Dopamine's JAX agents.
     """
-    iteration = _find_latest(path)
-    checkpoint = _checkpoint(path, iteration)
+    checkpoint = find_latest(path)
     size = checkpoint.stat().st_size
     if size > LARGEST_CHECKPOINT:
         raise UnreadableArtefact(f"{checkpoint}: {size} bytes, expected at most {LARGEST_CHECKPOINT}")
@@ -137,16 +147,21 @@ def read_bundle(path: Path) -> Bundle:
         raise UnreadableArtefact(
             f"{checkpoint}: no online_params and training_steps: not a checkpoint of Dopamine's JAX agents"
         )
-    return Bundle(iteration, steps, content["online_params"])
+    return Bundle(checkpoint, steps, content["online_params"])
 
 
-def _find_latest(path: Path) -> int:
+def find_latest(path: Path) -> Path:
+    """Return the latest complete checkpoint of a Dopamine base folder.
+
+    Raises:
+        ArtefactMissing: there is none.
+    """
     pattern = re.compile(rf"{_SENTINEL}\.(\d+)", re.ASCII)
     matches = (pattern.fullmatch(entry.name) for entry in (path / "checkpoints").glob(f"{_SENTINEL}.*"))
     iterations = [int(match[1]) for match in matches if match and _checkpoint(path, int(match[1])).is_file()]
     if not iterations:
         raise ArtefactMissing(f"{path}: no checkpoints/ckpt.N with its {_SENTINEL}.N: not a base folder of Dopamine")
-    return max(iterations)
+    return _checkpoint(path, max(iterations))
 
 
 def _checkpoint(path: Path, iteration: int) -> Path:

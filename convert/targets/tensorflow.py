@@ -10,57 +10,25 @@ from __future__ import annotations
 
 import os
 import re
-import sys
-import tempfile
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from google.protobuf import text_format
+from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from convert import layout
 from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.network import FRAMES, HEIGHT, WIDTH, Conv, Dense, Float32, Network, arrays, make_head
+from convert.quiet_tensorflow import tf
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
 
-_LOG_LINE = re.compile(rb"[IWE]\d{4,}.* \d+ [\w.]+:\d+\] |WARNING: All log messages before absl::InitializeLog\(\)")
-
-
-@contextmanager
-def _without_native_logs() -> Iterator[None]:
-    """Hold back what native code logs to stderr; everything else that was written there follows afterwards."""
-    sys.stderr.flush()
-    terminal = os.dup(2)
-    with tempfile.TemporaryFile() as held:
-        os.dup2(held.fileno(), 2)
-        try:
-            yield
-        finally:
-            sys.stderr.flush()
-            os.dup2(terminal, 2)
-            os.close(terminal)
-            held.seek(0)
-            os.write(2, b"".join(line for line in held if not _LOG_LINE.match(line)))
-
-
-# TensorFlow logs its start-up to stderr, some of it before it reads this variable. Who wants the logs sets it to 0;
-# 1 is what importing jax leaves there.
-if os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "0":
-    import tensorflow as tf
-else:
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    with _without_native_logs():
-        import tensorflow as tf
-
-from google.protobuf import text_format  # noqa: E402
-from google.protobuf.message import DecodeError, Message  # noqa: E402
-from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # noqa: E402
+from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 
 PATH = "saved_model"
 FORMAT_VERSION = 1

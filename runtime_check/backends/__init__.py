@@ -5,6 +5,8 @@ A backend module begins with literal constants, which are read from its source w
     TARGET      the target whose artefact it opens, a key of ``artifacts`` in ``agent.json``; None: the checkpoint
     EXTRA       the extra that ``pip install 'atari-convert[EXTRA]'`` brings; None: it always is there
     PACKAGES    the packages that it imports
+    BOUND       where weights are rounded: ``atol`` and ``rtol`` in place of the command's, and the least share of
+                actions that are to be the oracle's; left out elsewhere
 
 and holds one function, see `BackendModule`. Dashes in a backend's name are underscores in its module's.
 """
@@ -70,6 +72,19 @@ class Runtime:
     description: Description
 
 
+@dataclass(frozen=True)
+class Bound:
+    """What is asked of an artefact whose weights are rounded.
+
+    atol, rtol: in place of those that true float32 is held to. agreement: the least share of actions, from 0 to 1,
+    that are the oracle's; single ones may differ.
+    """
+
+    atol: float
+    rtol: float
+    agreement: float
+
+
 class BackendModule(Protocol):
     """What each module in this package holds."""
 
@@ -90,6 +105,7 @@ class Backend:
     target: str | None
     extra: str | None
     packages: tuple[str, ...]
+    bound: Bound | None = None
 
 
 @cache
@@ -155,10 +171,11 @@ def _read_constants(module_name: str) -> Backend:
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("TARGET", "EXTRA", "PACKAGES")
+        and statement.targets[0].id in ("TARGET", "EXTRA", "PACKAGES", "BOUND")
     }
     name = module_name.replace("_", "-")
-    return Backend(name, constants["TARGET"], constants["EXTRA"], constants["PACKAGES"])
+    bound = Bound(**constants["BOUND"]) if "BOUND" in constants else None
+    return Backend(name, constants["TARGET"], constants["EXTRA"], constants["PACKAGES"], bound)
 
 
 def _module_name(name: str) -> str:

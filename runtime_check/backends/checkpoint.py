@@ -60,7 +60,7 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
     """
     gpu = choose_gpu(settings, "checkpoint", has_gpu=torch.cuda.is_available())
     device = torch.device("cuda" if gpu else "cpu")
-    _set_precision(tf32=settings.tf32)
+    set_precision(tf32=settings.tf32)
     state = read_state_dict(path)
     model = AtariNet(agent.head.actions, state.get("_AtariNet__support"))
     model.load_state_dict(state, strict=True)
@@ -71,10 +71,11 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
         outputs = model(torch.from_numpy(obs_nchw).to(device))
         return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
 
-    return Runtime(answer, _describe(device, settings))
+    return Runtime(answer, describe(device, settings))
 
 
-def _set_precision(*, tf32: bool) -> None:
+def set_precision(*, tf32: bool) -> None:
+    """Switch TF32 for all of torch, and its choice of kernels to deterministic ones."""
     # cuBLAS reads this variable when it starts, and is not deterministic without it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
@@ -83,14 +84,15 @@ def _set_precision(*, tf32: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = tf32
 
 
-def _describe(device: torch.device, settings: Settings) -> Description:
+def describe(device: torch.device, settings: Settings, graph: str = "eager") -> Description:
+    """Return what a backend that runs on torch says of itself."""
     return Description(
         "torch",
         torch.__version__,
         torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
         f"cudnn.allow_tf32={torch.backends.cudnn.allow_tf32}, "
         f"cuda.matmul.allow_tf32={torch.backends.cuda.matmul.allow_tf32}, cudnn.deterministic=True",
-        "eager",
+        graph,
         torch.get_num_threads(),
         settings.batch,
     )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,18 +28,43 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
         BackendUnavailable: a GPU was asked for, and JAX sees none.
         Exception: msgpack's and Flax's own.
     """
-    device = choose_device(settings, "flax")
-    precision = "tensorfloat32" if settings.tf32 else "highest"
-    params = jax.device_put(serialization.msgpack_restore(path.read_bytes()), device)
+    return run_linen(serialization.msgpack_restore(path.read_bytes()), agent, settings, "flax")
+
+
+def run_linen(params: Any, agent: Agent, settings: Settings, name: str) -> Runtime:
+    """Run the agent's Linen module on parameters that a backend has read.
+
+    Raises:
+        BackendUnavailable: a GPU was asked for, and JAX sees none.
+        Exception: Flax's own, where the parameters are not the module's.
+    """
     module, arguments = make_module(agent)
-    apply = jax.jit(module.apply)
+
+    def apply(params: Any, obs_nhwc: jax.Array) -> dict[str, jax.Array]:
+        outputs: Any = module.apply(params, obs_nhwc, *arguments)
+        return {field: getattr(outputs, field) for field in outputs._fields if field != "probabilities"}
+
+    return run_jax(apply, params, settings, name)
+
+
+def run_jax(
+    apply: Callable[[Any, jax.Array], dict[str, jax.Array]], params: Any, settings: Settings, name: str
+) -> Runtime:
+    """Run a function of parameters and uint8[N, 84, 84, 4] under ``jit``.
+
+    Raises:
+        BackendUnavailable: a GPU was asked for, and JAX sees none.
+    """
+    device = choose_device(settings, name)
+    precision = "tensorfloat32" if settings.tf32 else "highest"
+    params = jax.device_put(params, device)
+    compiled = jax.jit(apply)
 
     def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         obs_nhwc = jax.device_put(to_nhwc(pad_batch(obs_nchw)), device)
         with jax.default_matmul_precision(precision):
-            outputs = apply(params, obs_nhwc, *arguments)
-        names = [name for name in outputs._fields if name != "probabilities"]
-        return {name: np.asarray(getattr(outputs, name))[: len(obs_nchw)] for name in names}
+            outputs = compiled(params, obs_nhwc)
+        return {field: np.asarray(value)[: len(obs_nchw)] for field, value in outputs.items()}
 
     return Runtime(answer, describe("flax", device, settings, precision))
 

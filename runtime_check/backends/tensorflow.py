@@ -5,14 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-
-import convert.targets.tensorflow  # noqa: F401 - imports TensorFlow without the log of its start-up
-
-import tensorflow as tf  # isort: skip
 from numpy.typing import NDArray
 
 from convert.agent import Agent
 from convert.errors import BackendUnavailable
+from convert.quiet_tensorflow import tf
 from runtime_check.backends import Description, Runtime, Settings, choose_gpu, to_nhwc
 
 TARGET = "tensorflow"

@@ -1,0 +1,146 @@
+"""The way back: artefacts read into networks, and agents that were trained on elsewhere as agents of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convert.agent import RECORD_NAME, Agent, Identity, Record, describe_head, read_record
+from convert.errors import ArtefactMissing, UnreadableArtefact
+from convert.network import Network, check_network, compute_digest
+from convert.pipeline import Conversion, describe_source, write_agent
+from convert.publish import is_intact
+from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra
+
+DOPAMINE = "dopamine"
+
+
+@dataclass(frozen=True, eq=False)
+class StoredAgent:
+    """An agent as one of its artefacts holds it.
+
+    agent: who it is now. Where its weights are no longer those that were converted, it is an agent of its own, with
+    ``derived_from``. target: what it was read from.
+    """
+
+    agent: Agent
+    network: Network
+    target: str
+
+
+def read_agent(folder: str | Path, target: str | None = None) -> Network:
+    """Read an agent's network back from one of its float32 artefacts.
+
+    Args:
+        folder: an agent's folder, or a base folder of Dopamine that was written by this tool or copied from one.
+        target: which artefact; by default the one whose weights have changed, or else the first that can be read.
+
+    Raises:
+        ArtefactMissing: there is no such artefact.
+        RecordError: the folder has no readable record.
+        MissingExtra: the target's framework is not installed.
+        UnreadableArtefact: it is damaged, quantised, or of another network.
+        WeightMismatch: it holds weights that are not finite.
+    """
+    return open_agent(folder, target).network
+
+
+def convert_agent(
+    folder: str | Path,
+    out: str | Path,
+    targets: Collection[str],
+    *,
+    target: str | None = None,
+    identity: Identity | None = None,
+    overwrite: bool = False,
+) -> Conversion:
+    """Write further targets from an agent's folder in place of its checkpoint; `read_agent` says from which artefact.
+
+    Args:
+        folder: an agent's folder, or a base folder of Dopamine.
+        out: the folder that receives the agent's, ``FAMILY/Game/seed/model_STEP``.
+        targets: names such as ``checkpoint``.
+        target: which artefact to read.
+        identity: who the agent is, in place of what its record says.
+        overwrite: write again what is current.
+    """
+    stored = open_agent(folder, target, identity)
+    who = stored.agent.identity
+    place = Path(out) / (who.folder if who.is_complete else Path(folder).absolute().name)
+    return write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
+
+
+def open_agent(folder: str | Path, target: str | None = None, identity: Identity | None = None) -> StoredAgent:
+    """Read who an agent is and its network; see `read_agent`."""
+    folder = Path(folder)
+    if target in (None, DOPAMINE) and not (folder / RECORD_NAME).exists() and (folder / "checkpoints").is_dir():
+        return _open_dopamine(folder, identity)
+    record = read_record(folder)
+    chosen = _choose(folder, record) if target is None else _find(folder, record, target)
+    if chosen.name == DOPAMINE:
+        return _open_dopamine(folder / chosen.path, identity)
+    network = _read(chosen, folder / chosen.path, record.agent)
+    agent = record.agent if identity is None else replace(record.agent, identity=identity)
+    if not is_intact(folder, record.artifacts[chosen.name]):
+        agent = _derive(agent, network, identity or replace(agent.identity, step=None))
+    return StoredAgent(agent, network, chosen.name)
+
+
+def _open_dopamine(base: Path, identity: Identity | None) -> StoredAgent:
+    """Open a base folder of Dopamine, which trains in place: its latest checkpoint may be of another step."""
+    origin, digest = dopamine.read_origin(base)
+    network = _read(find_target(DOPAMINE), base, origin)
+    agent = origin if identity is None else replace(origin, identity=identity)
+    if compute_digest(network) != digest:
+        trained = replace(origin.identity, step=dopamine.read_bundle(base).training_steps)
+        agent = _derive(agent, network, identity or trained)
+    return StoredAgent(agent, network, DOPAMINE)
+
+
+def _read(target: Target, path: Path, agent: Agent) -> Network:
+    if target.is_quantized:
+        raise UnreadableArtefact(f"{path}: {target.name} has rounded weights: choose a float32 artefact with --from")
+    network = import_target(target.name).read(path, agent)
+    check_network(network, str(path))
+    if describe_head(network) != agent.head:
+        raise UnreadableArtefact(
+            f"{path}: has {describe_head(network).actions} actions, its record {agent.head.actions}: of another agent"
+        )
+    return network
+
+
+def _find(folder: Path, record: Record, name: str) -> Target:
+    target = find_target(name)
+    if name not in record.artifacts:
+        found = ", ".join(record.artifacts) or "nothing"
+        raise ArtefactMissing(f"{folder}: holds {found}, not {name}")
+    return target
+
+
+def _choose(folder: Path, record: Record) -> Target:
+    candidates = [target for target in map(find_target, record.artifacts) if not target.is_quantized]
+    changed = [target for target in candidates if _has_changed(folder, record, target)]
+    if len(changed) > 1:
+        names = ", ".join(target.name for target in changed)
+        raise ArtefactMissing(f"{folder}: {names} differ from their record: say with --from which one to take")
+    for target in changed or candidates:
+        if target.is_installed:
+            return target
+    if candidates:
+        raise missing_extra((changed or candidates)[0])
+    raise ArtefactMissing(f"{folder}: holds no float32 artefact: convert the checkpoint again")
+
+
+def _has_changed(folder: Path, record: Record, target: Target) -> bool:
+    artifact = record.artifacts[target.name]
+    if target.name == DOPAMINE:
+        latest = dopamine.find_latest(folder / target.path).relative_to(folder).as_posix()
+        return latest not in [file.path for file in artifact.files] or not is_intact(folder, artifact)
+    return not is_intact(folder, artifact)
+
+
+def _derive(parent: Agent, network: Network, identity: Identity) -> Agent:
+    """Return a trained agent: its source is its own checkpoint in the release's format, which it need not have."""
+    source = describe_source(checkpoint.to_bytes(network), str(checkpoint.name_checkpoint(identity)))
+    return replace(parent, identity=identity, source=source, derived_from=parent.derived_from or parent.source)

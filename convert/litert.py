@@ -1,0 +1,183 @@
+"""What a LiteRT file of ours holds, read without TensorFlow: its weights, and the agent as a function."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.interpreter import Interpreter
+from numpy.typing import NDArray
+
+from convert.errors import UnreadableArtefact
+from convert.network import Float32, Network, arrays
+from convert.params import from_params
+from convert.targets import Policy
+
+LARGEST_FILE = 256 * 2**20
+
+_LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
+_TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
+_CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]
+_VALID_PADDING = 1
+_DTYPES: dict[int, np.dtype[Any]] = {
+    schema.TensorType.FLOAT32: np.dtype("<f4"),
+    schema.TensorType.FLOAT16: np.dtype("<f2"),
+    schema.TensorType.INT8: np.dtype("i1"),
+    schema.TensorType.INT32: np.dtype("<i4"),
+}
+_OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+
+
+@dataclass(frozen=True, eq=False)
+class Weight:
+    """A constant of the file: its values as float32, and the largest rounding error of each, 0 in a float32 file."""
+
+    values: Float32
+    rounding: Float32
+
+
+@dataclass(frozen=True, eq=False)
+class _Operator:
+    name: str
+    inputs: list[int]
+    output: int
+    stride_and_padding: tuple[int, int] | None
+
+
+def read_network(path: Path) -> tuple[Network, Mapping[str, Float32]]:
+    """Return the network that a file holds, as float32, and the largest rounding error of each of its `arrays`.
+
+    Raises:
+        UnreadableArtefact: it is damaged, or of another network.
+    """
+    try:
+        weights, support = _read_weights(_read_bytes(path))
+        return _to_network(weights, support, "values"), arrays(_to_network(weights, support, "rounding"))
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error})") from error
+
+
+def find_losses(path: Path, network: Network) -> list[str]:
+    """Return the weights that are further from the network's than the file's own rounding explains."""
+    found, rounding = read_network(path)
+    losses = []
+    for name, expected in arrays(network).items():
+        actual = arrays(found).get(name)
+        if actual is None or actual.shape != expected.shape:
+            losses.append(f"{name} is {None if actual is None else actual.shape}, expected {expected.shape}")
+        elif (np.abs(actual - expected) > rounding[name]).any():
+            losses.append(f"{name} is off by {np.abs(actual - expected).max():.3g}")
+    return losses
+
+
+def make_policy(path: Path) -> Policy:
+    """Load a file with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name.
+
+    Raises:
+        UnreadableArtefact: it is damaged.
+    """
+    try:
+        runner: Any = Interpreter(model_content=_read_bytes(path)).get_signature_runner()
+    except ValueError as error:
+        raise UnreadableArtefact(f"{path}: not a LiteRT model ({error}): convert the agent again") from error
+
+    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
+        outputs: Mapping[str, Float32] = runner(observation=observation)
+        return outputs
+
+    return policy
+
+
+def _read_bytes(path: Path) -> bytes:
+    size = path.stat().st_size
+    if size > LARGEST_FILE:
+        raise UnreadableArtefact(f"{path}: {size} bytes, expected at most {LARGEST_FILE}")
+    return path.read_bytes()
+
+
+def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | None]:
+    """Return kernel and bias of each layer as they stand in the file, and the support of a C51 agent."""
+    # The interpreter verifies the buffer first: reading the schema alone would follow any offset.
+    Interpreter(model_content=data)
+    model = schema.Model.GetRootAs(data, 0)
+    graph = model.Subgraphs(0)
+    operators = list(_list_operators(model, graph))
+    sources = {operator.output: operator.inputs[0] for operator in operators if operator.name == "DEQUANTIZE"}
+    computing = [operator for operator in operators if operator.name not in ("QUANTIZE", "DEQUANTIZE")]
+    found = [operator.name for operator in computing]
+    if found not in (_TRUNK, _TRUNK + _CATEGORICAL_TAIL):
+        raise ValueError(f"computes {' '.join(found)}, expected {' '.join(_TRUNK)}")
+    geometry = [operator.stride_and_padding for operator in computing if operator.name == "CONV_2D"]
+    if geometry != [(stride, _VALID_PADDING) for stride in (4, 2, 1)]:
+        raise ValueError("other strides or padding than 4, 2, 1 and none")
+
+    def read(index: int) -> Weight:
+        return _read_tensor(model, graph, sources.get(index, index))
+
+    layers = [operator for operator in computing if operator.name in ("CONV_2D", "FULLY_CONNECTED")]
+    weights = {
+        name: {"kernel": read(layer.inputs[1]), "bias": read(layer.inputs[2])}
+        for name, layer in zip(_LAYERS, layers, strict=True)
+    }
+    return weights, read(computing[-2].inputs[1]) if len(found) > len(_TRUNK) else None
+
+
+def _list_operators(model: Any, graph: Any) -> Iterator[_Operator]:
+    for index in range(graph.OperatorsLength()):
+        operator = graph.Operators(index)
+        code = model.OperatorCodes(operator.OpcodeIndex())
+        name = _OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        yield _Operator(
+            name,
+            [int(operator.Inputs(position)) for position in range(operator.InputsLength())],
+            int(operator.Outputs(0)),
+            _read_geometry(operator) if name == "CONV_2D" else None,
+        )
+
+
+def _read_geometry(operator: Any) -> tuple[int, int]:
+    options = schema.Conv2DOptions()
+    table = operator.BuiltinOptions()
+    options.Init(table.Bytes, table.Pos)
+    return options.StrideH(), options.Padding()
+
+
+def _read_tensor(model: Any, graph: Any, index: int) -> Weight:
+    tensor = graph.Tensors(index)
+    stored = model.Buffers(tensor.Buffer()).DataAsNumpy()
+    if isinstance(stored, int):  # how flatbuffers says that there are none
+        raise ValueError(f"tensor {index} is not a constant")  # noqa: TRY004
+    values = np.frombuffer(stored.tobytes(), _DTYPES[tensor.Type()]).reshape(tensor.ShapeAsNumpy())
+    if values.dtype == np.float32:
+        return Weight(values, np.zeros_like(values))
+    if values.dtype == np.float16:
+        rounded = values.astype(np.float32)
+        # Half of the distance to the next float16, which below 2**-14 is constant.
+        return Weight(rounded, np.maximum(np.abs(rounded) * 2.0**-11, 2.0**-25).astype(np.float32))
+    return _dequantize(values, tensor.Quantization())
+
+
+def _dequantize(values: NDArray[Any], quantization: Any) -> Weight:
+    """Return (values - zero point) * scale, one scale for each output channel, which comes first in LiteRT's order."""
+    scale, zero = quantization.ScaleAsNumpy(), quantization.ZeroPointAsNumpy()
+    shape = (-1, *[1] * (values.ndim - 1))
+    step = np.broadcast_to(scale.reshape(shape), values.shape)
+    # A part in a thousand for the float32 arithmetic that chose the step.
+    return Weight(((values - zero.reshape(shape)) * step).astype(np.float32), (step * 0.5005).astype(np.float32))
+
+
+def _to_network(weights: dict[str, dict[str, Weight]], support: Weight | None, part: str) -> Network:
+    """Return one part of the weights, ``values`` or ``rounding``, as a network. LiteRT orders O,H,W,I and [out, in]."""
+    tree = {
+        name: {"kernel": _from_litert(getattr(layer["kernel"], part)), "bias": getattr(layer["bias"], part)}
+        for name, layer in weights.items()
+    }
+    return from_params({"params": tree}, None if support is None else getattr(support, part))
+
+
+def _from_litert(kernel: Float32) -> Float32:
+    return np.ascontiguousarray(np.moveaxis(kernel, 0, -1))

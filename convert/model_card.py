@@ -1,0 +1,99 @@
+"""The model card that goes beside the weights on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from convert.agent import Agent
+
+
+@dataclass(frozen=True)
+class Returns:
+    """Measured returns of one agent: unclipped, of whole episodes under its own protocol."""
+
+    mean: float
+    std: float
+    episodes: int
+
+
+def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
+    """Return a model card: YAML metadata, then Markdown. A ``model-index`` only where a return was measured."""
+    identity = agent.identity
+    game = identity.game or "an Atari game"
+    who = f"{identity.algorithm or 'value-based'} agent on {game}"
+    metadata = ["library_name: atari-convert", "tags:", *(f"- {tag}" for tag in _tags(agent))]
+    metadata += ["pipeline_tag: reinforcement-learning"]
+    if returns is not None:
+        metadata += _model_index(agent, returns)
+    played = (
+        f"Mean return {returns.mean:.1f} ± {returns.std:.1f} over {returns.episodes} episodes (protocol "
+        f"`{identity.protocol}`, unclipped rewards).\n\n"
+        if returns
+        else ""
+    )
+    outputs = "Q-values" if agent.head.kind == "q" else f"{agent.head.atoms} logits for each action, over `support`"
+    return _CARD.format(
+        metadata="\n".join(metadata),
+        who=who,
+        played=played,
+        family=identity.family or "unknown family",
+        seed=_or_unknown(identity.seed),
+        step=_or_unknown(identity.step),
+        protocol=identity.protocol or "unknown",
+        actions=", ".join(agent.action_meanings or ()) or f"{agent.head.actions}, of unknown meaning",
+        outputs=outputs,
+        sha256=agent.source.sha256,
+    )
+
+
+def _tags(agent: Agent) -> Sequence[str]:
+    game, algorithm = agent.identity.game, agent.identity.algorithm
+    return ["reinforcement-learning", "atari", *(name.lower() for name in (algorithm, game) if name), "safetensors"]
+
+
+def _model_index(agent: Agent, returns: Returns) -> list[str]:
+    game = agent.identity.game
+    return [
+        "model-index:",
+        f"- name: {agent.identity.algorithm or 'agent'}",
+        "  results:",
+        "  - task:",
+        "      type: reinforcement-learning",
+        "      name: reinforcement-learning",
+        "    dataset:",
+        f"      name: ALE/{game}-v5",
+        f"      type: ALE/{game}-v5",
+        "    metrics:",
+        "    - type: mean_reward",
+        f'      value: "{returns.mean:.2f} +/- {returns.std:.2f}"',
+        "      name: mean_reward",
+    ]
+
+
+def _or_unknown(value: int | None) -> str:
+    return "unknown" if value is None else f"{value:,}"
+
+
+_CARD = """\
+---
+{metadata}
+---
+
+# {who}
+
+{played}From the release "Pretrained Atari Agents" (2022): {family}, seed {seed}, agent step {step}, \
+protocol `{protocol}`. Converted by atari-convert without a change to any weight; \
+sha256 of the source: `{sha256}`.
+
+- Input: uint8[N, 4, 84, 84], grayscale, oldest frame first, 0–255; divided by 255 before the first convolution.
+- Network: convolutions 8×8 stride 4, 4×4 stride 2, 3×3 stride 1, without padding; dense 512; head. ReLU between.
+- Output: {outputs}. Actions in order: {actions}.
+- Weights: PyTorch's order (convolutions out, in, height, width; dense out, in), float32.
+
+```python
+from safetensors.numpy import load_file
+
+weights = load_file("model.safetensors")  # or safetensors.torch, safetensors.flax
+```
+"""

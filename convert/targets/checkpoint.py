@@ -1,0 +1,78 @@
+"""The release's own format: a gzipped PyTorch state dict, for agents that were trained on elsewhere.
+
+In the release's layout below ``checkpoint/``: ``FAMILY/Game/seed/model_STEP.gz``, or ``model_unknown.gz`` where that
+is not known.
+"""
+
+from __future__ import annotations
+
+import gzip
+import io
+from pathlib import Path, PurePosixPath
+
+import torch
+
+from convert.agent import Agent, Identity, Tensor
+from convert.errors import UnreadableCheckpoint
+from convert.named import to_named
+from convert.network import Network, arrays
+from convert.sources import atari_agents
+from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+
+PATH = "checkpoint"
+FORMAT_VERSION = 1
+EXTRA = "torch"
+PACKAGES = ("torch",)
+IN_ALL = False
+
+
+def write(network: Network, agent: Agent, path: Path) -> None:
+    """Write the checkpoint below ``path``."""
+    file = path / name_checkpoint(agent.identity)
+    file.parent.mkdir(parents=True)
+    file.write_bytes(to_bytes(network))
+
+
+def read(path: Path, agent: Agent) -> Network:
+    """Read the checkpoint back.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not a network of the release; see `convert.errors`.
+    """
+    file = path / name_checkpoint(agent.identity)
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise UnreadableCheckpoint(f"{file}: cannot be read ({error.strerror}), expected a file") from error
+    return atari_agents.read(data, str(file))
+
+
+def load(path: Path, agent: Agent) -> Policy:
+    """Load the checkpoint into a PyTorch module: uint8[N, 4, 84, 84] to its outputs by name."""
+    from convert.torch_modules import make_module, make_policy
+
+    network = read(path, agent)
+    module = make_module(network)
+    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()})
+    return make_policy(module)
+
+
+def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs and outputs of the network that the weights belong to."""
+    return (OBSERVATION_NCHW,), describe_outputs(network)
+
+
+def name_checkpoint(identity: Identity) -> PurePosixPath:
+    """Return the path of an agent's checkpoint in the release's layout."""
+    if not identity.is_complete:
+        return PurePosixPath("model_unknown.gz")
+    return PurePosixPath(f"{identity.folder}.gz")
+
+
+def to_bytes(network: Network) -> bytes:
+    """Return the content of the checkpoint file; the same network gives the same bytes."""
+    named = arrays(network)
+    state = {key: torch.from_numpy(named[name].copy()) for key, name in atari_agents.KEYS.items() if name in named}
+    buffer = io.BytesIO()
+    torch.save({atari_agents.STATE_KEY: state}, buffer)
+    return gzip.compress(buffer.getvalue(), mtime=0)

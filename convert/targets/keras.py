@@ -1,0 +1,161 @@
+"""Keras: a functional Keras 3 model, which ``keras.models.load_model`` opens without custom code.
+
+It runs on the TensorFlow and the JAX backend of Keras. The support of a C51 agent is the kernel of a last dense
+layer without bias, over the probabilities of the atoms.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.agent import Agent, Tensor
+from convert.errors import UnreadableArtefact
+from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH, Float32, Network
+from convert.params import from_params, support_of, to_params
+from convert.quiet_tensorflow import tf  # noqa: F401 - the default backend
+from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+
+import keras  # isort: skip - after TensorFlow's quiet start
+from keras import layers  # isort: skip
+
+PATH = "model.keras"
+FORMAT_VERSION = 1
+EXTRA = "keras"
+PACKAGES = ("keras", "h5py", "tensorflow")
+IN_ALL = True
+
+CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME = "config.json", "metadata.json", "model.weights.h5"
+LARGEST_ARCHIVE = 256 * 2**20
+
+_NAMES = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "hidden", "Dense_1": "head"}
+# Keras numbers the layers of each class in its weights file.
+_GROUPS = {"Conv_0": "conv2d", "Conv_1": "conv2d_1", "Conv_2": "conv2d_2", "Dense_0": "dense", "Dense_1": "dense_1"}
+_SUPPORT_GROUP = "dense_2"
+
+
+def write(network: Network, agent: Agent, path: Path) -> None:
+    """Write the model. Keras' archive is written anew without its dates and object ids, so that bytes are stable."""
+    model = make_model(agent)
+    for name, layer in to_params(network)["params"].items():
+        model.get_layer(_NAMES[name]).set_weights([layer["kernel"], layer["bias"]])
+    support = support_of(agent)
+    if support is not None:
+        model.get_layer("expectation").set_weights([support[:, None]])
+    model.save(path)
+    path.write_bytes(_normalise(path.read_bytes()))
+
+
+def read(path: Path, agent: Agent) -> Network:
+    """Read the weights back, and hold the architecture against ours. The model is not built from the file.
+
+    Raises:
+        UnreadableArtefact: the file is damaged, or of another network.
+    """
+    try:
+        config, weights = _open(path)
+        layers_found = _summarise(config)
+        support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
+        tree = {
+            "params": {
+                name: dict(zip(("kernel", "bias"), weights.get(group, ()), strict=False))
+                for name, group in _GROUPS.items()
+            }
+        }
+        network = from_params(tree, support)
+    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UnreadableArtefact(f"{path}: not a Keras model of such an agent ({error})") from error
+    expected = _summarise(json.loads(make_model(agent).to_json()))
+    if layers_found != expected:
+        different = [f"{a} instead of {b}" for a, b in zip(layers_found, expected, strict=False) if a != b]
+        raise UnreadableArtefact(f"{path}: other layers than ours: {'; '.join(different) or 'another number of them'}")
+    return network
+
+
+def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
+    """Load the model on Keras' own backend: uint8[N, 84, 84, 4] to its outputs by name."""
+    model: Any = keras.models.load_model(path, compile=False)
+
+    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
+        outputs = model(observation, training=False)
+        return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+
+    return policy
+
+
+def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the model's inputs and outputs."""
+    return (OBSERVATION_NHWC,), describe_outputs(network)
+
+
+def make_model(agent: Agent) -> Any:
+    """Return the model of an agent's head, with weights that are still to be set."""
+    actions, atoms = agent.head.actions, agent.head.atoms
+    observation = keras.Input((HEIGHT, WIDTH, FRAMES), dtype="uint8", name="observation")
+    features = layers.Rescaling(1 / 255, name="scale")(observation)
+    for index, ((outputs, _, *size), stride) in enumerate(zip(NATURE_KERNELS, NATURE_STRIDES, strict=True), start=1):
+        features = layers.Conv2D(outputs, size, stride, activation="relu", name=f"conv{index}")(features)
+    features = layers.Dense(NATURE_HIDDEN[0], activation="relu", name="hidden")(
+        layers.Flatten(name="flatten")(features)
+    )
+    if atoms is None:
+        return keras.Model(observation, {"q_values": layers.Dense(actions, name="head")(features)}, name="nature_dqn")
+    logits = layers.Reshape((actions, atoms), name="logits")(layers.Dense(actions * atoms, name="head")(features))
+    probabilities = layers.Softmax(name="probabilities")(logits)
+    expectation = layers.Dense(1, use_bias=False, name="expectation")(probabilities)
+    q_values = layers.Reshape((actions,), name="q_values")(expectation)
+    return keras.Model(observation, {"q_values": q_values, "logits": logits}, name="nature_c51")
+
+
+def _normalise(archive: bytes) -> bytes:
+    with zipfile.ZipFile(io.BytesIO(archive)) as source:
+        files = {name: source.read(name) for name in (METADATA_NAME, CONFIG_NAME, WEIGHTS_NAME)}
+    files[METADATA_NAME] = json.dumps({"keras_version": keras.__version__}).encode()
+    files[CONFIG_NAME] = json.dumps(_without_ids(json.loads(files[CONFIG_NAME]))).encode()
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as target:
+        for name, content in files.items():
+            target.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+def _without_ids(value: Any) -> Any:
+    """Return a config without the memory addresses by which Keras marks shared objects."""
+    if isinstance(value, dict):
+        return {key: _without_ids(item) for key, item in value.items() if key != "shared_object_id"}
+    return [_without_ids(item) for item in value] if isinstance(value, list) else value
+
+
+def _open(path: Path) -> tuple[Any, dict[str, list[Float32]]]:
+    """Return an archive's config, and its weights by group."""
+    with zipfile.ZipFile(path) as archive:
+        if sum(entry.file_size for entry in archive.infolist()) > LARGEST_ARCHIVE:
+            raise ValueError(f"inflates to more than {LARGEST_ARCHIVE} bytes")
+        config, weights = json.loads(archive.read(CONFIG_NAME)), io.BytesIO(archive.read(WEIGHTS_NAME))
+    with h5py.File(weights) as file:
+        groups = {name: group["vars"] for name, group in file["layers"].items()}
+        return config, {
+            name: [np.ascontiguousarray(variables[key][()]) for key in sorted(variables)]
+            for name, variables in groups.items()
+        }
+
+
+def _summarise(config: Any) -> list[tuple[Any, ...]]:
+    """Return what a model computes, layer by layer, without what may differ between versions of Keras."""
+    keys = ("units", "filters", "kernel_size", "strides", "padding", "activation", "use_bias", "scale", "target_shape")
+    return [
+        (layer["class_name"], layer["config"]["name"], *(_plain(layer["config"].get(key)) for key in keys))
+        for layer in config["config"]["layers"]
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

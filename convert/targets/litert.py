@@ -1,0 +1,76 @@
+"""LiteRT: a float32 ``.tflite`` file with a batch signature, which runs without TensorFlow.
+
+``observation`` uint8[batch, 84, 84, 4] to ``q_values``, and ``logits`` of a C51 agent.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ai_edge_litert  # noqa: F401 - named in PACKAGES
+
+from convert import litert
+from convert.agent import Agent, Tensor
+from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
+from convert.params import to_params
+from convert.quiet_tensorflow import tf
+from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+
+PATH = "model.tflite"
+FORMAT_VERSION = 1
+EXTRA = "litert"
+PACKAGES = ("ai_edge_litert", "tensorflow")
+IN_ALL = True
+
+
+def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
+    """Write the model as float32."""
+    path.write_bytes(make_converter(network).convert())
+
+
+def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
+    """Read the weights back; the model is not run.
+
+    Raises:
+        UnreadableArtefact: it is damaged, or of another network.
+    """
+    return litert.read_network(path)[0]
+
+
+def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
+    """Load the model with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name."""
+    return litert.make_policy(path)
+
+
+def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the model's inputs and outputs."""
+    return (OBSERVATION_NHWC,), describe_outputs(network)
+
+
+def make_converter(network: Network) -> Any:
+    """Return TensorFlow's converter of a network, to be given options by the quantised targets."""
+    layers = to_params(network)["params"]
+    head = network.head
+
+    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name="observation")])  # type: ignore[untyped-decorator]
+    def serve(observation: Any) -> dict[str, Any]:
+        # The ReLU changes no pixel. Without it the converter folds 1/255 into the first kernel, whose weights
+        # would no longer read back.
+        features = tf.nn.relu(tf.cast(observation, tf.float32) / 255)
+        for index, stride in enumerate(NATURE_STRIDES):
+            conv = layers[f"Conv_{index}"]
+            features = tf.nn.conv2d(features, conv["kernel"], stride, "VALID")
+            features = tf.nn.relu(tf.nn.bias_add(features, conv["bias"]))
+        hidden, last = layers["Dense_0"], layers["Dense_1"]
+        features = tf.reshape(features, [-1, hidden["kernel"].shape[0]])
+        features = tf.nn.relu(tf.matmul(features, hidden["kernel"]) + hidden["bias"])
+        outputs = tf.matmul(features, last["kernel"]) + last["bias"]
+        if not isinstance(head, CategoricalHead):
+            return {"q_values": outputs}
+        logits = tf.reshape(outputs, [-1, head.actions, head.atoms])
+        return {"q_values": tf.reduce_sum(tf.nn.softmax(logits) * head.support, -1), "logits": logits}
+
+    owner = tf.Module()
+    owner.serve = serve
+    return tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], owner)

@@ -1,0 +1,436 @@
+"""One agent: verify its files, open them, replay episodes, judge every answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from convert.agent import Agent, Record, read_record
+from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
+from runtime_check.backends import (
+    REFERENCE,
+    Backend,
+    Bound,
+    Description,
+    Runtime,
+    Settings,
+    find_backend,
+    import_backend,
+    list_backends,
+)
+from runtime_check.compare import (
+    DEFAULT_ATOL,
+    DEFAULT_RTOL,
+    Disagreement,
+    Float64,
+    Outputs,
+    Tally,
+    Tolerance,
+    compare_outputs,
+    find_faults,
+    judge,
+    scale_of,
+)
+from runtime_check.inputs import Sources, find_artefact, find_changes, find_record_faults
+from runtime_check.oracle import Oracle, compute_outputs, read_oracle
+from runtime_check.protocols import PROTOCOLS, read_rom
+from runtime_check.replay import Batch, EpisodeLog, Plan, Replay, replay_log
+
+SIDE_BY_SIDE = 16
+MAX_EXHIBITS = 12
+MAX_RETURNS = 500
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to check, the same for every agent. backends: their names; empty for all artefacts that are there."""
+
+    backends: tuple[str, ...] = ()
+    episodes: int = 1
+    max_steps: int | None = None
+    seed: int = 0
+    epsilon: float = 0.0
+    shadow: bool = True
+    solo: bool = False
+    device: str = "auto"
+    tf32: bool = False
+    atol: float = DEFAULT_ATOL
+    rtol: float = DEFAULT_RTOL
+
+    @property
+    def width(self) -> int:
+        """How many episodes run side by side."""
+        return min(self.episodes, SIDE_BY_SIDE)
+
+
+@dataclass(frozen=True)
+class Listeners:
+    """Who wants to hear of a check under way.
+
+    start: called with the number of episodes to be played. steps: with the number of steps that were just taken.
+    episode: with a backend's name, the mode and the log of an episode that ended.
+    """
+
+    start: Callable[[int], None]
+    steps: Callable[[int], None]
+    episode: Callable[[str, str, EpisodeLog], None]
+
+
+@dataclass
+class Returns:
+    """Unclipped returns of episodes: their number, mean and deviation (Welford's sums), and the first 500."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    first: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        """Add an episode's return."""
+        self.count += 1
+        deviation = value - self.mean
+        self.mean += deviation / self.count
+        self.squares += deviation * (value - self.mean)
+        if len(self.first) < MAX_RETURNS:
+            self.first.append(value)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation over the episodes, that of a population."""
+        return float((self.squares / self.count) ** 0.5) if self.count else 0.0
+
+
+@dataclass
+class Solo:
+    """Episodes that a backend played by itself: how many, how many of them as the checkpoint did, steps compared."""
+
+    episodes: int = 0
+    identical: int = 0
+    steps: int = 0
+
+
+@dataclass
+class BackendResult:
+    """What a backend did.
+
+    bound: what is asked of rounded weights; None where all is to be as in float32. runtime: None once it has failed,
+    or was not opened. description: None if never opened.
+    """
+
+    name: str
+    bound: Bound | None = None
+    runtime: Runtime | None = None
+    description: Description | None = None
+    tally: Tally = field(default_factory=Tally)
+    solo: Solo = field(default_factory=Solo)
+    shadow_returns: Returns = field(default_factory=Returns)
+    solo_returns: Returns = field(default_factory=Returns)
+
+    @property
+    def reasons(self) -> list[str]:
+        """Why it does not act like its checkpoint; empty when it does."""
+        return judge(self.tally, self.bound.agreement if self.bound else None)
+
+    def tolerance(self, of_float32: Tolerance) -> Tolerance:
+        """Return the tolerance that it is held to, given the one for true float32."""
+        return Tolerance(self.bound.atol, self.bound.rtol, of_float32.scale) if self.bound else of_float32
+
+    def fail(self, fault: str) -> None:
+        """Note a fault and ask no more of it."""
+        self.tally.add_fault(fault)
+        self.runtime = None
+
+
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """A tie or wrong action to look at: obs_chw uint8[4, 84, 84], and every backend's Q-values for it."""
+
+    mode: str
+    episode: int
+    step: int
+    kind: str
+    backends: tuple[str, ...]
+    obs_chw: NDArray[np.uint8]
+    q_values: Mapping[str, tuple[float, ...]]
+
+
+@dataclass
+class AgentResult:
+    """What was found of one agent. faults: what is wrong with its record. unchecked: artefacts without a backend."""
+
+    folder: Path
+    source: Path
+    agent: Agent
+    plan: Plan
+    rom_md5: str
+    tolerance: Tolerance
+    actions: tuple[str, ...]
+    faults: list[str]
+    unchecked: tuple[str, ...]
+    backends: dict[str, BackendResult] = field(default_factory=dict)
+    exhibits: list[Exhibit] = field(default_factory=list)
+
+    @property
+    def agrees(self) -> bool:
+        """Whether every backend acts like the checkpoint, and the record tells the truth."""
+        return not self.faults and not any(result.reasons for result in self.backends.values())
+
+
+def check_agent(folder: Path, sources: Sources, options: Options, listeners: Listeners) -> AgentResult:
+    """Check the artefacts in an agent's folder against the checkpoint that they came from.
+
+    Raises:
+        AtariConvertError: it could not be checked; see `convert.errors`. A disagreement is a result, not an exception.
+    """
+    record = read_record(folder)
+    backends = choose_backends(folder, record, options.backends)
+    result, oracle = _prepare(folder, record, sources, options, backends)
+    if result.faults:
+        return result
+    _open_all(result, record, backends, options)
+    listeners.start(options.episodes * (options.shadow + options.solo * len(backends)))
+    if options.shadow:
+        _play_shadow(result, oracle, options, listeners)
+    if options.solo:
+        _play_solo(result, oracle, options, listeners)
+    return result
+
+
+def choose_backends(folder: Path, record: Record, names: Collection[str]) -> list[Backend]:
+    """Return the backends to check, the reference first.
+
+    Raises:
+        ArtefactMissing: the agent has no artefact for one that was named, or none at all.
+        BackendUnavailable: there is no backend of a name.
+    """
+    if names:
+        chosen = [find_backend(name) for name in dict.fromkeys(names)]
+    else:
+        chosen = [backend for backend in list_backends() if backend.target in record.artifacts]
+    for backend in chosen:
+        if backend.target is not None and backend.target not in record.artifacts:
+            found = ", ".join(record.artifacts) or "nothing"
+            raise ArtefactMissing(
+                f"{folder}: holds {found}, not {backend.target}: atari-convert --to {backend.target} writes it"
+            )
+    if not record.artifacts:
+        raise ArtefactMissing(f"{folder}: its agent.json lists no artefact: atari-convert --to all writes some")
+    return [find_backend(REFERENCE), *(backend for backend in chosen if backend.target is not None)]
+
+
+def _prepare(
+    folder: Path, record: Record, sources: Sources, options: Options, backends: list[Backend]
+) -> tuple[AgentResult, Oracle]:
+    agent = record.agent
+    game, protocol = agent.identity.game, agent.identity.protocol
+    if game is None or protocol is None:
+        raise CheckError(
+            f"{folder}: agent.json says neither game nor protocol: convert again with --identity FAMILY/Game"
+        )
+    source = sources.find(agent)
+    try:
+        oracle = read_oracle(source)
+    except (OSError, ValueError) as error:
+        raise CheckError(f"{error}: not a checkpoint of this release") from error
+    faults = find_record_faults(agent, oracle)
+    plan = Plan(
+        game,
+        PROTOCOLS[protocol],
+        oracle.actions,
+        options.seed,
+        options.episodes,
+        options.max_steps,
+        options.epsilon,
+    )
+    covered = {backend.target for backend in list_backends()}
+    result = AgentResult(
+        folder,
+        source,
+        agent,
+        plan,
+        read_rom(game).md5,
+        Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
+        agent.action_meanings or (),
+        faults,
+        tuple(name for name in record.artifacts if name not in covered),
+        {backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
+    )
+    return result, oracle
+
+
+def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
+    settings = Settings(options.device, options.tf32, options.width)
+    for backend in backends:
+        module = import_backend(backend.name)
+        outcome = result.backends[backend.name]
+        if backend.target is None:
+            path = result.source
+        else:
+            artifact = record.artifacts[backend.target]
+            for change in find_changes(result.folder, artifact):
+                outcome.tally.add_fault(change)
+            if outcome.tally.faults:
+                continue
+            path = find_artefact(result.folder, artifact)
+        try:
+            outcome.runtime = module.open_artefact(path, record.agent, settings)
+        except BackendUnavailable:
+            raise
+        except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
+            outcome.fail(f"{path.name} does not load: {_first_line(error)}")
+        else:
+            outcome.description = outcome.runtime.description
+    if result.backends[REFERENCE].runtime is None:
+        raise CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
+
+
+def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
+    """Let the checkpoint act, and ask every backend what it would have done."""
+    replay = Replay(result.plan, options.width)
+    while batch := replay.observe():
+        expected = compute_outputs(oracle, batch.obs_nchw)
+        answers = _ask_all(result, batch.obs_nchw)
+        _compare_all(result, batch, answers, expected)
+        for log in replay.act(answers[REFERENCE]["q_values"].argmax(axis=1)):
+            result.backends[REFERENCE].shadow_returns.add(log.episode_return)
+            listeners.episode(REFERENCE, "shadow", log)
+        listeners.steps(len(batch.obs_nchw))
+
+
+def _ask_all(result: AgentResult, obs_nchw: NDArray[np.uint8]) -> dict[str, Outputs]:
+    """Return the answers of the backends that still give some that can be compared."""
+    answers = {name: _ask(result, outcome, obs_nchw) for name, outcome in result.backends.items()}
+    return {name: answer for name, answer in answers.items() if answer is not None}
+
+
+def _ask(result: AgentResult, outcome: BackendResult, obs_nchw: NDArray[np.uint8]) -> Outputs | None:
+    if outcome.runtime is None:
+        return None
+    try:
+        answer = outcome.runtime.answer(obs_nchw)
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not run
+        faults = [f"does not run: {_first_line(error)}"]
+    else:
+        faults = find_faults(answer, _shapes(result.agent, len(obs_nchw)))
+    if not faults:
+        return answer
+    outcome.fail("; ".join(faults))
+    if outcome.name == REFERENCE:
+        raise CheckError(f"{result.source}: {'; '.join(faults)}")
+    return None
+
+
+def _shapes(agent: Agent, count: int) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {"q_values": (count, agent.head.actions)}
+    if agent.head.atoms is not None:
+        shapes["logits"] = (count, agent.head.actions, agent.head.atoms)
+    return shapes
+
+
+def _compare_all(
+    result: AgentResult, batch: Batch, answers: Mapping[str, Outputs], expected: Mapping[str, Float64]
+) -> None:
+    disagreeing: dict[int, dict[str, str]] = {}
+    for name, answer in answers.items():
+        tolerance = result.backends[name].tolerance(result.tolerance)
+        comparison = compare_outputs(answer, expected, tolerance)
+        result.backends[name].tally.add(comparison, batch.episodes, batch.steps)
+        for place in np.flatnonzero(comparison.action != comparison.best).tolist():
+            disagreeing.setdefault(place, {})[name] = "tie" if comparison.tie[place] else "wrong"
+    for place, kinds in disagreeing.items():
+        q_values = {"oracle": expected["q_values"][place]}
+        q_values |= {name: answer["q_values"][place] for name, answer in answers.items()}
+        where = int(batch.episodes[place]), int(batch.steps[place])
+        _exhibit(result, "shadow", *where, kinds, batch.obs_nchw[place], q_values)
+
+
+def _exhibit(
+    result: AgentResult,
+    mode: str,
+    episode: int,
+    step: int,
+    kinds: Mapping[str, str],
+    obs_chw: NDArray[np.uint8],
+    q_values: Mapping[str, Any],
+) -> None:
+    """Keep an observation to look at, while there is room, unless the same one is there."""
+    is_known = any(np.array_equal(other.obs_chw, obs_chw) for other in result.exhibits)
+    if is_known or len(result.exhibits) == MAX_EXHIBITS:
+        return
+    kind = "wrong" if "wrong" in kinds.values() else "tie"
+    values = {name: tuple(row.tolist()) for name, row in q_values.items()}
+    result.exhibits.append(Exhibit(mode, episode, step, kind, tuple(kinds), obs_chw.copy(), values))
+
+
+def _play_solo(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
+    """Let each backend play the same seeds by itself, and hold its actions against the checkpoint's."""
+    for start in range(0, options.episodes, options.width):
+        plan = replace(result.plan, seed=options.seed + start, episodes=min(options.width, options.episodes - start))
+        expected = _play_alone(result, REFERENCE, plan, listeners)
+        for name in result.backends:
+            logs = expected if name == REFERENCE else _play_alone(result, name, plan, listeners)
+            for episode, (log, other) in enumerate(zip(logs, expected, strict=False), start):
+                result.backends[name].solo_returns.add(log.episode_return)
+                _compare_logs(result, name, episode, log, other, oracle)
+
+
+def _play_alone(result: AgentResult, name: str, plan: Plan, listeners: Listeners) -> list[EpisodeLog]:
+    """Return the logs of a backend's own episodes in the order of their seeds; none if it fails on the way."""
+    outcome, logs = result.backends[name], []
+    replay = Replay(plan, plan.episodes)
+    while batch := replay.observe():
+        answer = _ask(result, outcome, batch.obs_nchw)
+        if answer is not None and not np.isfinite(answer["q_values"]).all():
+            outcome.fail("answers hold NaN or infinity in solo play")
+            answer = None
+        if answer is None:
+            return []
+        for log in replay.act(answer["q_values"].argmax(axis=1)):
+            logs.append(log)
+            listeners.episode(name, "solo", log)
+        listeners.steps(len(batch.obs_nchw))
+    return sorted(logs, key=lambda log: log.seed)
+
+
+def _compare_logs(
+    result: AgentResult, name: str, episode: int, log: EpisodeLog, expected: EpisodeLog, oracle: Oracle
+) -> None:
+    """Judge the first step on which an episode parts from the checkpoint's."""
+    outcome = result.backends[name]
+    outcome.solo.episodes += 1
+    if log == expected:
+        outcome.solo.identical += 1
+        outcome.solo.steps += len(log.actions)
+        return
+    pairs = enumerate(zip(log.actions, expected.actions, strict=False))
+    parted = [step for step, (action, other) in pairs if action != other]
+    if not parted:
+        outcome.tally.add_fault("episodes of one seed and the same actions parted: the emulator is not deterministic")
+        return
+    step = parted[0]
+    outcome.solo.steps += step + 1
+    obs_chw = next(islice(replay_log(log), step, None))
+    q_values = compute_outputs(oracle, obs_chw[None])["q_values"][0]
+    chosen = [log.actions[step], expected.actions[step]]
+    # The checkpoint's own action may be the one that is off: the pair is a tie only if both are close to the best.
+    margin = float(q_values.max() - q_values[chosen].min())
+    allowed = float(outcome.tolerance(result.tolerance).allow(q_values[None])[0])
+    kind = "tie" if margin <= 2 * allowed else "wrong"
+    outcome.tally.add_disagreement(
+        Disagreement(kind, "solo", episode, step, chosen[0], int(q_values.argmax()), margin, allowed)
+    )
+    answers = {other: answer["q_values"][0] for other, answer in _ask_all(result, obs_chw[None]).items()}
+    _exhibit(result, "solo", episode, step, {name: kind}, obs_chw, {"oracle": q_values} | answers)
+
+
+def _first_line(error: Exception) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]

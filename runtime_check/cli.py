@@ -1,0 +1,271 @@
+"""The command ``atari-check``: parse, call, print, exit code."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from convert import __version__
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from runtime_check.check import AgentResult, Listeners, Options
+    from runtime_check.inputs import Sources
+    from runtime_check.replay import EpisodeLog
+    from runtime_check.report import Document, ReportWriter
+
+EXIT_DISAGREE, EXIT_UNCHECKED, EXIT_INTERRUPTED = 1, 2, 130
+_BAR = 24
+_REDRAW = 0.2  # seconds
+
+
+@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.argument(
+    "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option(
+    "--source",
+    default=".",
+    metavar="PATH",
+    type=click.Path(exists=True, path_type=Path),
+    help="A checkpoint, or the root of the release: FAMILY/Game/seed/model_STEP.gz below it is tried first, then any "
+    "model_*.gz with the recorded sha256.",
+)
+@click.option(
+    "--backend",
+    "backends",
+    multiple=True,
+    metavar="NAME",
+    help="onnxruntime | flax | tensorflow | ...; repeatable; default: all artefacts that are there. The checkpoint in "
+    "torch is the reference and always takes part.",
+)
+@click.option("--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="For each agent.")
+@click.option("--max-steps", metavar="N", type=click.IntRange(1), help="In each episode.")
+@click.option("--seed", default=0, metavar="N", type=click.IntRange(0, 2**31 - 100_001), help="Of the first episode.")
+@click.option(
+    "--epsilon",
+    default=0.0,
+    metavar="E",
+    type=click.FloatRange(0, 1),
+    help="Probability of a random action, seeded; the release's play.py uses 0.001.",
+)
+@click.option(
+    "--mode",
+    default="shadow",
+    type=click.Choice(["shadow", "solo", "both"]),
+    help="shadow: the checkpoint acts, all answer; solo: each plays by itself.",
+)
+@click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="Where the networks run.")
+@click.option("--tf32", is_flag=True, help="Let GPUs use TF32 in place of float32.")
+@click.option("--atol", default=1e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, absolute.")
+@click.option("--rtol", default=1e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, relative to max |q|.")
+@click.option(
+    "--report",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write check.json, check.html and the episode log there.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
+@click.option("-q", "--quiet", is_flag=True, help="Print what does not agree only.")
+@click.option("-v", "--verbose", is_flag=True, help="Print what each backend ran on.")
+@click.version_option(__version__, prog_name="atari-check")
+def main(
+    agents: tuple[Path, ...],
+    source: Path,
+    backends: tuple[str, ...],
+    episodes: int,
+    max_steps: int | None,
+    seed: int,
+    epsilon: float,
+    mode: str,
+    device: str,
+    tf32: bool,
+    atol: float,
+    rtol: float,
+    report: Path | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Replay Atari episodes and prove that converted agents act like their checkpoints.
+
+    AGENT is a folder that atari-convert wrote, or a tree of them. Every artefact is opened with its own runtime, sees
+    the same episodes, and is held against the checkpoint in float64.
+
+    Exit code: 0 all agree; 1 a disagreement, a wrong checksum, or an artefact that does not load or run; 2 something
+    could not be checked.
+    """
+    if not math.isfinite(atol) or not math.isfinite(rtol):
+        raise click.UsageError("--atol and --rtol are finite numbers")
+    _quiet_thread_pools()
+    try:
+        from convert.errors import AtariConvertError
+        from runtime_check.check import Options
+        from runtime_check.inputs import Sources, find_agent_folders
+        from runtime_check.report import ReportWriter
+
+        options = Options(
+            backends,
+            episodes,
+            max_steps,
+            seed,
+            epsilon,
+            mode in ("shadow", "both"),
+            mode in ("solo", "both"),
+            device,
+            tf32,
+            atol,
+            rtol,
+        )
+        _check_names(backends)
+        folders = list(dict.fromkeys(find_agent_folders(agents)))
+        with ReportWriter(report, options) as writer:
+            _check_all(folders, Sources(source), options, writer, _Printer(as_json, quiet, verbose))
+            document = writer.finish()
+            if as_json:
+                for line in document:
+                    click.echo(line, nl=False)
+            elif not quiet:
+                _print_summary(writer, report)
+            sys.exit(_exit_code(writer))
+    except (AtariConvertError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_UNCHECKED)
+    except KeyboardInterrupt:
+        click.echo("\ninterrupted: no report was written", err=True)
+        sys.exit(EXIT_INTERRUPTED)
+
+
+def _quiet_thread_pools() -> None:
+    """Let idle threads sleep: several runtimes take turns here, and those that wait would spin on the others' cores.
+
+    OpenMP reads the variable when torch loads it.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _check_names(backends: Sequence[str]) -> None:
+    from runtime_check.backends import find_backend
+
+    for name in backends:
+        find_backend(name)
+
+
+def _check_all(
+    folders: Sequence[Path], sources: Sources, options: Options, writer: ReportWriter, printer: _Printer
+) -> None:
+    from convert.errors import AtariConvertError, BackendUnavailable
+    from runtime_check.check import check_agent
+    from runtime_check.report import describe_failure, describe_result
+
+    progress = _Progress(len(folders), options.max_steps)
+    for folder in folders:
+        listeners = progress.listen(folder, writer)
+        result: AgentResult | None = None
+        try:
+            result = check_agent(folder, sources, options, listeners)
+            document = describe_result(result)
+        except BackendUnavailable:
+            raise  # not about this agent: every other one would fail as well
+        except AtariConvertError as error:
+            document = describe_failure(folder, error)
+        progress.finish_agent()
+        writer.add_agent(document, result)
+        printer.print_agent(document)
+
+
+class _Printer:
+    """Prints agents as they come, as the command line asks for."""
+
+    def __init__(self, as_json: bool, quiet: bool, verbose: bool) -> None:
+        self._as_json, self._quiet, self._verbose = as_json, quiet, verbose
+
+    def print_agent(self, document: Document) -> None:
+        from runtime_check.report import AGREE, UNCHECKED, format_agent
+
+        if document["verdict"] == UNCHECKED:
+            click.echo(f"not checked: {document['folder']}: {document['error']['message']}", err=True)
+        elif not self._as_json and not (self._quiet and document["verdict"] == AGREE):
+            click.echo(format_agent(document, verbose=self._verbose) + "\n")
+
+
+def _print_summary(writer: ReportWriter, report: Path | None) -> None:
+    from runtime_check.report import AGREE, DISAGREE, HTML_NAME, UNCHECKED
+
+    agree, disagree, unchecked = (writer.counts.get(name, 0) for name in (AGREE, DISAGREE, UNCHECKED))
+    noun = "agent agrees" if agree == 1 else "agents agree"
+    click.echo(f"{agree} {noun}, {disagree} disagree, {unchecked} could not be checked")
+    if report is not None:
+        click.echo(f"report: {report / HTML_NAME}")
+
+
+def _exit_code(writer: ReportWriter) -> int:
+    from runtime_check.report import DISAGREE, UNCHECKED, combine_verdicts
+
+    return {DISAGREE: EXIT_DISAGREE, UNCHECKED: EXIT_UNCHECKED}.get(combine_verdicts(writer.counts), 0)
+
+
+class _Progress:
+    """A line on a terminal: agent, episodes, steps/s, time left. How long an episode is, those that ended tell."""
+
+    def __init__(self, agents: int, max_steps: int | None) -> None:
+        self._agents, self._max_steps = agents, max_steps
+        self._shown = sys.stderr.isatty()
+        self._started = self._drawn = time.monotonic()
+        self._done = self._steps = 0
+        self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
+
+    def listen(self, folder: Path, writer: ReportWriter) -> Listeners:
+        """Return listeners for the next agent; its episodes go into the report."""
+        from runtime_check.check import Listeners
+
+        def end_episode(backend: str, mode: str, log: EpisodeLog) -> None:
+            self._ended += 1
+            self._ended_steps += len(log.actions)
+            writer.add_episode(folder, backend, mode, log)
+
+        return Listeners(self._start, self._add_steps, end_episode)
+
+    def finish_agent(self) -> None:
+        self._done += 1
+        self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
+        self._clear()
+
+    def _start(self, episodes: int) -> None:
+        self._episodes = episodes
+
+    def _add_steps(self, count: int) -> None:
+        self._steps += count
+        self._agent_steps += count
+        now = time.monotonic()
+        if self._shown and now - self._drawn > _REDRAW:
+            self._drawn = now
+            self._draw(now - self._started)
+
+    def _draw(self, elapsed: float) -> None:
+        fraction = (self._done + self._agent_fraction()) / self._agents
+        filled = int(fraction * _BAR)
+        left = f"about {elapsed / fraction * (1 - fraction):.0f} s left" if fraction else "time left unknown"
+        bar = "█" * filled + "·" * (_BAR - filled)
+        ended = f"agent {self._done + 1}/{self._agents}, {self._ended}/{self._episodes} episodes"
+        click.echo(f"\r\033[K{bar} {ended}, {self._steps / elapsed:.0f} steps/s, {left}", nl=False, err=True)
+
+    def _agent_fraction(self) -> float:
+        if self._ended:
+            length = self._ended_steps / self._ended
+        elif self._max_steps:
+            length = self._max_steps
+        else:
+            return 0.0
+        return min(self._agent_steps / (length * self._episodes), 1.0)
+
+    def _clear(self) -> None:
+        if self._shown:
+            click.echo("\r\033[K", nl=False, err=True)

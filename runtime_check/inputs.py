@@ -1,0 +1,138 @@
+"""What a check starts from: agent folders, their checksums, and the checkpoint that each came from."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from functools import cached_property
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+
+from convert.agent import RECORD_NAME, Agent, Artifact, File
+from convert.errors import ArtefactMissing, CheckError, CheckpointError
+from runtime_check.oracle import Oracle
+from runtime_check.protocols import find_actions
+
+
+def find_agent_folders(paths: Iterable[Path]) -> Iterator[Path]:
+    """Yield each folder that holds an ``agent.json``, in order: the given ones and those below them.
+
+    Raises:
+        CheckError: a path holds none.
+    """
+    for path in paths:
+        empty = True
+        for folder, subfolders, files in os.walk(path):
+            # What a conversion has staged is not published.
+            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+            if RECORD_NAME in files:
+                subfolders.clear()
+                empty = False
+                yield Path(folder)
+        if empty:
+            raise CheckError(f"{path}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
+
+
+class Sources:
+    """The checkpoints that ``--source`` names: one file, or a root of the release."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at ``root``, a file or a folder."""
+        self._root = root
+
+    def find(self, agent: Agent) -> Path:
+        """Return the checkpoint that an agent was converted from, by its recorded sha256.
+
+        Its place in the release is tried first, then every ``model_*.gz`` of its size below the root.
+
+        Raises:
+            CheckpointError: there is none with this sha256.
+        """
+        source = agent.source
+        if self._root.is_file():
+            if _is_intact(self._root, source):
+                return self._root
+            raise CheckpointError(
+                f"{self._root}: sha256 is {_hash(self._root)}, agent.json of {source.path} says {source.sha256}: "
+                "another checkpoint; name the one that was converted with --source"
+            )
+        candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
+        candidates += [self._root / source.path]
+        for path in candidates:
+            if _is_intact(path, source):
+                return path
+        for path in self._by_size.get(source.size, []):
+            if _is_intact(path, source):
+                return path
+        raise CheckpointError(
+            f"{self._root}: no checkpoint of {source.path} (sha256 {source.sha256}): "
+            "expected it at this path or as any model_*.gz below; name its root with --source"
+        )
+
+    @cached_property
+    def _by_size(self) -> dict[int, list[Path]]:
+        by_size: dict[int, list[Path]] = {}
+        for path in sorted(self._root.rglob("model_*.gz")):
+            by_size.setdefault(path.stat().st_size, []).append(path)
+        return by_size
+
+
+def find_artefact(folder: Path, artifact: Artifact) -> Path:
+    """Return the file or folder of an artefact in its agent's folder.
+
+    Raises:
+        ArtefactMissing: the record lists no file of it.
+    """
+    if not artifact.files:
+        raise ArtefactMissing(f"{folder / RECORD_NAME}: an artefact without files: convert the agent again")
+    return folder / PurePosixPath(artifact.files[0].path).parts[0]
+
+
+def find_changes(folder: Path, artifact: Artifact) -> list[str]:
+    """Return how the files of an artefact differ from their record: missing, changed, or not recorded."""
+    changes = []
+    for file in artifact.files:
+        path = folder / file.path
+        if not path.is_file():
+            changes.append(f"{file.path} is missing")
+        elif not _is_intact(path, file):
+            changes.append(f"checksum: {file.path} has sha256 {_hash(path)}, agent.json says {file.sha256}")
+    recorded = {folder / file.path for file in artifact.files}
+    top = find_artefact(folder, artifact)
+    found = [path for path in sorted(top.rglob("*")) if path.is_file()] if top.is_dir() else []
+    changes += [f"{path.relative_to(folder).as_posix()} is not in agent.json" for path in found if path not in recorded]
+    return changes
+
+
+def find_record_faults(agent: Agent, oracle: Oracle) -> list[str]:
+    """Return where ``agent.json`` contradicts the checkpoint or the emulator, each of which would mislead a user.
+
+    Raises:
+        CheckError: the head fits no action set of the game.
+        RomUnavailable: there is no such game or ROM.
+    """
+    faults = []
+    head = agent.head
+    found = (head.kind, head.actions)
+    expected = ("q" if oracle.support is None else "categorical", oracle.actions)
+    if found != expected:
+        faults.append(f"agent.json: the head's kind and actions are {found}, the checkpoint's {expected}")
+    support = None if head.support is None else np.array(head.support)
+    if (support is None) != (oracle.support is None) or not np.array_equal(support, oracle.support):  # type: ignore[arg-type]
+        faults.append("agent.json: the support is not the checkpoint's")
+    if agent.identity.game is not None:
+        meanings = find_actions(agent.identity.game, oracle.actions)
+        if agent.action_meanings != meanings:
+            faults.append(f"agent.json: action_meanings are {agent.action_meanings}, the emulator's {meanings}")
+    return faults
+
+
+def _is_intact(path: Path, file: File) -> bool:
+    return path.is_file() and path.stat().st_size == file.size and _hash(path) == file.sha256
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,338 @@
+"""What was found, as JSON, as a table for the terminal, and as one HTML page.
+
+A report is written aside, agent by agent, and put in place when all is done: memory does not grow with the number
+of agents, and an interrupted check leaves no half report.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import platform
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import asdict
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import cv2
+import jinja2
+import numpy as np
+from markupsafe import Markup
+from numpy.typing import NDArray
+
+from convert import __version__
+from convert.errors import AtariConvertError
+from runtime_check import plots
+from runtime_check.check import AgentResult, BackendResult, Exhibit, Options, Returns
+from runtime_check.replay import EpisodeLog, to_json_line
+
+FORMAT_VERSION = 1
+AGREE, DISAGREE, UNCHECKED = "agree", "disagree", "unchecked"
+JSON_NAME, HTML_NAME, LOG_NAME = "check.json", "check.html", "episodes.jsonl"
+# Every agent that does not agree gets its plots and pictures; of those that do, the first ones.
+_MAX_AGREEING_SECTIONS = 50
+_WIDTH = 100
+
+Document = dict[str, Any]
+
+
+def describe_result(result: AgentResult) -> Document:
+    """Return an agent's part of ``check.json``."""
+    agent, plan = result.agent, result.plan
+    return {
+        "folder": str(result.folder),
+        "verdict": AGREE if result.agrees else DISAGREE,
+        "faults": result.faults,
+        "error": None,
+        "family": agent.identity.family,
+        "game": agent.identity.game,
+        "seed": agent.identity.seed,
+        "step": agent.identity.step,
+        "source": {"path": agent.source.path, "sha256": agent.source.sha256},
+        "protocol": asdict(plan.protocol),
+        "rom_md5": result.rom_md5,
+        "actions": list(result.actions),
+        "episodes": {"first_seed": plan.seed, "count": plan.episodes, "max_steps": plan.max_steps},
+        "tolerance": asdict(result.tolerance),
+        "unchecked_targets": list(result.unchecked),
+        "backends": {name: _describe_backend(outcome) for name, outcome in result.backends.items()},
+    }
+
+
+def describe_failure(folder: Path, error: AtariConvertError) -> Document:
+    """Return the part of ``check.json`` of an agent that could not be checked."""
+    return {
+        "folder": str(folder),
+        "verdict": UNCHECKED,
+        "faults": [],
+        "error": {"kind": type(error).__name__, "message": str(error)},
+        "backends": {},
+    }
+
+
+def _describe_backend(outcome: BackendResult) -> Document:
+    tally, solo = outcome.tally, outcome.solo
+    return {
+        "verdict": DISAGREE if outcome.reasons else AGREE,
+        "reasons": outcome.reasons,
+        "steps": tally.steps + solo.steps,
+        "ties": tally.ties,
+        "wrong": tally.wrong,
+        "max_error": tally.max_error if tally.max_error_at else None,
+        "max_error_at": dict(zip(("episode", "step"), tally.max_error_at, strict=True)) if tally.max_error_at else None,
+        "max_ratio": _finite(tally.max_ratio) if tally.max_error_at else None,
+        "median_error": tally.errors.median(),
+        "smallest_margin": _finite(tally.smallest_gap),
+        "returns": {
+            "shadow": _describe_returns(outcome.shadow_returns),
+            "solo": _describe_returns(outcome.solo_returns),
+        },
+        "solo": asdict(solo) if solo.episodes else None,
+        "listed": [asdict(disagreement) for disagreement in tally.listed],
+        "runtime": asdict(outcome.description) if outcome.description else None,
+    }
+
+
+def _describe_returns(returns: Returns) -> Document | None:
+    if not returns.count:
+        return None
+    return {"mean": returns.mean, "std": returns.std, "n": returns.count, "first": returns.first}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no infinity."""
+    return float(value) if np.isfinite(value) else None
+
+
+def format_agent(document: Document, *, verbose: bool = False) -> str:
+    """Return an agent's part of the table, in lines of at most 100 columns."""
+    lines = [_shorten(document["folder"], _WIDTH)]
+    if document["verdict"] == UNCHECKED:
+        return "\n".join([*lines, *_wrap(f"not checked: {document['error']['message']}")])
+    episodes, tolerance = document["episodes"], document["tolerance"]
+    last = episodes["first_seed"] + episodes["count"] - 1
+    lines += _wrap(
+        f"{document['protocol']['name']} protocol, seeds {episodes['first_seed']} to {last}, allowed error "
+        f"{tolerance['atol'] * tolerance['scale']:.2g} + {tolerance['rtol']:.2g}·max|q|"
+    )
+    if document["backends"]:
+        lines.append(_HEADER)
+    lines += [_format_row(name, outcome) for name, outcome in document["backends"].items()]
+    for fault in document["faults"]:
+        lines += _wrap(fault)
+    for name, outcome in document["backends"].items():
+        for reason in outcome["reasons"]:
+            lines += _wrap(f"{name}: {reason}")
+        if verbose and outcome["runtime"]:
+            lines += _wrap(f"{name}: " + ", ".join(f"{key} {value}" for key, value in outcome["runtime"].items()))
+    for target in document["unchecked_targets"]:
+        lines += _wrap(f"{target}: not checked, no backend opens it")
+    return "\n".join(lines)
+
+
+_HEADER = (
+    f"  {'backend':<14}{'verdict':<9}{'steps':>8}{'ties':>5}{'wrong':>6}{'max error':>11}{'/allowed':>9}"
+    f"{'median':>9}{'margin':>9}{'return':>18}"
+)
+
+
+def _format_row(name: str, outcome: Document) -> str:
+    return (
+        f"  {name:<14}{outcome['verdict']:<9}{outcome['steps']:>8}{outcome['ties']:>5}{outcome['wrong']:>6}"
+        f"{_number(outcome['max_error']):>11}{_number(outcome['max_ratio']):>9}{_number(outcome['median_error']):>9}"
+        f"{_number(outcome['smallest_margin']):>9}{format_returns(outcome):>18}"
+    )
+
+
+def format_returns(outcome: Document) -> str:
+    """Return ``mean ± std`` of a backend's own episodes, or of those in which it acted for all; ``–`` of none."""
+    returns = outcome["returns"]["solo"] or outcome["returns"]["shadow"]
+    return f"{_score(returns['mean'])} ± {_score(returns['std'])}" if returns else "–"
+
+
+def _score(value: float) -> str:
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.1e}" if value and not 0.01 <= abs(value) < 1000 else f"{value:.3g}"
+
+
+def _wrap(text: str) -> list[str]:
+    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+
+
+def _shorten(text: str, width: int) -> str:
+    return text if len(text) <= width else "…" + text[1 - width :]
+
+
+def combine_verdicts(counts: Mapping[str, int]) -> str:
+    """Return the verdict over all agents: one disagreement makes it ``disagree``, else one unchecked ``unchecked``."""
+    if counts.get(DISAGREE):
+        return DISAGREE
+    return UNCHECKED if counts.get(UNCHECKED) else AGREE
+
+
+class ReportWriter:
+    """Collects a report agent by agent, in files aside; `finish` puts it in place.
+
+    A context manager: what is not finished is removed.
+    """
+
+    def __init__(self, directory: Path | None, options: Options) -> None:
+        """Prepare a report.
+
+        Args:
+            directory: where it goes; None to have the JSON document alone, for `finish` to return.
+            options: how the agents are checked.
+
+        Raises:
+            OSError: the folder above it cannot be made or written.
+        """
+        self._directory = directory
+        self._options = options
+        self._counts: dict[str, int] = {}
+        self._sections = 0
+        self._stack = ExitStack()
+        if directory is not None:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+        parent = directory.parent if directory is not None else None
+        self._aside = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".atari-check-", dir=parent)))
+        self._files = {
+            name: self._stack.enter_context((self._aside / name).open("w", encoding="utf-8"))
+            for name in ("agents", "rows", "sections", LOG_NAME)
+        }
+        loader = jinja2.PackageLoader("runtime_check")
+        self._templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+        self._templates.globals |= {"number_of": _number, "format_returns": format_returns}
+
+    def __enter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was written aside."""
+        self._stack.close()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many agents have each verdict."""
+        return self._counts
+
+    def add_episode(self, folder: Path, backend: str, mode: str, log: EpisodeLog) -> None:
+        """Add an episode's log."""
+        head = json.dumps({"folder": str(folder), "backend": backend, "mode": mode})
+        self._files[LOG_NAME].write(f"{head[:-1]}, {to_json_line(log)[1:]}\n")
+
+    def add_agent(self, document: Document, result: AgentResult | None) -> None:
+        """Add an agent's result, or the document of one that could not be checked."""
+        number = sum(self._counts.values())
+        self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
+        self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
+        if self._directory is None:
+            return
+        has_section = document["verdict"] != AGREE or self._sections < _MAX_AGREEING_SECTIONS
+        rows = self._templates.get_template("rows.html")
+        self._files["rows"].write(rows.render(agent=document, number=number, has_section=has_section))
+        if has_section:
+            self._sections += 1
+            section = self._templates.get_template("agent.html")
+            self._files["sections"].write(section.render(agent=document, number=number, **_illustrate(result)))
+
+    def finish(self) -> Iterator[str]:
+        """Put the report in place, and return ``check.json`` in pieces."""
+        for file in self._files.values():
+            file.close()
+        self._write_json()
+        if self._directory is not None:
+            self._write_html()
+            self._directory.mkdir(exist_ok=True)
+            # The document that carries the verdict comes last.
+            for name in (LOG_NAME, HTML_NAME, JSON_NAME):
+                os.replace(self._aside / name, self._directory / name)
+        return _read_lines((self._directory or self._aside) / JSON_NAME)
+
+    def _write_json(self) -> None:
+        head = _dump(self._describe_run())
+        with (self._aside / JSON_NAME).open("w", encoding="utf-8") as out:
+            out.write(head[: head.rindex("\n}")] + ',\n  "agents": [')
+            out.writelines(_read_lines(self._aside / "agents"))
+            out.write("\n  ]\n}\n")
+
+    def _write_html(self) -> None:
+        page = self._templates.get_template("page.html").generate(
+            run=self._describe_run(),
+            rows=_read_markup(self._aside / "rows"),
+            sections=_read_markup(self._aside / "sections"),
+            hidden=sum(self._counts.values()) - self._sections,
+            log_name=LOG_NAME,
+        )
+        with (self._aside / HTML_NAME).open("w", encoding="utf-8") as out:
+            out.writelines(page)
+
+    def _describe_run(self) -> Document:
+        options = self._options
+        return {
+            "format_version": FORMAT_VERSION,
+            "verdict": combine_verdicts(self._counts),
+            "counts": {name: self._counts.get(name, 0) for name in (AGREE, DISAGREE, UNCHECKED)},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "options": asdict(options) | {"side_by_side": options.width},
+            "versions": {
+                "atari-convert": __version__,
+                "python": platform.python_version(),
+                **{name: version(name) for name in ("ale-py", "numpy", "opencv-python-headless")},
+            },
+            "platform": platform.platform(),
+        }
+
+
+def _illustrate(result: AgentResult | None) -> dict[str, Any]:
+    if result is None or not result.backends:
+        return {"plots": [], "exhibits": []}
+    return {
+        "plots": plots.draw_plots(result),
+        "exhibits": [_illustrate_exhibit(exhibit, result.actions) for exhibit in result.exhibits],
+    }
+
+
+def _illustrate_exhibit(exhibit: Exhibit, actions: tuple[str, ...]) -> dict[str, Any]:
+    chosen = {name: int(np.argmax(values)) for name, values in exhibit.q_values.items()}
+    return {
+        "kind": exhibit.kind,
+        "mode": exhibit.mode,
+        "episode": exhibit.episode,
+        "step": exhibit.step,
+        "backends": exhibit.backends,
+        "frames": [_to_data_url(frame) for frame in exhibit.obs_chw],
+        "actions": actions,
+        "q_values": exhibit.q_values,
+        "chosen": chosen,
+    }
+
+
+def _to_data_url(frame: NDArray[np.uint8]) -> str:
+    _, png = cv2.imencode(".png", frame)
+    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode("ascii")
+
+
+def _dump(document: Document) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file
+
+
+def _read_markup(path: Path) -> Iterator[Markup]:
+    return (Markup(line) for line in _read_lines(path))  # noqa: S704 - these lines were rendered, and escaped, above

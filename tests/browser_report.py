@@ -1,0 +1,99 @@
+"""The HTML report in a real browser: headless Chromium from PATH. Run by itself: ``pytest tests/browser_report.py``."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from builders import AGENTS, make_state, save_checkpoint
+from click.testing import CliRunner
+
+from convert.pipeline import convert_checkpoint
+from runtime_check.cli import main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: apt-get install chromium")
+
+# The banner's grounds, as in the page's style, in the order blue, green, red.
+GOOD, BAD = (0xEC, 0xF4, 0xE5), (0xE7, 0xE9, 0xFB)
+
+
+def _open_page(page: Path, to: Path) -> tuple[str, list[str], list[str], np.ndarray]:
+    """Return the page's DOM, what its console said, what was fetched, and a picture."""
+    to.mkdir()
+    options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--no-first-run"]
+    options += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-pings"]
+    options += [f"--user-data-dir={to / 'profile'}", "--enable-logging=stderr", "--window-size=1280,1600"]
+    url = page.as_uri()
+    dom = subprocess.run([CHROMIUM, *options, "--dump-dom", url], capture_output=True, text=True, timeout=120)
+    picture, log = to / "page.png", to / "net.json"
+    extra = [f"--screenshot={picture}", f"--log-net-log={log}", "--hide-scrollbars"]
+    shot = subprocess.run([CHROMIUM, *options, *extra, url], capture_output=True, text=True, timeout=120)
+    said = [line for line in (dom.stderr + shot.stderr).splitlines() if "CONSOLE" in line]
+    return dom.stdout, said, _fetched(log), cv2.imread(str(picture))
+
+
+def _fetched(log: Path) -> list[str]:
+    """Return the URLs that the page asked the network for. What Chromium asks for itself has no origin."""
+    text = log.read_text("utf-8")
+    try:
+        events = json.loads(text)["events"]
+    except ValueError:  # Chromium was gone before it closed the list
+        events = json.loads(text.rstrip().rstrip(",") + "]}")["events"]
+    requests = [event.get("params", {}) for event in events]
+    return [params["url"] for params in requests if params.get("initiator", "not an origin") != "not an origin"]
+
+
+def _check(folder: Path, report: Path, expected: int) -> Path:
+    arguments = [folder, "--source", folder.parent / "source", "--max-steps", 30, "--mode", "both", "--report", report]
+    done = CliRunner().invoke(main, [*map(str, arguments), "--backend", "onnxruntime"])
+    assert done.exit_code == expected
+    return report / "check.html"
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, Path]:
+    """A report in which all agree, and one in which a wrong action is shown."""
+    root = tmp_path_factory.mktemp("browser")
+    good, bad = root / "good", root / "bad"
+    source = good / "source/DQN_modern/Pong/0/model_328492.gz"
+    source.parent.mkdir(parents=True)
+    shutil.copy(AGENTS / "DQN_modern/Pong/0/model_328492.gz", source)
+    convert_checkpoint(source, good / "agent", ["onnx"])
+    shutil.copytree(good, bad)
+    other = save_checkpoint(root / "DQN_modern/Pong/0/model_1.gz", make_state(6))
+    convert_checkpoint(other, root / "other", ["onnx"])
+    shutil.copy(root / "other/model.onnx", bad / "agent")
+    record, stranger = (json.loads((folder / "agent.json").read_text()) for folder in (bad / "agent", root / "other"))
+    record["artifacts"] = stranger["artifacts"]
+    (bad / "agent/agent.json").write_text(json.dumps(record))
+    return {"agree": _check(good / "agent", root / "agree", 0), "disagree": _check(bad / "agent", root / "disagree", 1)}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "text", "ground"), [("agree", "All agree", GOOD), ("disagree", "Disagreement", BAD)]
+)
+def test_the_report_opens(verdict, text, ground, pages, tmp_path):
+    dom, said, fetched, picture = _open_page(pages[verdict], tmp_path / "chromium")
+    assert said == []
+    assert fetched == []
+    assert f'<div class="banner {verdict}" id="verdict">' in dom
+    assert text in dom
+    # The banner is what one sees first: a wide band of its ground in the upper part of the page.
+    band = (np.abs(picture[:400].astype(int) - ground).max(axis=2) <= 2).mean(axis=1)
+    assert (band > 0.5).sum() > 40
+    assert dom.count("<svg") == 3
+    assert ("data:image/png" in dom) == (verdict == "disagree")
+
+
+def test_a_console_error_and_a_fetch_would_be_noticed(tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text('<img src="http://127.0.0.1:9/x.png"><script>console.error("broken")</script>')
+    _, said, fetched, _ = _open_page(page, tmp_path / "chromium")
+    assert any("broken" in line for line in said)
+    assert any(url.startswith("http://127.0.0.1:9/x.png") for url in fetched)

@@ -1,0 +1,159 @@
+"""Each backend against the oracle, on what is on disk; and what it says when it cannot run."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from builders import AGENTS, make_observations, make_state, save_checkpoint
+
+from convert.agent import read_record
+from convert.errors import BackendUnavailable
+from convert.pipeline import convert_checkpoint
+from runtime_check import backends as backends_package
+from runtime_check.backends import (
+    Runtime,
+    Settings,
+    choose_gpu,
+    find_backend,
+    import_backend,
+    list_backends,
+)
+from runtime_check.compare import Tally, Tolerance, compare_outputs, find_faults, judge
+from runtime_check.inputs import find_artefact
+from runtime_check.oracle import compute_outputs, read_oracle
+
+NAMES = ("checkpoint", "flax", "onnxruntime", "tensorflow")
+TARGETS = ("onnx", "flax", "tensorflow")
+
+
+@pytest.fixture(scope="module")
+def agents(converted, tmp_path_factory):
+    """Folders and checkpoints of all four families: the trained agents, and random networks of other sizes."""
+    out = tmp_path_factory.mktemp("families")
+    found = {path.parent: AGENTS / f"{path.parent.relative_to(converted)}.gz" for path in converted.rglob("agent.json")}
+    for place, actions, atoms in (
+        ("MDQN_modern/SpaceInvaders/1/model_1000000", 6, None),
+        ("DQN_classic_adam/Seaquest/0/model_250000", 18, None),
+        ("C51_classic/Freeway/2/model_750000", 3, 51),
+        ("C51_classic/Pong/0/model_750000", 18, 11),
+    ):
+        source = save_checkpoint(out / "release" / f"{place}.gz", make_state(actions, atoms, seed=actions))
+        convert_checkpoint(source, out / place, TARGETS)
+        found[out / place] = source
+    return found
+
+
+def _open(name: str, folder, source, **settings) -> Runtime:
+    record, backend = read_record(folder), find_backend(name)
+    path = source if backend.target is None else find_artefact(folder, record.artifacts[backend.target])
+    return import_backend(name).open_artefact(path, record.agent, Settings(**settings))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backend_answers_as_the_oracle_whatever_the_batch(name, agents):
+    assert len(agents) == 6
+    for folder, source in agents.items():
+        oracle, runtime = read_oracle(source), _open(name, folder, source)
+        for count in (1, 2, 7):
+            obs_nchw = make_observations(count, seed=count)
+            expected = compute_outputs(oracle, obs_nchw)
+            answer = runtime.answer(obs_nchw)
+            assert find_faults(answer, {key: array.shape for key, array in expected.items()}) == []
+            tally = Tally()
+            tally.add(compare_outputs(answer, expected, Tolerance(1e-5, 1e-5)), np.arange(count), np.arange(count))
+            assert judge(tally) == []
+            assert tally.wrong == tally.ties == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_backend_describes_what_it_ran_on(name, agents):
+    folder, source = next(iter(agents.items()))
+    description = _open(name, folder, source, device="cpu", batch=4).description
+    assert description.version.split()[-1][0].isdigit()
+    assert "cpu" in description.device.lower()
+    assert description.precision
+    assert description.graph
+    assert description.batch == 4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_missing_gpu_is_an_error_and_not_the_cpu(name, agents):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    folder, source = next(iter(agents.items()))
+    with pytest.raises(BackendUnavailable, match=f"backend '{name}' sees no GPU.*--backend"):
+        _open(name, folder, source, device="gpu")
+
+
+@pytest.mark.parametrize(
+    ("device", "has_gpu", "expected"), [("auto", True, True), ("auto", False, False), ("cpu", True, False)]
+)
+def test_the_device_is_chosen_by_what_there_is(device, has_gpu, expected):
+    assert choose_gpu(Settings(device), "x", has_gpu=has_gpu) is expected
+
+
+def test_tf32_is_off_unless_it_is_asked_for(agents):
+    torch = pytest.importorskip("torch")
+    folder, source = next(iter(agents.items()))
+    for tf32 in (True, False):
+        precision = _open("checkpoint", folder, source, tf32=tf32).description.precision
+        assert f"cudnn.allow_tf32={tf32}, cuda.matmul.allow_tf32={tf32}" in precision
+        assert torch.backends.cudnn.allow_tf32 is tf32
+        assert (
+            f"tensor_float_32_execution={tf32}" in _open("tensorflow", folder, source, tf32=tf32).description.precision
+        )
+        wanted = "tensorfloat32" if tf32 else "highest"
+        assert wanted in _open("flax", folder, source, tf32=tf32).description.precision
+
+
+def test_backends_are_found_by_name_without_their_frameworks():
+    code = (
+        "import sys; from runtime_check.backends import list_backends; list_backends();"
+        "assert not {'torch', 'jax', 'tensorflow', 'onnxruntime', 'flax'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+    assert set(NAMES) <= {backend.name for backend in list_backends()}
+    assert find_backend("onnxruntime").target == "onnx"
+    assert find_backend("checkpoint").target is None
+
+
+def test_an_unknown_backend_is_refused():
+    with pytest.raises(BackendUnavailable, match=r"no backend 'tensorrt', expected one of: .*onnxruntime"):
+        find_backend("tensorrt")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("flax", "jax", "flax"), ("onnxruntime", "onnxruntime", "onnx"), ("tensorflow", "tensorflow", "tensorflow")],
+)
+def test_a_missing_runtime_names_its_install_line(name, package, extra):
+    """In a process of its own, where the package cannot be imported."""
+    code = (
+        "import sys\n"
+        f"sys.modules[{package!r}] = None\n"
+        "from convert.errors import BackendUnavailable\n"
+        "from runtime_check.backends import import_backend\n"
+        "try:\n"
+        f"    import_backend({name!r})\n"
+        "except BackendUnavailable as error:\n"
+        "    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout == f"backend '{name}' needs {package}: pip install 'atari-convert[{extra}]'\n"
+
+
+def test_another_missing_module_is_a_bug_and_looks_like_one(monkeypatch, tmp_path):
+    (tmp_path / "broken.py").write_text(
+        'TARGET = "onnx"\nEXTRA = "onnx"\nPACKAGES = ("numpy",)\nimport no_such_module\n'
+    )
+    monkeypatch.setattr(backends_package, "__path__", [str(tmp_path)])
+    list_backends.cache_clear()
+    try:
+        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+            import_backend("broken")
+    finally:
+        list_backends.cache_clear()

@@ -1,0 +1,306 @@
+"""The command: exit codes, what it prints, what it leaves behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import pytest
+from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
+from click.testing import CliRunner, Result
+
+from convert.pipeline import convert_checkpoint
+from runtime_check.cli import main
+from runtime_check.replay import from_json_line, replay_log
+
+SCHEMA = json.loads(files("runtime_check").joinpath("check.schema.json").read_text("utf-8"))
+FOLDER = "DQN_modern/Pong/0/model_328492"
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def _run(*arguments: object) -> Result:
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    assert "Traceback" not in result.output
+    return result
+
+
+def _command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "runtime_check", *map(str, arguments)]
+
+
+def _validate(document: dict) -> None:
+    jsonschema.Draft202012Validator(SCHEMA, format_checker=jsonschema.FormatChecker()).validate(document)
+
+
+@pytest.fixture(scope="module")
+def checked(converted, tmp_path_factory):
+    """One run over the trained agents, all backends, both modes, as a user starts it."""
+    report = tmp_path_factory.mktemp("check") / "deep/report"
+    options = ("--episodes", 3, "--max-steps", 25, "--mode", "both", "--epsilon", 0.1)
+    command = _command(converted, "--source", AGENTS, *options, "--report", report, "-v")
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout, report
+
+
+def test_good_agents_pass(checked):
+    stdout, report = checked
+    assert "2 agents agree, 0 disagree, 0 could not be checked" in stdout
+    document = json.loads((report / "check.json").read_text("utf-8"))
+    _validate(document)
+    assert document["verdict"] == "agree"
+    assert document["counts"] == {"agree": 2, "disagree": 0, "unchecked": 0}
+    for agent in document["agents"]:
+        assert set(agent["backends"]) == {"checkpoint", "flax", "onnxruntime", "tensorflow"}
+        for name, outcome in agent["backends"].items():
+            assert outcome["reasons"] == []
+            assert (outcome["steps"], outcome["wrong"]) == (150, 0)
+            assert 0 < outcome["max_error"] < 3e-6
+            assert 0 < outcome["median_error"] <= outcome["max_error"]
+            assert 0 < outcome["max_ratio"] < 0.2
+            assert outcome["solo"] == {"episodes": 3, "identical": 3, "steps": 75}
+            assert outcome["returns"]["solo"]["n"] == 3
+            assert (outcome["returns"]["shadow"] is not None) == (name == "checkpoint")
+            assert outcome["runtime"]["batch"] == 3
+
+
+def test_the_table_fits_100_columns(checked):
+    stdout, _ = checked
+    assert max(map(len, stdout.splitlines())) <= 100
+    assert re.search(r"onnxruntime +agree +150 +0 +0 ", stdout)
+    assert "modern protocol, seeds 0 to 2, allowed error 1e-05 + 1e-05·max|q|" in stdout
+    assert "onnxruntime: library onnxruntime, version" in stdout
+
+
+def test_the_episode_log_replays(checked):
+    _, report = checked
+    lines = (report / "episodes.jsonl").read_text("utf-8").splitlines()
+    documents = [json.loads(line) for line in lines]
+    # For each of two agents: three episodes in shadow mode, and three of each of four backends alone.
+    assert len(documents) == 2 * (3 + 4 * 3)
+    assert {document["mode"] for document in documents} == {"shadow", "solo"}
+    assert {Path(document["folder"]).name for document in documents} == {"model_187420", "model_328492"}
+    log = from_json_line(lines[0])
+    assert len(list(replay_log(log))) == len(log.actions) == 25
+
+
+def test_the_page_needs_nothing_from_outside(checked):
+    _, report = checked
+    page = (report / "check.html").read_text("utf-8")
+    assert "All agree" in page
+    references = re.findall(r"""(?:src|href|action|data)=["']([^"']*)""", page)
+    assert references
+    assert all(reference.startswith(("#", "data:")) for reference in references)
+    assert not re.search(r"https?://|@import|url\(|<script", page)
+    assert page.count("<svg") == 6
+
+
+def test_nothing_but_the_report_is_left(checked):
+    _, report = checked
+    assert sorted(path.name for path in report.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
+    assert list(report.parent.iterdir()) == [report]
+
+
+@pytest.fixture(scope="module")
+def faulty(converted, tmp_path_factory):
+    """A tree of three: one whose model is another agent's, one that is good, one whose record is damaged."""
+    root = tmp_path_factory.mktemp("faulty")
+    shutil.copytree(converted / FOLDER, root / "bad")
+    other = save_checkpoint(root.parent / "other" / f"{FOLDER}.gz", make_state(6))
+    convert_checkpoint(other, root.parent / "other/agent", ["onnx"])
+    record = json.loads((root / "bad/agent.json").read_text("utf-8"))
+    stranger = json.loads((root.parent / "other/agent/agent.json").read_text("utf-8"))
+    record["artifacts"]["onnx"] = stranger["artifacts"]["onnx"]
+    (root / "bad/agent.json").write_text(json.dumps(record), "utf-8")
+    shutil.copy(root.parent / "other/agent/model.onnx", root / "bad")
+    shutil.copytree(converted / FOLDER, root / "good")
+    (root / "broken").mkdir()
+    (root / "broken/agent.json").write_text("{", "utf-8")
+    return root
+
+
+def test_a_disagreement_exits_with_1_and_the_rest_is_checked(faulty, tmp_path):
+    report = tmp_path / "report"
+    done = _run(faulty, "--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 20, "--report", report)
+    assert done.exit_code == 1
+    assert "1 agent agrees, 1 disagree, 1 could not be checked" in done.stdout
+    assert re.search(r"onnxruntime: \d+ wrong actions", done.stdout)
+    assert "broken/agent.json: not JSON" in done.stderr
+    document = json.loads((report / "check.json").read_text("utf-8"))
+    _validate(document)
+    assert [agent["verdict"] for agent in document["agents"]] == ["disagree", "unchecked", "agree"]
+    listed = document["agents"][0]["backends"]["onnxruntime"]["listed"]
+    assert {entry["kind"] for entry in listed} == {"wrong"}
+    page = (report / "check.html").read_text("utf-8")
+    assert "Disagreement" in page
+    assert page.count('src="data:image/png;base64,') % 4 == 0
+    assert 'src="data:image/png;base64,' in page
+    for name in ("oracle", "checkpoint", "onnxruntime", "RIGHTFIRE"):
+        assert name in page
+
+
+def test_json_goes_to_stdout_and_nothing_else_does(faulty):
+    done = _run(faulty / "bad", "--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 2, "--json")
+    assert done.exit_code == 1
+    document = json.loads(done.stdout)
+    _validate(document)
+    assert document["verdict"] == "disagree"
+
+
+def test_quiet_prints_what_does_not_agree_only(faulty):
+    options = ("--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 2, "-q")
+    assert _run(faulty / "good", *options).output == ""
+    assert "wrong" in _run(faulty / "bad", *options).stdout
+
+
+def test_an_agent_that_could_not_be_checked_exits_with_2(faulty, tmp_path):
+    done = _run(faulty / "broken", "--source", AGENTS, "--report", tmp_path / "report")
+    assert done.exit_code == 2
+    assert "0 agents agree, 0 disagree, 1 could not be checked" in done.stdout
+    document = json.loads((tmp_path / "report/check.json").read_text("utf-8"))
+    _validate(document)
+    assert document["agents"][0]["error"]["kind"] == "RecordError"
+
+
+def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
+    folder = tmp_path / "agent"
+    shutil.copytree(converted / FOLDER, folder)
+    with (folder / "model.onnx").open("ab") as file:
+        file.write(b"x")
+    done = _run(folder, "--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 2)
+    assert done.exit_code == 1
+    assert "onnxruntime: checksum: model.onnx has sha256" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "Missing argument 'AGENT...'"),
+        (("nowhere",), "'nowhere' does not exist"),
+        (("{out}", "--episodes", "0"), "--episodes"),
+        (("{out}", "--max-steps", "0"), "--max-steps"),
+        (("{out}", "--seed", "-1"), "--seed"),
+        (("{out}", "--seed", "2147483648"), "--seed"),
+        (("{out}", "--epsilon", "1.5"), "--epsilon"),
+        (("{out}", "--atol", "-1"), "--atol"),
+        (("{out}", "--rtol", "nan"), "finite"),
+        (("{out}", "--mode", "mirror"), "--mode"),
+        (("{out}", "--source", "nowhere"), "'nowhere' does not exist"),
+        (("{out}", "--backend", "tensorrt"), "no backend 'tensorrt', expected one of"),
+        (("{tmp}",), "no agent.json in it or below"),
+        (("{out}", "--source", "{tmp}"), "no checkpoint of"),
+        (("{out}", "--source", str(BREAKOUT), "--backend", "onnxruntime"), "another checkpoint"),
+        (("{pong}/agent.json",), "is a file"),
+        (("{out}", "--source", "{agents}", "--report", "{pong}/agent.json"), "is a file"),
+        (("{out}", "--source", "{agents}", "--report", "{pong}/agent.json/report"), "agent.json"),
+    ],
+)
+def test_a_check_that_cannot_be_done_exits_with_2(arguments, message, converted, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    places = {"out": converted, "tmp": tmp_path, "agents": AGENTS, "pong": converted / FOLDER}
+    arguments = [argument.format(**places) for argument in arguments]
+    done = _run(*arguments, *(["--max-steps", "1"] if "--max-steps" not in arguments and arguments else []))
+    assert done.exit_code == 2
+    assert message in done.output
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"game": None, "family": None}, "says neither game nor protocol"),
+        ({"game": "Tetris"}, "no game 'Tetris'"),
+        ({"game": "Breakout", "rom_id": "breakout"}, "the head has 6 actions, the game's minimal set 4"),
+        ({"artifacts": {}}, "lists no artefact"),
+        ({"format_version": 2}, "format_version is 2, expected 1"),
+    ],
+)
+def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted, tmp_path):
+    record = json.loads((converted / FOLDER / "agent.json").read_text("utf-8"))
+    shutil.copy(converted / FOLDER / "model.onnx", tmp_path)
+    (tmp_path / "agent.json").write_text(json.dumps(record | change), "utf-8")
+    backend = ("--backend", "onnxruntime") if change.get("artifacts") is None else ()
+    done = _run(tmp_path, "--source", PONG, *backend, "--max-steps", 1)
+    assert done.exit_code == 2
+    assert message in done.stderr
+
+
+def test_a_backend_without_its_artefact_is_named(tmp_path):
+    convert_checkpoint(PONG, tmp_path / "agent", ["onnx"])
+    done = _run(tmp_path, "--source", PONG, "--backend", "flax", "--max-steps", 1)
+    assert done.exit_code == 2
+    assert "holds onnx, not flax: atari-convert --to flax writes it" in done.stderr
+
+
+def test_a_backend_without_its_runtime_is_named_and_the_others_run(converted):
+    """From a checkout in which only some of the backends are installed."""
+    code = (
+        "import sys\n"
+        "sys.modules['jax'] = sys.modules['tensorflow'] = None\n"
+        "from runtime_check.cli import main\n"
+        "main()\n"
+    )
+    arguments = [str(converted / FOLDER), "--source", str(AGENTS), "--max-steps", "2"]
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 2
+    assert re.search(r"needs jax: pip install 'atari-convert\[flax\]'", done.stderr)
+    done = subprocess.run([*command, "--backend", "onnxruntime"], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_help_is_quick_and_loads_no_framework():
+    code = (
+        "import sys\n"
+        "from runtime_check.cli import main\n"
+        "main(['--help'], standalone_mode=False)\n"
+        "heavy = {'torch', 'jax', 'tensorflow', 'onnxruntime', 'numpy', 'cv2', 'ale_py', 'jinja2'}\n"
+        "assert not heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Exit code: 0 all agree" in done.stdout
+
+
+def test_the_defaults_of_the_tolerances_are_those_of_the_comparison():
+    from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL
+
+    defaults = {option.name: option.default for option in main.params}
+    assert (defaults["atol"], defaults["rtol"]) == (DEFAULT_ATOL, DEFAULT_RTOL)
+
+
+def _start_on_terminal(*arguments: object) -> tuple[subprocess.Popen, int]:
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        _command(*arguments), stdout=subprocess.PIPE, stderr=child, text=True, env=ENVIRONMENT, start_new_session=True
+    )
+    os.close(child)
+    return process, parent
+
+
+def test_progress_on_a_terminal_and_a_clean_end_by_ctrl_c(converted, tmp_path):
+    report = tmp_path / "report"
+    options = ("--source", AGENTS, "--backend", "onnxruntime", "--episodes", 2, "--report", report)
+    process, terminal = _start_on_terminal(converted / FOLDER, *options)
+    shown = ""
+    while "steps/s" not in shown:
+        shown += os.read(terminal, 4096).decode()
+    os.killpg(process.pid, signal.SIGINT)
+    pressed = time.monotonic()
+    stdout, _ = process.communicate(timeout=30)
+    assert time.monotonic() - pressed < 5
+    assert re.search(r"agent 1/1, 0/2 episodes, \d+ steps/s, time left unknown", shown)
+    assert process.returncode == 130
+    assert stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    os.close(terminal)

@@ -1,0 +1,327 @@
+"""The check must be able to fail: faults planted in good artefacts of each target, each caught for its reason."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from builders import AGENTS, make_state, to_network
+from flax import serialization
+from onnx import TensorProto, helper, numpy_helper
+
+from convert.agent import HeadSpec, Record, read_record, to_json
+from convert.network import CategoricalHead, Conv, Dense, Network, QHead
+from convert.publish import describe_files
+from convert.targets import find_target, import_target
+from runtime_check.backends import find_backend
+from runtime_check.check import AgentResult, Listeners, Options, check_agent
+from runtime_check.inputs import Sources
+
+PONG, BREAKOUT = "DQN_modern/Pong/0/model_328492", "C51_classic/Breakout/0/model_187420"
+BACKENDS = ("onnxruntime", "flax", "tensorflow")
+LISTENERS = Listeners(lambda _: None, lambda _: None, lambda *_: None)
+
+WRONG = r"\d+ wrong actions?"
+ERROR = r"error above the allowed on \d+ of 20 steps, up to [\d.e+]+ times it"
+
+
+def _change(network: Network, **kernels: np.ndarray) -> Network:
+    """Return the network with some arrays replaced: conv0, conv1, conv2, hidden, head, bias, support."""
+    convs = tuple(
+        Conv(kernels.get(f"conv{index}", conv.kernel).copy(), conv.bias.copy(), conv.stride, conv.padding)
+        for index, conv in enumerate(network.convs)
+    )
+    hidden = Dense(kernels.get("hidden", network.hidden.kernel).copy(), network.hidden.bias.copy())
+    dense = Dense(
+        kernels.get("head", network.head.dense.kernel).copy(), kernels.get("bias", network.head.dense.bias).copy()
+    )
+    if isinstance(network.head, CategoricalHead):
+        head = CategoricalHead(dense, kernels.get("support", network.head.support).copy())
+        return Network(convs, hidden, head)
+    return Network(convs, hidden, QHead(dense))
+
+
+def _mistake_flatten_order(network: Network) -> Network:
+    columns = network.hidden.kernel.reshape(512, 7, 7, 64).transpose(0, 3, 1, 2).reshape(512, 3136)
+    return _change(network, hidden=columns)
+
+
+def _swap_actions(network: Network) -> Network:
+    rows = np.r_[1, 0, 2 : network.head.actions]
+    return _change(network, head=network.head.dense.kernel[rows], bias=network.head.dense.bias[rows])
+
+
+def _shift_bias(network: Network) -> Network:
+    """By 1 % of the range of the agent's Q-values, which is 2.7 on Pong."""
+    bias = network.head.dense.bias.copy()
+    bias[2] += 0.027
+    return _change(network, bias=bias)
+
+
+def _spoil_weight(network: Network) -> Network:
+    kernel = network.head.dense.kernel.copy()
+    kernel[0, 0] = np.nan
+    return _change(network, head=kernel)
+
+
+def _round_to_bfloat16(network: Network) -> Network:
+    def rounded(array: np.ndarray) -> np.ndarray:
+        bits = np.ascontiguousarray(array).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+
+    convs = {f"conv{index}": rounded(conv.kernel) for index, conv in enumerate(network.convs)}
+    return _change(network, **convs, hidden=rounded(network.hidden.kernel), head=rounded(network.head.dense.kernel))
+
+
+FAULTS: dict[str, tuple[Callable[[Network], Network], str]] = {
+    "flatten order": (_mistake_flatten_order, ERROR),
+    "kernel transposed": (lambda net: _change(net, conv1=net.convs[1].kernel.transpose(0, 1, 3, 2)), ERROR),
+    "kernel flipped": (lambda net: _change(net, conv2=net.convs[2].kernel[:, :, ::-1, ::-1]), ERROR),
+    "actions swapped": (_swap_actions, WRONG),
+    "no division by 255": (lambda net: _change(net, conv0=net.convs[0].kernel * 255), ERROR),
+    "stack reversed": (lambda net: _change(net, conv0=net.convs[0].kernel[:, ::-1]), ERROR),
+    "bias shifted": (_shift_bias, ERROR),
+    "bfloat16 weights": (_round_to_bfloat16, ERROR),
+    "NaN in a weight": (_spoil_weight, "20 of 20 answers hold NaN or infinity"),
+    "another agent": (lambda _: to_network(make_state(6, seed=9)), ERROR),
+    "another number of actions": (
+        lambda _: to_network(make_state(9)),
+        r"output 'q_values' is float32\[1, 9\], expected float32\[1, 6\]|does not run: .* \(512, 9\)",
+    ),
+}
+
+
+def _copy(converted: Path, agent: str, target: str, to: Path) -> Path:
+    """Copy an agent's record with one of its artefacts."""
+    folder, (name, record) = to / agent, (find_target(target).path, read_record(converted / agent))
+    for path in (path for path in (converted / agent / name, *(converted / agent / name).rglob("*")) if path.is_file()):
+        copy = folder / path.relative_to(converted / agent)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_bytes(path.read_bytes())
+    _write_record(folder, replace(record, artifacts={target: record.artifacts[target]}))
+    return folder
+
+
+def _write_record(folder: Path, record: Record) -> None:
+    """Write the record with the checksums of what is there."""
+    artifacts = {
+        name: replace(artifact, files=describe_files(folder, find_target(name).path))
+        for name, artifact in record.artifacts.items()
+    }
+    (folder / "agent.json").write_text(to_json(replace(record, artifacts=artifacts)), "utf-8")
+
+
+def _replant(folder: Path, target: str, change: Callable[[Network], Network]) -> None:
+    record, module = read_record(folder), import_target(target)
+    path = folder / find_target(target).path
+    network = change(module.read(path, record.agent))
+    for file in sorted(path.rglob("*"), reverse=True) if path.is_dir() else []:
+        file.unlink() if file.is_file() else file.rmdir()
+    path.rmdir() if path.is_dir() else path.unlink()
+    module.write(network, record.agent, path)
+    _write_record(folder, record)
+
+
+def _check(folder: Path, backend: str, **options: int) -> AgentResult:
+    return check_agent(folder, Sources(AGENTS), Options((backend,), **({"max_steps": 20} | options)), LISTENERS)
+
+
+def _assert_caught(result: AgentResult, backend: str, reason: str) -> None:
+    assert not result.agrees
+    assert result.backends["checkpoint"].reasons == []
+    assert re.search(reason, "; ".join(result.faults + result.backends[backend].reasons))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_planted_fault_is_caught(fault, backend, converted, tmp_path):
+    change, reason = FAULTS[fault]
+    target = find_backend(backend).target
+    folder = _copy(converted, PONG, target, tmp_path)
+    _replant(folder, target, change)
+    _assert_caught(_check(folder, backend), backend, reason)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_untouched_artefact_passes(backend, converted, tmp_path):
+    """The faults above are caught for what was planted, not for how."""
+    target = find_backend(backend).target
+    folder = _copy(converted, PONG, target, tmp_path)
+    _replant(folder, target, lambda network: network)
+    assert _check(folder, backend).agrees
+
+
+@pytest.mark.parametrize(
+    ("backend", "reason"), [("onnxruntime", ERROR), ("tensorflow", ERROR), ("flax", "the support is not")]
+)
+def test_a_scaled_support_is_caught(backend, reason, converted, tmp_path):
+    target = find_backend(backend).target
+    folder = _copy(converted, BREAKOUT, target, tmp_path)
+    if target == "flax":  # whose support stands in the record
+        record = read_record(folder)
+        support = tuple(atom * 1.01 for atom in record.agent.head.support)
+        agent = replace(record.agent, head=replace(record.agent.head, support=support))
+        _write_record(folder, replace(record, agent=agent))
+        assert reason in "; ".join(_check(folder, backend).faults)
+    else:
+        _replant(folder, target, lambda network: _change(network, support=network.head.support * np.float32(1.01)))
+        _assert_caught(_check(folder, backend), backend, reason)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_changed_byte_is_caught_by_its_checksum(backend, converted, tmp_path):
+    target = find_backend(backend).target
+    folder = _copy(converted, PONG, target, tmp_path)
+    path = max((path for path in folder.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    result = _check(folder, backend)
+    _assert_caught(result, backend, rf"checksum: {path.relative_to(folder).as_posix()} has sha256 [0-9a-f]{{64}}")
+    assert result.backends[backend].description is None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_an_artefact_that_does_not_load_is_caught(backend, converted, tmp_path):
+    target = find_backend(backend).target
+    folder = _copy(converted, PONG, target, tmp_path)
+    for path in (path for path in folder.rglob("*") if path.is_file() and path.name != "agent.json"):
+        path.write_bytes(path.read_bytes()[:100])
+    _write_record(folder, read_record(folder))
+    _assert_caught(_check(folder, backend), backend, "does not load|does not run")
+
+
+def test_a_file_that_is_not_recorded_is_caught(converted, tmp_path):
+    folder = _copy(converted, PONG, "tensorflow", tmp_path)
+    (folder / "saved_model/saved_model.pbtxt").write_text("")
+    _assert_caught(_check(folder, "tensorflow"), "tensorflow", "saved_model/saved_model.pbtxt is not in agent.json")
+
+
+def _infer_in_float16(model: onnx.ModelProto) -> None:
+    """Let the graph compute in half precision between the division by 255 and its output."""
+    for index, tensor in enumerate(model.graph.initializer):
+        if tensor.data_type == TensorProto.FLOAT:
+            half = numpy_helper.from_array(numpy_helper.to_array(tensor).astype(np.float16), tensor.name)
+            model.graph.initializer[index].CopyFrom(half)
+    for node in model.graph.node:
+        if node.op_type == "Cast":
+            node.attribute[0].i = TensorProto.FLOAT16
+        node.output[:] = ["half" if name == "q_values" else name for name in node.output]
+    model.graph.node.append(helper.make_node("Cast", ["half"], ["q_values"], to=TensorProto.FLOAT))
+
+
+def test_float16_inference_in_onnx_is_caught(converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    model = onnx.load(folder / "model.onnx")
+    _infer_in_float16(model)
+    onnx.save(model, folder / "model.onnx")
+    _write_record(folder, read_record(folder))
+    _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", ERROR)
+
+
+def test_float16_parameters_in_flax_are_caught(converted, tmp_path):
+    folder = _copy(converted, PONG, "flax", tmp_path)
+    path = folder / "params.msgpack"
+    params = serialization.msgpack_restore(path.read_bytes())
+    halves = {
+        layer: {name: array.astype(np.float16) for name, array in arrays.items()}
+        for layer, arrays in params["params"].items()
+    }
+    path.write_bytes(serialization.msgpack_serialize({"params": halves}))
+    _write_record(folder, read_record(folder))
+    _assert_caught(_check(folder, "flax"), "flax", ERROR)
+
+
+def test_float16_inference_in_tensorflow_is_caught(converted, tmp_path):
+    tf = pytest.importorskip("tensorflow")
+    folder = _copy(converted, PONG, "tensorflow", tmp_path)
+    network = import_target("tensorflow").read(folder / "saved_model", read_record(folder).agent)
+
+    class Half(tf.Module):
+        @tf.function(input_signature=[tf.TensorSpec([None, 84, 84, 4], tf.uint8, name="observation")])
+        def __call__(self, observation):
+            x = tf.cast(observation, tf.float16) / 255
+            for conv in network.convs:
+                kernel = tf.constant(conv.kernel.transpose(2, 3, 1, 0), tf.float16)
+                x = tf.nn.relu(tf.nn.conv2d(x, kernel, conv.stride, "VALID") + tf.constant(conv.bias, tf.float16))
+            x = tf.reshape(tf.transpose(x, [0, 3, 1, 2]), [-1, 3136])
+            for dense, last in ((network.hidden, False), (network.head.dense, True)):
+                x = x @ tf.constant(dense.kernel.T, tf.float16) + tf.constant(dense.bias, tf.float16)
+                x = x if last else tf.nn.relu(x)
+            return {"q_values": tf.cast(x, tf.float32)}
+
+    module = Half()
+    tf.saved_model.save(module, str(folder / "saved_model"), signatures={"serving_default": module.__call__})
+    _write_record(folder, read_record(folder))
+    _assert_caught(_check(folder, "tensorflow"), "tensorflow", ERROR)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reason"),
+    [
+        ([], "no output 'q_values'; unexpected output 'other'"),
+        (["q_values"], "unexpected output 'other'"),
+    ],
+    ids=["missing", "extra"],
+)
+def test_missing_and_extra_outputs_are_caught(outputs, reason, converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    model = onnx.load(folder / "model.onnx")
+    model.graph.node.append(helper.make_node("Identity", ["q_values"], ["other"]))
+    other = onnx.ValueInfoProto()
+    other.CopyFrom(model.graph.output[0])
+    other.name = "other"
+    kept = [output for output in model.graph.output if output.name in outputs]
+    del model.graph.output[:]
+    model.graph.output.extend([*kept, other])
+    onnx.save(model, folder / "model.onnx")
+    _write_record(folder, read_record(folder))
+    _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", reason)
+
+
+@pytest.mark.parametrize(
+    ("head", "meanings", "fault"),
+    [
+        (HeadSpec("q", 9), None, "the head's kind and actions are ('q', 9), the checkpoint's ('q', 6)"),
+        (None, ("FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"), "action_meanings are ('FIRE', 'NOOP'"),
+    ],
+)
+def test_a_record_that_contradicts_the_checkpoint_is_caught(head, meanings, fault, converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    record = read_record(folder)
+    agent = replace(record.agent, head=head or record.agent.head, action_meanings=meanings)
+    _write_record(folder, replace(record, agent=agent))
+    result = _check(folder, "onnxruntime")
+    assert not result.agrees
+    assert fault in "; ".join(result.faults)
+
+
+def test_a_wrong_action_in_solo_play_is_judged_where_the_episodes_part(converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    _replant(folder, "onnx", _swap_actions)
+    result = _check(folder, "onnxruntime", episodes=2, shadow=False, solo=True)
+    outcome = result.backends["onnxruntime"]
+    assert (outcome.solo.episodes, outcome.solo.identical, outcome.tally.wrong) == (2, 0, 2)
+    assert outcome.reasons == ["2 wrong actions"]
+    for listed in outcome.tally.listed:
+        assert (listed.mode, listed.kind) == ("solo", "wrong")
+        assert listed.margin > 2 * listed.allowed
+    exhibit = result.exhibits[0]
+    assert exhibit.q_values.keys() == {"oracle", "checkpoint", "onnxruntime"}
+    assert np.argmax(exhibit.q_values["oracle"]) == np.argmax(exhibit.q_values["checkpoint"])
+    assert np.argmax(exhibit.q_values["onnxruntime"]) == result.backends["onnxruntime"].tally.listed[0].action
+
+
+def test_a_damaged_record_is_caught_too(converted, tmp_path):
+    """A record whose JSON is sound and whose artefact is of another target."""
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    document = json.loads((folder / "agent.json").read_text("utf-8"))
+    document["artifacts"]["flax"] = document["artifacts"].pop("onnx")
+    (folder / "agent.json").write_text(json.dumps(document), "utf-8")
+    _assert_caught(_check(folder, "flax"), "flax", "model.onnx does not load")

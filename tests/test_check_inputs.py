@@ -1,0 +1,79 @@
+"""Agent folders and their checkpoints: what is found, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+
+import pytest
+from builders import AGENTS, PONG, make_state, save_checkpoint
+
+from convert.agent import read_record
+from convert.errors import ArtefactMissing, CheckError, CheckpointError
+from runtime_check.inputs import Sources, find_agent_folders, find_artefact, find_changes
+
+FOLDER = "DQN_modern/Pong/0/model_328492"
+
+
+@pytest.fixture
+def record(converted):
+    return read_record(converted / FOLDER)
+
+
+def test_agent_folders_are_found_in_order_and_not_in_what_is_hidden(converted, tmp_path):
+    for name in ("b/2", "b/1", "a", "b/1/.atari-convert-new"):
+        (tmp_path / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(converted / FOLDER / "agent.json", tmp_path / name)
+    found = [str(path.relative_to(tmp_path)) for path in find_agent_folders([tmp_path])]
+    assert found == ["a", "b/1", "b/2"]
+    assert list(find_agent_folders([tmp_path / "a"])) == [tmp_path / "a"]
+
+
+def test_a_folder_without_agents_is_refused(tmp_path):
+    with pytest.raises(CheckError, match=r"no agent\.json in it or below"):
+        list(find_agent_folders([tmp_path]))
+
+
+def test_a_source_is_found_at_its_place_in_the_release(record):
+    assert Sources(AGENTS).find(record.agent) == AGENTS / f"{FOLDER}.gz"
+
+
+def test_a_source_is_found_elsewhere_by_its_sha256(record, tmp_path):
+    moved = tmp_path / "somewhere/model_7.gz"
+    moved.parent.mkdir()
+    shutil.copy(PONG, moved)
+    (tmp_path / "model_8.gz").write_bytes(bytes(PONG.stat().st_size))
+    assert Sources(tmp_path).find(record.agent) == moved
+    assert Sources(moved).find(record.agent) == moved
+
+
+def test_another_checkpoint_at_its_place_is_not_taken(record, tmp_path):
+    save_checkpoint(tmp_path / f"{FOLDER}.gz", make_state(6))
+    with pytest.raises(CheckpointError, match=f"no checkpoint of {FOLDER}.gz"):
+        Sources(tmp_path).find(record.agent)
+
+
+def test_another_file_is_refused_with_both_checksums(record, tmp_path):
+    other = save_checkpoint(tmp_path / "model_1.gz", make_state(6))
+    with pytest.raises(CheckpointError, match=f"sha256 is [0-9a-f]{{64}}, .* says {record.agent.source.sha256}"):
+        Sources(other).find(record.agent)
+
+
+def test_changes_of_an_artefact_are_found(converted, record, tmp_path):
+    folder = tmp_path / "agent"
+    shutil.copytree(converted / FOLDER, folder)
+    artifact = record.artifacts["tensorflow"]
+    assert find_artefact(folder, artifact) == folder / "saved_model"
+    assert find_changes(folder, artifact) == []
+    (folder / "saved_model/variables/variables.index").unlink()
+    (folder / "saved_model/saved_model.pb").write_bytes(b"")
+    (folder / "saved_model/more").write_bytes(b"")
+    changes = "; ".join(find_changes(folder, artifact))
+    assert "saved_model/variables/variables.index is missing" in changes
+    assert "checksum: saved_model/saved_model.pb has sha256 e3b0c442" in changes
+    assert "saved_model/more is not in agent.json" in changes
+
+
+def test_an_artefact_without_files_is_refused(converted, record):
+    with pytest.raises(ArtefactMissing, match="an artefact without files"):
+        find_artefact(converted / FOLDER, replace(record.artifacts["onnx"], files=()))
