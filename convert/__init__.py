@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from convert.back import convert_agent, read_agent
     from convert.network import Network
     from convert.pipeline import Conversion, LoadedAgent, convert_checkpoint, load_agent, read_checkpoint
+    from convert.stack import stack_params
 
 __version__ = "0.1.0"
 
@@ -33,6 +34,7 @@ __all__ = [
     "read_agent",
     "read_checkpoint",
     "read_record",
+    "stack_params",
 ]
 
 _MODULES = {
@@ -48,6 +50,7 @@ _MODULES = {
     "read_agent": "back",
     "read_checkpoint": "pipeline",
     "read_record": "agent",
+    "stack_params": "stack",
 }
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from convert.agent import RECORD_NAME, Agent, Identity, Record, describe_head, read_record
-from convert.errors import ArtefactMissing, UnreadableArtefact
+from convert.bulk import Outcome
+from convert.errors import ArtefactMissing, AtariConvertError, UnreadableArtefact
 from convert.network import Network, check_network, compute_digest
-from convert.pipeline import Conversion, describe_source, write_agent
+from convert.pipeline import Conversion, describe_source, find_stale, write_agent
 from convert.publish import is_intact
+from convert.selection import Job
 from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra
 
 DOPAMINE = "dopamine"
@@ -66,9 +68,41 @@ def convert_agent(
         overwrite: write again what is current.
     """
     stored = open_agent(folder, target, identity)
-    who = stored.agent.identity
-    place = Path(out) / (who.folder if who.is_complete else Path(folder).absolute().name)
+    place = Path(out) / _path_of(stored.agent, Path(folder)).removesuffix(".gz")
     return write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
+
+
+def run(
+    folder: str,
+    out: str,
+    targets: Collection[str],
+    *,
+    target: str | None = None,
+    identity: Identity | None = None,
+    overwrite: bool = False,
+    dry_run: bool = False,
+) -> Generator[Outcome, None, None]:
+    """Yield what became of `convert_agent`, or would: an error is part of the outcome, as it is for a checkpoint."""
+    job = Job(folder, Path(folder).absolute().name, out, identity or Identity())
+    try:
+        stored = open_agent(folder, target, identity)
+        job = replace(job, path=_path_of(stored.agent, Path(folder)), identity=stored.agent.identity)
+        place = Path(job.folder)
+        if dry_run:
+            who = stored.agent
+            yield Outcome(job, find_stale(place, who.identity, who.source, targets, overwrite=overwrite))
+            return
+        conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
+    except AtariConvertError as error:
+        yield Outcome(job, error=error)
+    else:
+        yield Outcome(job, conversion.written, conversion.record)
+
+
+def _path_of(agent: Agent, folder: Path) -> str:
+    """Return where an agent stands below an output, as a path of the release; a stranger takes its folder's name."""
+    identity = agent.identity
+    return f"{identity.folder}.gz" if identity.is_complete else folder.absolute().name
 
 
 def open_agent(folder: str | Path, target: str | None = None, identity: Identity | None = None) -> StoredAgent:

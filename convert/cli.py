@@ -54,6 +54,20 @@ def _complete_target(_context: click.Context, _parameter: click.Parameter, incom
     metavar="FAMILY/Game[/SEED[/STEP]]",
     help="Who the agent is, for one file outside the release's layout.",
 )
+@click.option(
+    "--from-agent",
+    type=click.Path(exists=True, file_okay=False),
+    metavar="FOLDER",
+    help="In place of SOURCE: an agent's folder, or a base folder that Dopamine trained in. With --to checkpoint, back "
+    "to the release's format.",
+)
+@click.option(
+    "--from",
+    "from_target",
+    metavar="TARGET",
+    shell_complete=_complete_target,
+    help="Which artefact of --from-agent to read; by default the one that has changed.",
+)
 @click.option("--files-from", type=click.File(), metavar="FILE|-", help="Also convert the paths and URLs listed here.")
 @click.option("--family", "families", multiple=True, metavar="PATTERN", help="Only these families; repeatable.")
 @click.option(
@@ -98,6 +112,8 @@ def main(
     to: tuple[str, ...],
     out: str,
     identity: str | None,
+    from_agent: str | None,
+    from_target: str | None,
     files_from: IO[str] | None,
     families: tuple[str, ...],
     games: tuple[str, ...],
@@ -134,12 +150,28 @@ def main(
     with _usage_errors():
         targets = _choose_targets(to)
         wanted = Filter(families, games, seeds, steps)
-        jobs = _find_jobs(sources, files_from, out, _parse_identity(identity), wanted, shard, anonymous)
+        if from_agent or from_target:
+            _check_from(from_agent, from_target, sources, files_from, out)
+        jobs = (
+            []
+            if from_agent
+            else _find_jobs(sources, files_from, out, _parse_identity(identity), wanted, shard, anonymous)
+        )
         run_on = _choose_engine(engine, ray_address, workers, jobs)
     _warn_of_unknown(jobs)
     settings: dict[str, Any] = {"overwrite": overwrite, "check_hashes": check_hashes, "anonymous": anonymous}
-    work = bulk.rehearse(jobs, targets, **settings) if dry_run else bulk.run(jobs, targets, **settings, engine=run_on)
-    tally = Tally(len(jobs))
+    if from_agent:
+        from convert import back
+
+        who = _parse_identity(identity)
+        work = back.run(
+            from_agent, out, targets, target=from_target, identity=who, overwrite=overwrite, dry_run=dry_run
+        )
+    elif dry_run:
+        work = bulk.rehearse(jobs, targets, **settings)
+    else:
+        work = bulk.run(jobs, targets, **settings, engine=run_on)
+    tally = Tally(len(jobs) or 1)
     printer = _print_json(tally, dry_run) if as_json else _print_text(tally, quiet, verbose, dry_run)
     interrupted = False
     with closing(work), closing(printer):
@@ -198,6 +230,22 @@ def _find_jobs(
     if not wanted.is_empty:
         jobs = selection.keep(jobs, wanted)
     return selection.take_shard(jobs, part) if part else jobs
+
+
+def _check_from(
+    folder: str | None, target: str | None, sources: tuple[str, ...], files_from: IO[str] | None, out: str
+) -> None:
+    from convert.storage import is_url
+    from convert.targets import find_target
+
+    if target:
+        find_target(target)
+    if folder is None:
+        raise click.UsageError("--from says which artefact of --from-agent to read")
+    if sources or files_from is not None:
+        raise click.UsageError("--from-agent takes the place of SOURCE")
+    if is_url(out):
+        raise click.UsageError("--from-agent writes to a local --out")
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

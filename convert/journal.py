@@ -77,11 +77,16 @@ class Journal:
 def open_journal(out: str) -> Journal | None:
     """Open the journal of an output folder or URL; None where the cache folder cannot be written."""
     place = out if storage.is_url(out) else os.path.realpath(out)
-    name = hashlib.sha256(place.encode()).hexdigest()[:16]
-    try:
-        return Journal(cache_folder() / f"{name}.sqlite")
-    except (OSError, sqlite3.Error):
-        return None
+    path = cache_folder() / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.sqlite"
+    with suppress(OSError, sqlite3.OperationalError):
+        try:
+            return Journal(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            path.unlink()  # it is damaged, and only saves time
+            return Journal(path)
+    return None
 
 
 def cache_folder() -> Path:

@@ -291,6 +291,11 @@ def find_warnings(record: Record) -> list[str]:
     """Return what a user should know of an agent that was converted all the same."""
     agent = record.agent
     game = agent.identity.game
+    if agent.derived_from and agent.identity.step is None:
+        return [
+            f"{agent.source.path}: other weights than those of {agent.derived_from.path}, of a step that is not known: "
+            "--identity tells it"
+        ]
     if game is None:
         return []
     actions, minimal = agent.head.actions, len(load_games()[game].actions)
