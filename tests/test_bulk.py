@@ -127,7 +127,7 @@ def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
     assert f"{COUNT} to convert, 0 current, 0 failed; {size / 1e6:.1f} MB to read" in result.stdout
     (tmp_path / "list").write_text("\n".join(map(str, [*release.rglob("model_1*.gz"), tmp_path / "gone.gz"])))
     result = run("--files-from", tmp_path / "list", "--to", "onnx", "-o", out, code=1)
-    assert "3 converted, 0 current, 1 failed" in result.stdout
+    assert "4 converted, 0 current, 1 failed" in result.stdout
     assert f"failed: {tmp_path}/gone.gz: cannot be read (No such file or directory)" in result.stderr
     assert "is not K/N" in run(release, "--to", "onnx", "--shard", "3/2", code=2).stderr
     assert "no game 'Pnog'" in run(release, "--to", "onnx", "--game", "Pnog", code=2).stderr
