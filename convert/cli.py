@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +28,25 @@ def _complete_target(_context: click.Context, _parameter: click.Parameter, incom
 
     names = ["all", *(target.name for target in list_targets())]
     return [name for name in names if name.startswith(incomplete)]
+
+
+def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
+    """End with exit code 130 on Ctrl-C, where Click would end with 1, and with a line on what stopped the whole run."""
+
+    @functools.wraps(command)
+    def call(**options: Any) -> None:
+        from convert.errors import AtariConvertError
+
+        try:
+            command(**options)
+        except KeyboardInterrupt:
+            click.echo("interrupted: the same command goes on from here", err=True)
+            sys.exit(130)
+        except AtariConvertError as error:
+            click.echo(f"failed: {error}", err=True)
+            sys.exit(1)
+
+    return call
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +127,7 @@ def _complete_target(_context: click.Context, _parameter: click.Parameter, incom
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every file with its checksum.")
 @click.version_option(__version__, prog_name="atari-convert")
+@_ends_well
 def main(
     sources: tuple[str, ...],
     to: tuple[str, ...],
@@ -146,6 +167,7 @@ def main(
     from convert.selection import Filter
     from convert.summary import Tally
 
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _usage_errors():
         targets = _choose_targets(to)
         who = _parse_identity(identity)
@@ -173,32 +195,27 @@ def main(
                 work = bulk.run(jobs, targets, **settings, engine=run_on)
     tally = Tally(total)
     printer = _JsonPrinter(dry_run) if as_json else _TextPrinter(quiet, verbose, dry_run)
-    interrupted = _follow(work, tally, printer, fail_fast)
-    printer.finish(tally)
-    if summary:
-        about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
-        _write_summary(summary, tally, about)
-    if interrupted:
-        click.echo("interrupted: the same command goes on from here", err=True)
-        sys.exit(130)
+    try:
+        _follow(work, tally, printer, fail_fast)
+    finally:
+        printer.finish(tally)
+        if summary:
+            about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
+            _write_summary(summary, tally, about)
     sys.exit(1 if tally.failed else 0)
 
 
 def _follow(
     work: Generator[Outcome, None, None], tally: Tally, printer: _JsonPrinter | _TextPrinter, fail_fast: bool
-) -> bool:
-    """Print and count each outcome as it comes; return whether Ctrl-C ended the run."""
+) -> None:
+    """Print and count each outcome as it comes."""
     with closing(work):
-        try:
-            for outcome in _with_progress(work, tally):
-                _print_problems(outcome)
-                printer.show(outcome)
-                tally.add(outcome)
-                if outcome.error and fail_fast:
-                    break
-        except KeyboardInterrupt:
-            return True
-    return False
+        for outcome in _with_progress(work, tally):
+            _print_problems(outcome)
+            printer.show(outcome)
+            tally.add(outcome)
+            if outcome.error and fail_fast:
+                break
 
 
 @contextmanager

@@ -263,7 +263,8 @@ def print_report(results: dict[str, list[dict[str, float]]], options: argparse.N
     for what in TARGETS:
         peak, early = (max(row["peak"] for row in results[f"{kind}: {what}"]) / 1e6 for kind in ("tool", "few"))
         print(
-            f"| {what} | {median(f'floor: {what}', 'cpu') * 1e3:.1f} ms | {median(f'tool: {what}', 'cpu') * 1e3:.1f} ms "
+            f"| {what} | {median(f'floor: {what}', 'cpu') * 1e3:.1f} ms "
+            f"| {median(f'tool: {what}', 'cpu') * 1e3:.1f} ms "
             f"| {ratio(what, 'cpu'):.2f} ({ratio(what, 'wall'):.2f}) | {AIMS[what]} "
             f"| {1 / median(f'tool: {what}', 'wall'):.1f} | {median(f'tool: {what}', 'start'):.1f} s "
             f"| {peak:.0f} MB ({early:.0f} after {few}) |"
