@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,9 @@ def test_the_journal_keeps_what_was_seen_of_other_targets(release, tmp_path, mon
     monkeypatch.setattr(bulk, "convert_job", pytest.fail)
     for targets in (["onnx"], ["flax"], ["onnx", "flax"]):
         assert [outcome.status for outcome in bulk.run(jobs, targets)] == ["current", "current"]
+    for job in jobs:
+        Path(job.folder, "params.msgpack").unlink()
+    assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["current", "current"]
     monkeypatch.setattr(journal, "__version__", "9.9.9")
     monkeypatch.setattr(bulk, "convert_job", lambda _, job: bulk.Outcome(job, ("onnx",)))
     assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["converted", "converted"]
@@ -127,7 +132,7 @@ def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
     assert f"{COUNT} to convert, 0 current, 0 failed; {size / 1e6:.1f} MB to read" in result.stdout
     (tmp_path / "list").write_text("\n".join(map(str, [*release.rglob("model_1*.gz"), tmp_path / "gone.gz"])))
     result = run("--files-from", tmp_path / "list", "--to", "onnx", "-o", out, code=1)
-    assert "3 converted, 0 current, 1 failed" in result.stdout
+    assert "4 converted, 0 current, 1 failed" in result.stdout
     assert f"failed: {tmp_path}/gone.gz: cannot be read (No such file or directory)" in result.stderr
     assert "is not K/N" in run(release, "--to", "onnx", "--shard", "3/2", code=2).stderr
     assert "no game 'Pnog'" in run(release, "--to", "onnx", "--game", "Pnog", code=2).stderr
@@ -206,3 +211,17 @@ def test_when_every_worker_dies_the_run_stops(release, tmp_path, monkeypatch):
 
 def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lone_conversion_pays_for_no_engine_and_no_url(release, tmp_path):
+    script = """
+import sys
+from convert.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", script, next(release.rglob("*.gz")), "--to", "onnx", "--dry-run", "-o", tmp_path]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stderr.split()
+    assert not {"fsspec", "ray", "multiprocessing", "concurrent.futures", "torch"} & set(loaded)
