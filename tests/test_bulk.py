@@ -27,13 +27,6 @@ def test_two_workers_and_shards_write_what_one_process_writes(release, expected,
     assert hashes(tmp_path / "shards") == expected
 
 
-def test_ray_writes_what_one_process_writes(release, expected, tmp_path):
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    result = run(release, "--to", "onnx", "-o", tmp_path / "out", "--engine", "ray", "-j", 2)
-    assert f"{COUNT} converted, 0 current, 0 failed" in result.stdout
-    assert hashes(tmp_path / "out") == expected
-
-
 def test_a_further_run_reads_no_source_and_no_artefact(release, tmp_path, monkeypatch):
     root, out = link(release, tmp_path / "root"), tmp_path / "out"
     assert all(outcome.written for outcome in bulk.run(find_jobs([root], out), ["onnx"]))
