@@ -131,6 +131,19 @@ def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
     assert "no game 'Pnog'" in run(release, "--to", "onnx", "--game", "Pnog", code=2).stderr
 
 
+def test_a_dry_run_reads_only_what_it_must(release, tmp_path, monkeypatch):
+    root, out = link(release, tmp_path / "root"), tmp_path / "out"
+    jobs = find_jobs([root], out)
+    monkeypatch.setattr(bulk, "plan_conversion", pytest.fail)
+    assert [outcome.written for outcome in bulk.rehearse(jobs, ["onnx"])] == [("onnx",)] * COUNT
+    assert not out.exists()
+    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    assert [outcome.status for outcome in bulk.rehearse(jobs, ["onnx"])] == ["current"] * COUNT
+    os.utime(jobs[0].source, ns=(0, 0))  # its size tells nothing, so it is read
+    monkeypatch.undo()
+    assert [outcome.status for outcome in bulk.rehearse(jobs, ["onnx"])] == ["current"] * COUNT
+
+
 def test_fail_fast_stops_and_summaries_tell(release, tmp_path):
     root = link(release, tmp_path / "root")
     bad = root / "C51_classic/Asterix/0/model_1.gz"
