@@ -30,9 +30,10 @@ from numpy.typing import NDArray
 from convert import __version__
 from convert.errors import AtariConvertError
 from runtime_check import plots
-from runtime_check.check import AgentResult, BackendResult, Exhibit, Options, Returns
+from runtime_check.check import Options
 from runtime_check.compare import Tolerance
 from runtime_check.replay import EpisodeLog, to_json_line
+from runtime_check.results import AgentResult, BackendResult, Exhibit, Returns
 
 FORMAT_VERSION = 1
 AGREE, DISAGREE, UNCHECKED = "agree", "disagree", "unchecked"
