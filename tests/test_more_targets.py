@@ -37,14 +37,10 @@ QUANTIZED = ["litert-float16", "litert-int8"]
 DOCS = (Path(__file__).parents[1] / "docs/targets.md").read_text("utf-8")
 
 
-@pytest.fixture(scope="session")
-def written(tmp_path_factory):
-    """The trained agents in every target of this module, by checkpoint. Not to be changed."""
-    folders = {}
-    for source in (PONG, BREAKOUT):
-        folders[source] = tmp_path_factory.mktemp("written") / Path(*source.parts[-4:]).with_suffix("")
-        convert.convert_checkpoint(source, folders[source], [*EXACT, *QUANTIZED])
-    return folders
+@pytest.fixture
+def written(further):
+    """The folder of each trained agent, by its checkpoint. Not to be changed."""
+    return {source: further.joinpath(*source.parts[-4:]).with_suffix("") for source in (PONG, BREAKOUT)}
 
 
 def _ask(agent, obs_nchw):
