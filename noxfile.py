@@ -66,7 +66,8 @@ def dopamine(session: nox.Session) -> None:
 @nox.session
 def survive(session: nox.Session) -> None:
     """Kill a bulk conversion at 50 random instants."""
-    python(session, "-m", "pytest", "tests/survive.py", *session.posargs)
+    session.env["SURVIVE_KILLS"] = "50"
+    python(session, "-m", "pytest", "tests/test_survive.py", "-k", "random_instant", *session.posargs)
 
 
 @nox.session

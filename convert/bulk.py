@@ -9,6 +9,7 @@ from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import cast
 
 from convert import journal, remote, storage
 from convert.agent import RECORD_NAME, Record
@@ -188,13 +189,13 @@ def _is_current(job: Job, work: Work, kept: Journal) -> bool:
 
 def _see(job: Job, record: Record, targets: Collection[str], stamp: str) -> Seen | None:
     """Return what the journal may remember of an agent whose targets are current now."""
-    artifacts = {name: record.artifacts[name] for name in targets}
-    paths = [RECORD_NAME, *(file.path for artifact in artifacts.values() for file in artifact.files)]
     find_file = _find_stamps(job, together=False)
-    files = {path: found for path in paths if (found := find_file(path))}
-    if len(files) < len(paths):
+    stamps = {name: {file.path: find_file(file.path) for file in record.artifacts[name].files} for name in targets}
+    record_stamp = find_file(RECORD_NAME)
+    if record_stamp is None or any(None in files.values() for files in stamps.values()):
         return None
-    return Seen(stamp, files, {name: journal.version_of(name) for name in artifacts})
+    artifacts = {name: (journal.version_of(name), cast(dict[str, str], files)) for name, files in stamps.items()}
+    return Seen(stamp, record_stamp, artifacts)
 
 
 def _find_stamps(job: Job, *, together: bool) -> Callable[[str], str | None]:

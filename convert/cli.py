@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import sys
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
 from typing import IO, TYPE_CHECKING, Any
 
@@ -27,6 +28,25 @@ def _complete_target(_context: click.Context, _parameter: click.Parameter, incom
 
     names = ["all", *(target.name for target in list_targets())]
     return [name for name in names if name.startswith(incomplete)]
+
+
+def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
+    """End with exit code 130 on Ctrl-C, where Click would end with 1, and with a line on what stopped the whole run."""
+
+    @functools.wraps(command)
+    def call(**options: Any) -> None:
+        from convert.errors import AtariConvertError
+
+        try:
+            command(**options)
+        except KeyboardInterrupt:
+            click.echo("interrupted: the same command goes on from here", err=True)
+            sys.exit(130)
+        except AtariConvertError as error:
+            click.echo(f"failed: {error}", err=True)
+            sys.exit(1)
+
+    return call
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +127,7 @@ def _complete_target(_context: click.Context, _parameter: click.Parameter, incom
 @click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
 @click.option("-v", "--verbose", is_flag=True, help="Print every file with its checksum.")
 @click.version_option(__version__, prog_name="atari-convert")
+@_ends_well
 def main(
     sources: tuple[str, ...],
     to: tuple[str, ...],
@@ -143,53 +164,58 @@ def main(
     Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2 the command line is wrong;
     130 interrupted.
     """
-    from convert import bulk
     from convert.selection import Filter
     from convert.summary import Tally
 
+    os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _usage_errors():
         targets = _choose_targets(to)
-        wanted = Filter(families, games, seeds, steps)
+        who = _parse_identity(identity)
         if from_agent or from_target:
             _check_from(from_agent, from_target, sources, files_from, out)
-        jobs = (
-            []
-            if from_agent
-            else _find_jobs(sources, files_from, out, _parse_identity(identity), wanted, shard, anonymous)
-        )
-        run_on = _choose_engine(engine, ray_address, workers, jobs)
-    _warn_of_unknown(jobs)
-    settings: dict[str, Any] = {"overwrite": overwrite, "check_hashes": check_hashes, "anonymous": anonymous}
-    if from_agent:
-        from convert import back
+        if from_agent:
+            from convert import back
 
-        who = _parse_identity(identity)
-        work = back.run(
-            from_agent, out, targets, target=from_target, identity=who, overwrite=overwrite, dry_run=dry_run
-        )
-    elif dry_run:
-        work = bulk.rehearse(jobs, targets, **settings)
-    else:
-        work = bulk.run(jobs, targets, **settings, engine=run_on)
-    tally = Tally(len(jobs) or 1)
-    printer = _print_json(tally, dry_run) if as_json else _print_text(tally, quiet, verbose, dry_run)
-    interrupted = False
-    with closing(work), closing(printer):
-        next(printer)
-        try:
-            for outcome in _with_progress(work, tally):
-                printer.send(outcome)
-                if outcome.error and fail_fast:
-                    break
-        except KeyboardInterrupt:
-            interrupted = True
-    if summary:
-        about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
-        _write_summary(summary, tally, about)
-    if interrupted:
-        click.echo("interrupted: the same command goes on from here", err=True)
-        sys.exit(130)
+            total = 1
+            work = back.run(
+                from_agent, out, targets, target=from_target, identity=who, overwrite=overwrite, dry_run=dry_run
+            )
+        else:
+            from convert import bulk
+
+            wanted = Filter(families, games, seeds, steps)
+            jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous)
+            run_on = _choose_engine(engine, ray_address, workers, jobs)
+            _warn_of_unknown(jobs)
+            total = len(jobs)
+            settings: dict[str, Any] = {"overwrite": overwrite, "check_hashes": check_hashes, "anonymous": anonymous}
+            if dry_run:
+                work = bulk.rehearse(jobs, targets, **settings)
+            else:
+                work = bulk.run(jobs, targets, **settings, engine=run_on)
+    tally = Tally(total)
+    printer = _JsonPrinter(dry_run) if as_json else _TextPrinter(quiet, verbose, dry_run)
+    try:
+        _follow(work, tally, printer, fail_fast)
+    finally:
+        printer.finish(tally)
+        if summary:
+            about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
+            _write_summary(summary, tally, about)
     sys.exit(1 if tally.failed else 0)
+
+
+def _follow(
+    work: Generator[Outcome, None, None], tally: Tally, printer: _JsonPrinter | _TextPrinter, fail_fast: bool
+) -> None:
+    """Print and count each outcome as it comes."""
+    with closing(work):
+        for outcome in _with_progress(work, tally):
+            _print_problems(outcome)
+            printer.show(outcome)
+            tally.add(outcome)
+            if outcome.error and fail_fast:
+                break
 
 
 @contextmanager
@@ -335,35 +361,38 @@ def _with_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcom
             click.echo(tell_progress(tally), nl=False, err=True)
 
 
-def _print_text(tally: Tally, quiet: bool, verbose: bool, dry_run: bool) -> Generator[None, Outcome, None]:
-    """Print each outcome that is sent here, and the sum when closed."""
-    hint = ""
-    try:
-        while True:
-            outcome = yield
-            _print_problems(outcome)
-            tally.add(outcome)
-            if not quiet:
-                _print_outcome(outcome, verbose=verbose, dry_run=dry_run)
-            if outcome.written and outcome.record and not hint:
-                hint = _hint_at_loading(outcome.job.folder, outcome.record)
-    except GeneratorExit:
-        if not quiet:
-            _print_summary(tally, hint, dry_run=dry_run)
+class _TextPrinter:
+    """Prints a line for each outcome, and the sum with a hint at loading."""
+
+    def __init__(self, quiet: bool, verbose: bool, dry_run: bool) -> None:
+        self._quiet, self._verbose, self._dry_run = quiet, verbose, dry_run
+        self._hint = ""
+
+    def show(self, outcome: Outcome) -> None:
+        if not self._quiet:
+            _print_outcome(outcome, verbose=self._verbose, dry_run=self._dry_run)
+        if outcome.written and outcome.record and not self._hint:
+            self._hint = _hint_at_loading(outcome.job.folder, outcome.record)
+
+    def finish(self, tally: Tally) -> None:
+        if not self._quiet:
+            _print_summary(tally, self._hint, dry_run=self._dry_run)
 
 
-def _print_json(tally: Tally, dry_run: bool) -> Generator[None, Outcome, None]:
-    """Print one document, row by row, and close it when closed."""
-    click.echo(f'{{"dry_run": {json.dumps(dry_run)}, "agents": [', nl=False)
-    try:
-        while True:
-            outcome = yield
-            _print_problems(outcome)
-            click.echo(("," if tally.done else "") + "\n  " + json.dumps(_to_row(outcome)), nl=False)
-            tally.add(outcome)
-    except GeneratorExit:
+class _JsonPrinter:
+    """Prints one document, row by row, so that memory does not grow with the rows."""
+
+    def __init__(self, dry_run: bool) -> None:
+        self._separator = f'{{"dry_run": {json.dumps(dry_run)}, "agents": ['
+
+    def show(self, outcome: Outcome) -> None:
+        click.echo(f"{self._separator}\n  {json.dumps(_to_row(outcome))}", nl=False)
+        self._separator = ","
+
+    def finish(self, tally: Tally) -> None:
         counts = {"converted": tally.converted, "current": tally.current, "failed": tally.failed}
-        click.echo(f"\n], {json.dumps(counts)[1:-1]}}}")
+        start = "" if tally.done else self._separator
+        click.echo(f"{start}\n], {json.dumps(counts)[1:-1]}}}")
 
 
 def _print_problems(outcome: Outcome) -> None:

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from convert import __version__, storage
+from convert.agent import RECORD_NAME
 from convert.selection import Job
 from convert.targets import find_target
 
@@ -31,11 +32,15 @@ CREATE TABLE IF NOT EXISTS agents (
 
 @dataclass(frozen=True)
 class Seen:
-    """What was seen of an agent when it was current: its source's stamp, its files' stamps, its targets' versions."""
+    """What was seen of an agent when it was current.
+
+    source: the stamp of the checkpoint. record: the stamp of ``agent.json``. artifacts: by target, its version and
+    the stamps of its files by path.
+    """
 
     source: str
-    files: Mapping[str, str]
-    versions: Mapping[str, str]
+    record: str
+    artifacts: Mapping[str, tuple[str, Mapping[str, str]]]
 
 
 class Journal:
@@ -59,7 +64,8 @@ class Journal:
         row = self._connection.execute("SELECT source, seen FROM agents WHERE folder = ?", (job.path,)).fetchone()
         if row is None or row[0] != _describe(job):
             return None
-        return Seen(**json.loads(row[1]))
+        seen = json.loads(row[1])
+        return Seen(seen["source"], seen["record"], {name: tuple(pair) for name, pair in seen["artifacts"].items()})
 
     def remember(self, job: Job, seen: Seen) -> None:
         """Keep what was seen of an agent, beside what was seen of its other targets.
@@ -68,7 +74,7 @@ class Journal:
         """
         earlier = self.find(job)
         if earlier and earlier.source == seen.source:
-            seen = Seen(seen.source, {**earlier.files, **seen.files}, {**earlier.versions, **seen.versions})
+            seen = Seen(seen.source, seen.record, {**earlier.artifacts, **seen.artifacts})
         row = (job.path, _describe(job), json.dumps(asdict(seen)))
         with suppress(sqlite3.OperationalError):  # the disk is full, or another run holds the journal for too long
             self._connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", row)
@@ -77,11 +83,16 @@ class Journal:
 def open_journal(out: str) -> Journal | None:
     """Open the journal of an output folder or URL; None where the cache folder cannot be written."""
     place = out if storage.is_url(out) else os.path.realpath(out)
-    name = hashlib.sha256(place.encode()).hexdigest()[:16]
-    try:
-        return Journal(cache_folder() / f"{name}.sqlite")
-    except (OSError, sqlite3.Error):
-        return None
+    path = cache_folder() / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.sqlite"
+    with suppress(OSError, sqlite3.OperationalError):
+        try:
+            return Journal(path)
+        except sqlite3.DatabaseError as error:
+            if isinstance(error, sqlite3.OperationalError):
+                raise
+            path.unlink()  # it is damaged, and only saves time
+            return Journal(path)
+    return None
 
 
 def cache_folder() -> Path:
@@ -101,9 +112,13 @@ def is_current(seen: Seen, targets: Collection[str], stamp: str | None, find_fil
     """
     return (
         stamp == seen.source
-        and all(seen.versions.get(name) == version_of(name) for name in targets)
-        and all(find_file(path) == stamp for path, stamp in seen.files.items())
+        and find_file(RECORD_NAME) == seen.record
+        and all(name in seen.artifacts and _is_as_seen(name, *seen.artifacts[name], find_file) for name in targets)
     )
+
+
+def _is_as_seen(target: str, version: str, files: Mapping[str, str], find_file: Callable[[str], str | None]) -> bool:
+    return version == version_of(target) and all(find_file(path) == stamp for path, stamp in files.items())
 
 
 def version_of(target: str) -> str:

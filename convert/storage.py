@@ -150,7 +150,8 @@ def write_bytes(url: str, data: bytes) -> None:
     """
     system, path = _open(url, anonymous=False)
     try:
-        system.makedirs(parent(path), exist_ok=True)
+        if url.partition("://")[0] not in _EXTRAS:  # a store has no folders, and would be given a new bucket
+            system.makedirs(parent(path), exist_ok=True)
         _retry(lambda: system.pipe_file(path, data))
     except Exception as error:  # see _PERMANENT
         raise UnwritableOutput(f"{url}: cannot be written ({describe(error)})") from error

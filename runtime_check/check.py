@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,6 @@ from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
 from runtime_check.backends import (
     REFERENCE,
     Backend,
-    Bound,
-    Description,
-    Runtime,
     Settings,
     find_backend,
     import_backend,
@@ -27,24 +24,22 @@ from runtime_check.backends import (
 from runtime_check.compare import (
     DEFAULT_ATOL,
     DEFAULT_RTOL,
-    Disagreement,
     Float64,
     Outputs,
-    Tally,
     Tolerance,
     compare_outputs,
     find_faults,
-    judge,
     scale_of,
 )
 from runtime_check.inputs import Sources, find_artefact, find_changes, find_record_faults
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
 from runtime_check.replay import Batch, EpisodeLog, Plan, Replay, replay_log
+from runtime_check.results import AgentResult, BackendResult, Exhibit
+from runtime_check.tally import Disagreement
 
 SIDE_BY_SIDE = 16
 MAX_EXHIBITS = 12
-MAX_RETURNS = 500
 
 
 @dataclass(frozen=True)
@@ -82,106 +77,6 @@ class Listeners:
     episode: Callable[[str, str, EpisodeLog], None]
 
 
-@dataclass
-class Returns:
-    """Unclipped returns of episodes: their number, mean and deviation (Welford's sums), and the first 500."""
-
-    count: int = 0
-    mean: float = 0.0
-    squares: float = 0.0
-    first: list[float] = field(default_factory=list)
-
-    def add(self, value: float) -> None:
-        """Add an episode's return."""
-        self.count += 1
-        deviation = value - self.mean
-        self.mean += deviation / self.count
-        self.squares += deviation * (value - self.mean)
-        if len(self.first) < MAX_RETURNS:
-            self.first.append(value)
-
-    @property
-    def std(self) -> float:
-        """The standard deviation over the episodes, that of a population."""
-        return float((self.squares / self.count) ** 0.5) if self.count else 0.0
-
-
-@dataclass
-class Solo:
-    """Episodes that a backend played by itself: how many, how many of them as the checkpoint did, steps compared."""
-
-    episodes: int = 0
-    identical: int = 0
-    steps: int = 0
-
-
-@dataclass
-class BackendResult:
-    """What a backend did.
-
-    bound: what is asked of rounded weights; None where all is to be as in float32. runtime: None once it has failed,
-    or was not opened. description: None if never opened.
-    """
-
-    name: str
-    bound: Bound | None = None
-    runtime: Runtime | None = None
-    description: Description | None = None
-    tally: Tally = field(default_factory=Tally)
-    solo: Solo = field(default_factory=Solo)
-    shadow_returns: Returns = field(default_factory=Returns)
-    solo_returns: Returns = field(default_factory=Returns)
-
-    @property
-    def reasons(self) -> list[str]:
-        """Why it does not act like its checkpoint; empty when it does."""
-        return judge(self.tally, self.bound.agreement if self.bound else None)
-
-    def tolerance(self, of_float32: Tolerance) -> Tolerance:
-        """Return the tolerance that it is held to, given the one for true float32."""
-        return Tolerance(self.bound.atol, self.bound.rtol, of_float32.scale) if self.bound else of_float32
-
-    def fail(self, fault: str) -> None:
-        """Note a fault and ask no more of it."""
-        self.tally.add_fault(fault)
-        self.runtime = None
-
-
-@dataclass(frozen=True, eq=False)
-class Exhibit:
-    """A tie or wrong action to look at: obs_chw uint8[4, 84, 84], and every backend's Q-values for it."""
-
-    mode: str
-    episode: int
-    step: int
-    kind: str
-    backends: tuple[str, ...]
-    obs_chw: NDArray[np.uint8]
-    q_values: Mapping[str, tuple[float, ...]]
-
-
-@dataclass
-class AgentResult:
-    """What was found of one agent. faults: what is wrong with its record. unchecked: artefacts without a backend."""
-
-    folder: Path
-    source: Path
-    agent: Agent
-    plan: Plan
-    rom_md5: str
-    tolerance: Tolerance
-    actions: tuple[str, ...]
-    faults: list[str]
-    unchecked: tuple[str, ...]
-    backends: dict[str, BackendResult] = field(default_factory=dict)
-    exhibits: list[Exhibit] = field(default_factory=list)
-
-    @property
-    def agrees(self) -> bool:
-        """Whether every backend acts like the checkpoint, and the record tells the truth."""
-        return not self.faults and not any(result.reasons for result in self.backends.values())
-
-
 def check_agent(folder: Path, sources: Sources, options: Options, listeners: Listeners) -> AgentResult:
     """Check the artefacts in an agent's folder against the checkpoint that they came from.
 
@@ -190,7 +85,7 @@ def check_agent(folder: Path, sources: Sources, options: Options, listeners: Lis
     """
     record = read_record(folder)
     backends = choose_backends(folder, record, options.backends)
-    result, oracle = _prepare(folder, record, sources, options, backends)
+    result, oracle = _begin(folder, record, sources, options, backends)
     if result.faults:
         return result
     _open_all(result, record, backends, options)
@@ -224,7 +119,7 @@ def choose_backends(folder: Path, record: Record, names: Collection[str]) -> lis
     return [find_backend(REFERENCE), *(backend for backend in chosen if backend.target is not None)]
 
 
-def _prepare(
+def _begin(
     folder: Path, record: Record, sources: Sources, options: Options, backends: list[Backend]
 ) -> tuple[AgentResult, Oracle]:
     agent = record.agent
@@ -238,28 +133,26 @@ def _prepare(
         oracle = read_oracle(source)
     except (OSError, ValueError) as error:
         raise CheckError(f"{error}: not a checkpoint of this release") from error
-    faults = find_record_faults(agent, oracle)
-    plan = Plan(
-        game,
-        PROTOCOLS[protocol],
-        oracle.actions,
-        options.seed,
-        options.episodes,
-        options.max_steps,
-        options.epsilon,
-    )
     covered = {backend.target for backend in list_backends()}
     result = AgentResult(
-        folder,
-        source,
-        agent,
-        plan,
-        read_rom(game).md5,
-        Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
-        agent.action_meanings or (),
-        faults,
-        tuple(name for name in record.artifacts if name not in covered),
-        {backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
+        folder=folder,
+        source=source,
+        agent=agent,
+        plan=Plan(
+            game=game,
+            protocol=PROTOCOLS[protocol],
+            actions=oracle.actions,
+            seed=options.seed,
+            episodes=options.episodes,
+            max_steps=options.max_steps,
+            epsilon=options.epsilon,
+        ),
+        rom_md5=read_rom(game).md5,
+        tolerance=Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
+        actions=agent.action_meanings or (),
+        faults=find_record_faults(agent, oracle),
+        unchecked=tuple(name for name in record.artifacts if name not in covered),
+        backends={backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
     )
     return result, oracle
 
@@ -267,27 +160,30 @@ def _prepare(
 def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
     settings = Settings(options.device, options.tf32, options.width)
     for backend in backends:
-        module = import_backend(backend.name)
-        outcome = result.backends[backend.name]
-        if backend.target is None:
-            path = result.source
-        else:
-            artifact = record.artifacts[backend.target]
-            for change in find_changes(result.folder, artifact):
-                outcome.tally.add_fault(change)
-            if outcome.tally.faults:
-                continue
-            path = find_artefact(result.folder, artifact)
-        try:
-            outcome.runtime = module.open_artefact(path, record.agent, settings)
-        except BackendUnavailable:
-            raise
-        except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
-            outcome.fail(f"{path.name} does not load: {_first_line(error)}")
-        else:
-            outcome.description = outcome.runtime.description
+        _open(result, record, backend, settings)
     if result.backends[REFERENCE].runtime is None:
         raise CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
+
+
+def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
+    """Verify an artefact's checksums and open it; what keeps it closed becomes a fault of the backend."""
+    module, outcome = import_backend(backend.name), result.backends[backend.name]
+    path = result.source
+    if backend.target is not None:
+        artifact = record.artifacts[backend.target]
+        path = find_artefact(result.folder, artifact)
+        changes = find_changes(result.folder, artifact)
+        if changes:
+            outcome.fail("; ".join(changes))
+            return
+    try:
+        outcome.runtime = module.open_artefact(path, record.agent, settings)
+    except BackendUnavailable:
+        raise
+    except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
+        outcome.fail(f"{path.name} does not load: {_first_line(error)}")
+    else:
+        outcome.description = outcome.runtime.description
 
 
 def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:

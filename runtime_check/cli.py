@@ -16,10 +16,11 @@ from convert import __version__
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from runtime_check.check import AgentResult, Listeners, Options
+    from runtime_check.check import Listeners, Options
     from runtime_check.inputs import Sources
     from runtime_check.replay import EpisodeLog
     from runtime_check.report import Document, ReportWriter
+    from runtime_check.results import AgentResult
 
 EXIT_DISAGREE, EXIT_UNCHECKED, EXIT_INTERRUPTED = 1, 2, 130
 _BAR = 24

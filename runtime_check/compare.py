@@ -1,4 +1,4 @@
-"""Compare a backend's answers with the oracle's: agreement, error, margins, verdict. Pure NumPy.
+"""Compare a backend's answers with the oracle's: agreement, error, margins. Pure NumPy.
 
 N is observations, A actions. Error of an observation: ``max |actual - expected|`` over its values. Allowed:
 ``atol * scale + rtol * max |expected|``, the maximum over that observation's values, so that one small Q-value
@@ -9,7 +9,7 @@ that was chosen. `docs/verdict.md` derives the defaults and says what was measur
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +22,6 @@ DEFAULT_ATOL = 1e-5
 DEFAULT_RTOL = 1e-5
 # atol is meant for Q-values of this span, that of the release's support from -10 to 10.
 _UNIT_SPAN = 20.0
-MAX_LISTED = 100
 
 
 @dataclass(frozen=True)
@@ -130,194 +129,3 @@ def _gaps(q_values: Float64) -> Float64:
     two_best = np.partition(q_values, -2, axis=1)[:, -2:]
     gaps: Float64 = two_best[:, 1] - two_best[:, 0]
     return gaps
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """One step on which a backend chose another action than the oracle.
-
-    kind: ``tie`` or ``wrong``. mode: ``shadow`` or ``solo``. episode and step count from 0.
-    """
-
-    kind: str
-    mode: str
-    episode: int
-    step: int
-    action: int
-    best: int
-    margin: float
-    allowed: float
-
-
-@dataclass
-class Tally:
-    """All that is kept of a backend's answers; its size does not depend on how many there were.
-
-    agreeing: on how many of the steps the action was the oracle's. faults: why answers could not be had or compared,
-    the first of each kind. max_error and where it was:
-    (episode, step). max_ratio: the largest error of any output as a multiple of what was allowed there. listed: the
-    first 100 ties and wrong actions.
-    """
-
-    steps: int = 0
-    agreeing: int = 0
-    ties: int = 0
-    wrong: int = 0
-    exceeding: int = 0
-    non_finite: int = 0
-    max_error: float = 0.0
-    max_error_at: tuple[int, int] | None = None
-    max_ratio: float = 0.0
-    smallest_gap: float = np.inf
-    faults: list[str] = field(default_factory=list)
-    listed: list[Disagreement] = field(default_factory=list)
-    errors: Histogram = field(default_factory=lambda: Histogram())
-    gaps: Histogram = field(default_factory=lambda: Histogram())
-    profile: Profile = field(default_factory=lambda: Profile())
-
-    @property
-    def agreement(self) -> float | None:
-        """The share of the steps of a shadow replay on which the action was the oracle's; None of none."""
-        return self.agreeing / self.steps if self.steps else None
-
-    def add(self, comparison: Comparison, episodes: NDArray[np.int64], steps: NDArray[np.int64]) -> None:
-        """Add the answers to a batch of a shadow replay."""
-        finite = comparison.finite
-        self.steps += len(finite)
-        self.agreeing += int((comparison.action == comparison.best).sum())
-        self.non_finite += int((~finite).sum())
-        self.exceeding += int((comparison.ratio[finite] > 1).sum())
-        self.smallest_gap = min(self.smallest_gap, float(comparison.gap.min()))
-        self.gaps.add(comparison.gap)
-        if finite.any():
-            error, allowed = comparison.error[finite], comparison.allowed[finite]
-            worst = int(error.argmax())
-            if self.max_error_at is None or error[worst] > self.max_error:
-                self.max_error = float(error[worst])
-                self.max_error_at = (int(episodes[finite][worst]), int(steps[finite][worst]))
-            self.max_ratio = max(self.max_ratio, float(comparison.ratio[finite].max()))
-            self.errors.add(error)
-            self.profile.add(steps[finite], error, allowed)
-        for place in np.flatnonzero(comparison.action != comparison.best):
-            self.add_disagreement(
-                Disagreement(
-                    "tie" if comparison.tie[place] else "wrong",
-                    "shadow",
-                    int(episodes[place]),
-                    int(steps[place]),
-                    int(comparison.action[place]),
-                    int(comparison.best[place]),
-                    float(comparison.margin[place]),
-                    float(comparison.allowed[place]),
-                )
-            )
-
-    def add_disagreement(self, disagreement: Disagreement) -> None:
-        """Count a tie or wrong action, and list it while there is room."""
-        if disagreement.kind == "tie":
-            self.ties += 1
-        else:
-            self.wrong += 1
-        if len(self.listed) < MAX_LISTED:
-            self.listed.append(disagreement)
-
-    def add_fault(self, fault: str) -> None:
-        """Note why an answer could not be had or compared."""
-        if fault not in self.faults:
-            self.faults.append(fault)
-
-
-def judge(tally: Tally, least_agreement: float | None = None) -> list[str]:
-    """Return why the backend does not act like its checkpoint; nothing when it does.
-
-    Args:
-        tally: its answers.
-        least_agreement: where weights are rounded, the share of actions that have to be the oracle's, from 0 to 1;
-            None: all of them, but for ties.
-    """
-    reasons = list(tally.faults)
-    if tally.non_finite:
-        reasons.append(f"{tally.non_finite} of {tally.steps} answers hold NaN or infinity")
-    if least_agreement is not None:
-        if tally.agreement is not None and tally.agreement < least_agreement:
-            reasons.append(f"{tally.agreement:.1%} of the actions are the oracle's, fewer than {least_agreement:.0%}")
-    elif tally.wrong:
-        reasons.append(f"{tally.wrong} wrong {'action' if tally.wrong == 1 else 'actions'}")
-    if tally.exceeding:
-        reasons.append(
-            f"error above the allowed on {tally.exceeding} of {tally.steps} steps, up to {tally.max_ratio:.3g} times it"
-        )
-    return reasons
-
-
-class Histogram:
-    """Counts of positive values over many magnitudes, in bins whose edges are 2 % apart.
-
-    What it has to forget is the place of a value within its bin: a median is exact to 1 %.
-    """
-
-    _PER_OCTAVE = 35
-    _LOWEST, _HIGHEST = -80, 40  # octaves: 1e-24 to 1e12
-
-    def __init__(self) -> None:
-        """Start with no values."""
-        self.zeros = 0
-        self.counts = np.zeros((self._HIGHEST - self._LOWEST) * self._PER_OCTAVE, np.int64)
-
-    def add(self, values: Float64) -> None:
-        """Add values that are not negative; infinite ones count as the largest."""
-        positive = values[values > 0]
-        self.zeros += len(values) - len(positive)
-        places = ((np.log2(positive) - self._LOWEST) * self._PER_OCTAVE).clip(0, len(self.counts) - 1)
-        np.add.at(self.counts, places.astype(np.int64), 1)
-
-    @property
-    def centres(self) -> Float64:
-        """The values for which the bins stand, float64[bins], increasing."""
-        centres: Float64 = 2.0 ** (self._LOWEST + (np.arange(len(self.counts)) + 0.5) / self._PER_OCTAVE)
-        return centres
-
-    def median(self) -> float | None:
-        """Return the median to within 1 %, or None of nothing."""
-        total = self.zeros + int(self.counts.sum())
-        if not total:
-            return None
-        rank = (total + 1) // 2
-        if rank <= self.zeros:
-            return 0.0
-        return float(self.centres[np.searchsorted(self.zeros + np.cumsum(self.counts), rank)])
-
-
-class Profile:
-    """The largest error and the smallest allowed one over the steps of an episode, in at most 256 bins.
-
-    When an episode outgrows the bins, each two become one: the envelope stays exact, its steps get coarser.
-    """
-
-    BINS = 256
-
-    def __init__(self) -> None:
-        """Start with bins of one step."""
-        self.steps_per_bin = 1
-        self.error = np.zeros(self.BINS)
-        self.allowed = np.full(self.BINS, np.inf)
-
-    def add(self, steps: NDArray[np.int64], error: Float64, allowed: Float64) -> None:
-        """Add one value of each for each of the steps."""
-        while steps.max(initial=0) >= self.BINS * self.steps_per_bin:
-            self._coarsen()
-        bins = steps // self.steps_per_bin
-        np.maximum.at(self.error, bins, error)
-        np.minimum.at(self.allowed, bins, allowed)
-
-    def _coarsen(self) -> None:
-        self.steps_per_bin *= 2
-        half = self.BINS // 2
-        self.error = np.concatenate([self.error.reshape(-1, 2).max(axis=1), np.zeros(half)])
-        self.allowed = np.concatenate([self.allowed.reshape(-1, 2).min(axis=1), np.full(half, np.inf)])
-
-    @property
-    def filled(self) -> int:
-        """How many bins from the first have been reached."""
-        reached = np.flatnonzero(np.isfinite(self.allowed))
-        return int(reached[-1]) + 1 if len(reached) else 0

@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from runtime_check.check import AgentResult
+from runtime_check.results import AgentResult
 
 Float64 = NDArray[np.float64]
 
@@ -72,7 +72,7 @@ def draw_errors(result: AgentResult) -> Plot | None:
     floor = min((float(p.error[p.error > 0].min()) for p in profiles.values() if (p.error > 0).any()), default=1e-9)
     allowed = next(iter(profiles.values()))
     limit = np.where(np.isfinite(allowed.allowed), allowed.allowed, np.nan)[: allowed.filled]
-    ceiling = max(float(np.nanmax(limit)), *(float(profile.error.max()) for profile in profiles.values()))
+    ceiling = max(floor, float(np.nanmax(limit)), *(float(profile.error.max()) for profile in profiles.values()))
     x_axis = _Axis(0, max(length, 2), _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis(*_decades(floor, ceiling), HEIGHT - _BOTTOM, _TOP, log=True)
     parts = _draw_axes(x_axis, y_axis, "step of the episode", "error")
@@ -96,7 +96,8 @@ def draw_margins(result: AgentResult) -> Plot | None:
         return None
     filled = np.flatnonzero(counts)
     tie = 2 * float(tally.profile.allowed.min())
-    low, high = _decades(min(centres[filled[0]], tie), centres[filled[-1]])
+    has_limit = 0 < tie < np.inf
+    low, high = _decades(min(centres[filled[0]], tie if has_limit else np.inf), centres[filled[-1]])
     edges = np.linspace(low, high, (high - low) * _MARGIN_BINS_PER_DECADE + 1)
     heights, _ = np.histogram(np.log10(centres), edges, weights=counts)
     x_axis = _Axis(low, high, _LEFT, WIDTH - _RIGHT, log=True)
@@ -108,8 +109,9 @@ def draw_margins(result: AgentResult) -> Plot | None:
         if height > 0:
             parts.append(f'<rect class="bar" x="{left + 0.5:.1f}" y="{top:.1f}" width="{right - left - 1:.1f}" ')
             parts.append(f'height="{height:.1f}"/>')
-    limit = float(x_axis.place([tie])[0])
-    parts.append(f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
+    if has_limit:
+        limit = float(x_axis.place([tie])[0])
+        parts.append(f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
     caption = "How close the calls were. Dashed: below it, another action than the oracle's would be a tie."
     return Plot("Margins", caption, _svg(parts, "Margins"), ())
 

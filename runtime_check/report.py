@@ -30,8 +30,10 @@ from numpy.typing import NDArray
 from convert import __version__
 from convert.errors import AtariConvertError
 from runtime_check import plots
-from runtime_check.check import AgentResult, BackendResult, Exhibit, Options, Returns
+from runtime_check.check import Options
+from runtime_check.compare import Tolerance
 from runtime_check.replay import EpisodeLog, to_json_line
+from runtime_check.results import AgentResult, BackendResult, Exhibit, Returns
 
 FORMAT_VERSION = 1
 AGREE, DISAGREE, UNCHECKED = "agree", "disagree", "unchecked"
@@ -62,7 +64,10 @@ def describe_result(result: AgentResult) -> Document:
         "episodes": {"first_seed": plan.seed, "count": plan.episodes, "max_steps": plan.max_steps},
         "tolerance": asdict(result.tolerance),
         "unchecked_targets": list(result.unchecked),
-        "backends": {name: _describe_backend(outcome) for name, outcome in result.backends.items()},
+        "backends": {
+            name: _describe_backend(outcome, outcome.tolerance(result.tolerance))
+            for name, outcome in result.backends.items()
+        },
     }
 
 
@@ -77,11 +82,14 @@ def describe_failure(folder: Path, error: AtariConvertError) -> Document:
     }
 
 
-def _describe_backend(outcome: BackendResult) -> Document:
+def _describe_backend(outcome: BackendResult, tolerance: Tolerance) -> Document:
     tally, solo = outcome.tally, outcome.solo
     return {
         "verdict": DISAGREE if outcome.reasons else AGREE,
         "reasons": outcome.reasons,
+        "tolerance": asdict(tolerance),
+        "least_agreement": outcome.bound.agreement if outcome.bound else None,
+        "agreement": tally.agreement,
         "steps": tally.steps + solo.steps,
         "ties": tally.ties,
         "wrong": tally.wrong,
@@ -119,8 +127,8 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
     episodes, tolerance = document["episodes"], document["tolerance"]
     last = episodes["first_seed"] + episodes["count"] - 1
     lines += _wrap(
-        f"{document['protocol']['name']} protocol, seeds {episodes['first_seed']} to {last}, allowed error "
-        f"{tolerance['atol'] * tolerance['scale']:.2g} + {tolerance['rtol']:.2g}·max|q|"
+        f"{document['protocol']['name']} protocol, seeds {episodes['first_seed']} to {last}, "
+        f"allowed error {format_tolerance(tolerance)}"
     )
     if document["backends"]:
         lines.append(_HEADER)
@@ -132,22 +140,24 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
             lines += _wrap(f"{name}: {reason}")
         if verbose and outcome["runtime"]:
             lines += _wrap(f"{name}: " + ", ".join(f"{key} {value}" for key, value in outcome["runtime"].items()))
+        if outcome["least_agreement"] is not None:
+            lines += _wrap(f"{name}: {format_bound(outcome)}")
     for target in document["unchecked_targets"]:
         lines += _wrap(f"{target}: not checked, no backend opens it")
     return "\n".join(lines)
 
 
 _HEADER = (
-    f"  {'backend':<14}{'verdict':<9}{'steps':>8}{'ties':>5}{'wrong':>6}{'max error':>11}{'/allowed':>9}"
-    f"{'median':>9}{'margin':>9}{'return':>18}"
+    f"  {'backend':<15}{'verdict':<9}{'steps':>8}{'ties':>5}{'wrong':>6}{'max error':>11}{'/allowed':>9}"
+    f"{'median':>9}{'margin':>9}{'return':>17}"
 )
 
 
 def _format_row(name: str, outcome: Document) -> str:
     return (
-        f"  {name:<14}{outcome['verdict']:<9}{outcome['steps']:>8}{outcome['ties']:>5}{outcome['wrong']:>6}"
+        f"  {name:<15}{outcome['verdict']:<9}{outcome['steps']:>8}{outcome['ties']:>5}{outcome['wrong']:>6}"
         f"{_number(outcome['max_error']):>11}{_number(outcome['max_ratio']):>9}{_number(outcome['median_error']):>9}"
-        f"{_number(outcome['smallest_margin']):>9}{format_returns(outcome):>18}"
+        f"{_number(outcome['smallest_margin']):>9}{format_returns(outcome):>17}"
     )
 
 
@@ -155,6 +165,20 @@ def format_returns(outcome: Document) -> str:
     """Return ``mean ± std`` of a backend's own episodes, or of those in which it acted for all; ``–`` of none."""
     returns = outcome["returns"]["solo"] or outcome["returns"]["shadow"]
     return f"{_score(returns['mean'])} ± {_score(returns['std'])}" if returns else "–"
+
+
+def format_tolerance(tolerance: Document) -> str:
+    """Return what error is allowed, such as ``1e-05 + 1e-05·max|q|``."""
+    return f"{tolerance['atol'] * tolerance['scale']:.2g} + {tolerance['rtol']:.2g}·max|q|"
+
+
+def format_bound(outcome: Document) -> str:
+    """Return what a backend of rounded weights is held to, and how often it acted as the oracle."""
+    agreement = "not measured" if outcome["agreement"] is None else f"{outcome['agreement']:.2%}"
+    return (
+        f"rounded weights, held to an error of {format_tolerance(outcome['tolerance'])} and to the oracle's action on "
+        f"{outcome['least_agreement']:.0%} of the steps of a shadow replay: {agreement}"
+    )
 
 
 def _score(value: float) -> str:
@@ -211,7 +235,12 @@ class ReportWriter:
         }
         loader = jinja2.PackageLoader("runtime_check")
         self._templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
-        self._templates.globals |= {"number_of": _number, "format_returns": format_returns}
+        self._templates.globals |= {
+            "number_of": _number,
+            "format_returns": format_returns,
+            "format_tolerance": format_tolerance,
+            "format_bound": format_bound,
+        }
 
     def __enter__(self) -> Self:
         """Return itself."""

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from builders import AGENTS, BREAKOUT, PONG
+from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
+from bulk_release import COUNT, hashes
 
 import convert
-from convert.bulk import run
+from convert import bulk
 from convert.selection import find_jobs
 from convert.targets import list_targets
 
@@ -33,7 +34,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained agents, converted once to the three targets of the first release. Not to be changed."""
     out = tmp_path_factory.mktemp("converted")
-    outcomes = list(run(find_jobs([AGENTS], out), ["onnx", "flax", "tensorflow"]))
+    outcomes = list(bulk.run(find_jobs([AGENTS], out), ["onnx", "flax", "tensorflow"]))
     assert [outcome.status for outcome in outcomes] == ["converted", "converted"]
     return out
 
@@ -46,3 +47,27 @@ def further(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for source in (PONG, BREAKOUT):
         convert.convert_checkpoint(source, out.joinpath(*source.parts[-4:]).with_suffix(""), targets)
     return out
+
+
+@pytest.fixture(scope="session")
+def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twelve agents of two families and three games; files are links to four. Not to be changed: link it first."""
+    root = tmp_path_factory.mktemp("release")
+    files: list[Path] = []
+    for index in range(COUNT):
+        family, atoms = (("DQN_modern", None), ("C51_classic", 51))[index % 2]
+        path = root / family / ("Pong", "Breakout", "Asterix")[index % 3] / "0" / f"model_{index + 1}000000.gz"
+        if len(files) < 4:
+            files.append(save_checkpoint(path, make_state(18, atoms, seed=index)))
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(files[index % 4], path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def expected(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The files of one run over the release, in one process, to ONNX."""
+    out = tmp_path_factory.mktemp("expected")
+    assert [outcome.status for outcome in bulk.run(find_jobs([release], out), ["onnx"])] == ["converted"] * COUNT
+    return hashes(out)

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -13,56 +11,11 @@ from pathlib import Path
 
 import pytest
 from builders import make_state, save_checkpoint
+from bulk_release import COUNT, hashes, link, run
 
 from convert import bulk, journal
 from convert.engines import processes
 from convert.selection import find_jobs
-
-COUNT = 12
-
-
-def run(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "convert", *map(str, arguments)]
-    result = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240
-    )
-    assert result.returncode == code, result.stdout + result.stderr
-    return result
-
-
-def hashes(folder: Path) -> dict[str, str]:
-    """Return the sha256 of every file, hidden ones too, by its relative path."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
-def link(source: Path, target: Path) -> Path:
-    shutil.copytree(source, target, copy_function=os.link)
-    return target
-
-
-@pytest.fixture(scope="session")
-def release(tmp_path_factory) -> Path:
-    """Twelve agents of two families and three games; files are links to four. Not to be changed: link it first."""
-    root = tmp_path_factory.mktemp("release")
-    files: list[Path] = []
-    for index in range(COUNT):
-        family, atoms = (("DQN_modern", None), ("C51_classic", 51))[index % 2]
-        path = root / family / ("Pong", "Breakout", "Asterix")[index % 3] / "0" / f"model_{index}000000.gz"
-        if len(files) < 4:
-            files.append(save_checkpoint(path, make_state(18, atoms, seed=index)))
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            os.link(files[index % 4], path)
-    return root
-
-
-@pytest.fixture(scope="session")
-def expected(release, tmp_path_factory) -> dict[str, str]:
-    """The files of one run over the release, in one process, to ONNX."""
-    out = tmp_path_factory.mktemp("expected")
-    assert [outcome.status for outcome in bulk.run(find_jobs([release], out), ["onnx"])] == ["converted"] * COUNT
-    return hashes(out)
 
 
 def test_two_workers_and_shards_write_what_one_process_writes(release, expected, tmp_path):
@@ -144,7 +97,9 @@ def test_without_its_journal_a_run_still_finds_all_current(release, tmp_path, mo
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))
     (name,) = (path.name for path in (tmp_path / "other" / "atari-convert").glob("*.sqlite"))
     (damaged / name).write_bytes(b"no database " * 1000)
-    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    for _ in range(2):
+        assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    assert (damaged / name).read_bytes().startswith(b"SQLite format 3")
 
 
 def test_the_journal_keeps_what_was_seen_of_other_targets(release, tmp_path, monkeypatch):
@@ -154,6 +109,9 @@ def test_the_journal_keeps_what_was_seen_of_other_targets(release, tmp_path, mon
     monkeypatch.setattr(bulk, "convert_job", pytest.fail)
     for targets in (["onnx"], ["flax"], ["onnx", "flax"]):
         assert [outcome.status for outcome in bulk.run(jobs, targets)] == ["current", "current"]
+    for job in jobs:
+        Path(job.folder, "params.msgpack").unlink()
+    assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["current", "current"]
     monkeypatch.setattr(journal, "__version__", "9.9.9")
     monkeypatch.setattr(bulk, "convert_job", lambda _, job: bulk.Outcome(job, ("onnx",)))
     assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["converted", "converted"]
@@ -174,7 +132,7 @@ def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
     assert f"{COUNT} to convert, 0 current, 0 failed; {size / 1e6:.1f} MB to read" in result.stdout
     (tmp_path / "list").write_text("\n".join(map(str, [*release.rglob("model_1*.gz"), tmp_path / "gone.gz"])))
     result = run("--files-from", tmp_path / "list", "--to", "onnx", "-o", out, code=1)
-    assert "3 converted, 0 current, 1 failed" in result.stdout
+    assert "4 converted, 0 current, 1 failed" in result.stdout
     assert f"failed: {tmp_path}/gone.gz: cannot be read (No such file or directory)" in result.stderr
     assert "is not K/N" in run(release, "--to", "onnx", "--shard", "3/2", code=2).stderr
     assert "no game 'Pnog'" in run(release, "--to", "onnx", "--game", "Pnog", code=2).stderr
@@ -246,9 +204,24 @@ def test_a_worker_that_dies_costs_one_try_and_its_job_one_more(release, expected
 
 def test_when_every_worker_dies_the_run_stops(release, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_serve", _die)
-    with pytest.raises(processes.WorkerDied, match="10 workers died one after another, the last by SIGKILL"):
+    monkeypatch.setattr(processes, "_DEATHS_IN_A_ROW", 3)
+    with pytest.raises(processes.WorkerDied, match="3 workers died one after another, the last by SIGKILL"):
         list(bulk.run(find_jobs([release], tmp_path / "out"), ["onnx"], engine=processes.make_engine(2)))
 
 
 def _die(*_: object) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_lone_conversion_pays_for_no_engine_and_no_url(release, tmp_path):
+    script = """
+import sys
+from convert.cli import main
+try:
+    main()
+finally:
+    print(*sys.modules, file=sys.stderr)
+"""
+    command = [sys.executable, "-c", script, next(release.rglob("*.gz")), "--to", "onnx", "--dry-run", "-o", tmp_path]
+    loaded = subprocess.run(command, capture_output=True, text=True, check=True).stderr.split()
+    assert not {"fsspec", "ray", "multiprocessing", "concurrent.futures", "torch"} & set(loaded)

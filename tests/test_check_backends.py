@@ -21,9 +21,10 @@ from runtime_check.backends import (
     import_backend,
     list_backends,
 )
-from runtime_check.compare import Tally, Tolerance, compare_outputs, find_faults, judge
+from runtime_check.compare import Tolerance, compare_outputs, find_faults
 from runtime_check.inputs import find_artefact
 from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.tally import Tally, judge
 
 NAMES = ("checkpoint", "flax", "onnxruntime", "tensorflow")
 TARGETS = ("onnx", "flax", "tensorflow")

@@ -20,8 +20,9 @@ from convert.network import CategoricalHead, Conv, Dense, Network, QHead
 from convert.publish import describe_files
 from convert.targets import find_target, import_target
 from runtime_check.backends import find_backend
-from runtime_check.check import AgentResult, Listeners, Options, check_agent
+from runtime_check.check import Listeners, Options, check_agent
 from runtime_check.inputs import Sources
+from runtime_check.results import AgentResult
 
 PONG, BREAKOUT = "DQN_modern/Pong/0/model_328492", "C51_classic/Breakout/0/model_187420"
 BACKENDS = ("onnxruntime", "flax", "tensorflow")

@@ -10,16 +10,12 @@ from hypothesis import strategies as st
 from runtime_check.compare import (
     DEFAULT_ATOL,
     DEFAULT_RTOL,
-    MAX_LISTED,
-    Histogram,
-    Profile,
-    Tally,
     Tolerance,
     compare_outputs,
     find_faults,
-    judge,
     scale_of,
 )
+from runtime_check.tally import MAX_LISTED, Histogram, Profile, Tally, judge
 
 TOLERANCE = Tolerance(atol=1e-3, rtol=1e-2)
 

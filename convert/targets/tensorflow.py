@@ -27,6 +27,7 @@ from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.network import FRAMES, HEIGHT, WIDTH, Conv, Dense, Float32, Network, arrays, make_head
 from convert.quiet_tensorflow import tf
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.template import Form, form_of, to_network
 
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 
@@ -40,15 +41,6 @@ _SIGNATURE = "serving_default"
 _GRAPH_FILE = "saved_model.pb"
 _VARIABLES = "variables/variables"
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
-
-
-@dataclass(frozen=True)
-class _Form:
-    """What decides a graph: all of a network but its values. Shapes are those of the variables, by their keys."""
-
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    strides: tuple[int, ...]
-    paddings: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -72,7 +64,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
         UnwritableOutput: TensorFlow could not write the variables.
     """
     variables = _variables_from_network(network)
-    template = _build_template(_form_of(network, variables))
+    template = _build_template(form_of(network))
     (path / _VARIABLES).parent.mkdir(parents=True)
     (path / _GRAPH_FILE).write_bytes(template.graph)
     try:
@@ -91,7 +83,7 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
     strides, paddings = _read_geometry(graph, path)
     variables, object_graph = _read_variables(path)
     network = _network_from_variables(variables, strides, paddings, path)
-    template = _build_template(_form_of(network, variables))
+    template = _build_template(form_of(network))
     if object_graph != template.object_graph or not _is_same_graph(graph, template):
         written_by = graph.meta_graphs[0].meta_info_def.tensorflow_version or "an unknown version"
         raise UnreadableArtefact(
@@ -134,9 +126,11 @@ class _Head(_Affine):
 class _Model(tf.Module):  # type: ignore[misc]
     """The network in TensorFlow's layout. Its attributes name the variables: ``convs/0/kernel``, ``head/bias`` …"""
 
-    def __init__(self, form: _Form) -> None:
+    def __init__(self, form: Form) -> None:
+        zeros = to_network(form, {name: np.zeros(shape, np.float32) for name, shape in form.shapes})
         variables = {
-            key: tf.Variable(tf.zeros(shape), name=key, trainable=key != "head/support") for key, shape in form.shapes
+            key: tf.Variable(array, name=key, trainable=key != "head/support")
+            for key, array in sorted(_variables_from_network(zeros).items())
         }
         self.convs = [
             _Affine(variables[f"convs/{index}/kernel"], variables[f"convs/{index}/bias"])
@@ -196,16 +190,8 @@ def _network_from_variables(
     return Network(convs, hidden, make_head(head, variables.get("head/support")))
 
 
-def _form_of(network: Network, variables: dict[str, Float32]) -> _Form:
-    return _Form(
-        tuple((key, array.shape) for key, array in sorted(variables.items())),
-        tuple(conv.stride for conv in network.convs),
-        tuple(conv.padding for conv in network.convs),
-    )
-
-
 @lru_cache(maxsize=64)
-def _build_template(form: _Form) -> _Template:
+def _build_template(form: Form) -> _Template:
     """Trace and save a model of zeros, in memory, and keep what does not depend on its values."""
     folder = f"ram://atari-convert-{os.getpid()}-{threading.get_ident()}"
     with tf.device("CPU:0"):

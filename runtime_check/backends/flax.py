@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import flax
 import jax
 import numpy as np
 from flax import serialization
@@ -66,7 +67,7 @@ def run_jax(
             outputs = compiled(params, obs_nhwc)
         return {field: np.asarray(value)[: len(obs_nchw)] for field, value in outputs.items()}
 
-    return Runtime(answer, describe("flax", device, settings, precision))
+    return Runtime(answer, describe(device, settings, precision))
 
 
 def choose_device(settings: Settings, name: str) -> jax.Device:
@@ -85,12 +86,11 @@ def choose_device(settings: Settings, name: str) -> jax.Device:
     return jax.devices("cpu")[0]
 
 
-def describe(library: str, device: jax.Device, settings: Settings, precision: str) -> Description:
+def describe(device: jax.Device, settings: Settings, precision: str) -> Description:
     """Return what a backend that runs on JAX says of itself."""
-    versions = {"jax": jax.__version__, library: __import__(library).__version__}
     return Description(
-        library,
-        ", ".join(f"{name} {version}" for name, version in versions.items()),
+        "flax",
+        f"{flax.__version__}, jax {jax.__version__}",
         device.device_kind,
         f"default_matmul_precision={precision}",
         "jit (XLA)",

@@ -1,0 +1,30 @@
+"""The script that a machine with a GPU runs, tried on the CPU."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+SCRIPT = Path(__file__).with_name("gpu_check.sh")
+
+
+def test_the_script_checks_each_backend_in_both_precisions(converted, tmp_path):
+    # What is there is not converted again, which is what takes time here.
+    shutil.copytree(converted, tmp_path / "converted")
+    settings = {
+        "PYTHON": sys.executable,
+        "DEVICE": "cpu",
+        "EPISODES": "1",
+        "STEPS": "2",
+        "BACKENDS": "checkpoint onnxruntime",
+    }
+    done = subprocess.run(["sh", SCRIPT, tmp_path], env=os.environ | settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    summary = (tmp_path / "summary.txt").read_text("utf-8")
+    for backend in ("checkpoint", "onnxruntime"):
+        for precision in ("float32", "tf32"):
+            assert f"## {backend}, {precision}: exit 0" in summary
+            assert (tmp_path / f"{backend}-{precision}" / "check.json").is_file()

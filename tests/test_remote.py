@@ -1,0 +1,295 @@
+"""Sources and outputs at URLs: a real S3 server, a real HTTP server that fails as networks do, memory."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import sys
+import threading
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import boto3
+import fsspec
+import pytest
+from builders import make_state, save_checkpoint
+from bulk_release import COUNT, run
+from click.testing import CliRunner
+from moto.server import ThreadedMotoServer
+
+from convert import bulk, storage
+from convert.cli import main
+from convert.errors import MissingExtra, OutputExists, SelectionError, UnreadableCheckpoint, UnwritableOutput
+from convert.remote import MARKER
+from convert.selection import find_jobs
+
+KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
+
+
+@pytest.fixture(scope="module")
+def endpoint() -> Iterator[str]:
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def s3(endpoint, monkeypatch):
+    """A client of an S3 server with an empty bucket."""
+    for name, value in {**KEYS, "AWS_ENDPOINT_URL": endpoint, "AWS_DEFAULT_REGION": "us-east-1"}.items():
+        monkeypatch.setenv(name, value)
+    _forget_systems()
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="bucket")
+    yield client
+    for item in client.list_objects_v2(Bucket="bucket").get("Contents", ()):
+        client.delete_object(Bucket="bucket", Key=item["Key"])
+    client.close()
+    _forget_systems()
+
+
+def _forget_systems() -> None:
+    """fsspec keeps a file system for each set of options, with the environment that it met."""
+    storage._open_system.cache_clear()
+    for protocol in ("s3", "http", "memory"):
+        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch):
+    monkeypatch.setattr(storage, "WAITS", (0.01,) * len(storage.WAITS))
+
+
+def _upload(client, folder: Path, prefix: str) -> None:
+    for path in folder.rglob("*.gz"):
+        client.upload_file(str(path), "bucket", f"{prefix}/{path.relative_to(folder).as_posix()}")
+
+
+def _hashes(client, prefix: str) -> dict[str, str]:
+    pages = client.get_paginator("list_objects_v2").paginate(Bucket="bucket", Prefix=prefix)
+    keys = [item["Key"] for page in pages for item in page.get("Contents", ())]
+    bodies = {key: client.get_object(Bucket="bucket", Key=key)["Body"].read() for key in keys}
+    return {key.removeprefix(f"{prefix}/"): hashlib.sha256(body).hexdigest() for key, body in bodies.items()}
+
+
+def _statuses(jobs, *targets: str, **options: bool) -> list[str]:
+    return [outcome.status for outcome in bulk.run(jobs, targets, **options)]
+
+
+def test_from_s3_to_s3_as_from_disk_to_disk(s3, release, expected, monkeypatch):
+    _upload(s3, release, "atari")
+    jobs = find_jobs(["s3://bucket/atari/"], "s3://bucket/out")
+    assert [job.size for job in jobs] == [path.stat().st_size for path in sorted(release.rglob("*.gz"))]
+    assert find_jobs(["s3://bucket/atari/**/model_*.gz"], "s3://bucket/out") == jobs
+    assert _statuses(jobs, "onnx") == ["converted"] * COUNT
+    assert _hashes(s3, "out") == expected
+    with monkeypatch.context() as patch:
+        patch.setattr(bulk, "convert_job", pytest.fail)
+        assert _statuses(find_jobs(["s3://bucket/atari"], "s3://bucket/out"), "onnx") == ["current"] * COUNT
+    s3.delete_object(Bucket="bucket", Key=f"out/{jobs[1].path.removesuffix('.gz')}/model.onnx")
+    assert sorted(_statuses(jobs, "onnx")) == ["converted"] + ["current"] * (COUNT - 1)
+    assert _hashes(s3, "out") == expected
+
+
+def test_workers_write_to_s3(s3, release, expected, tmp_path):
+    result = run(release, "--to", "onnx", "-o", "s3://bucket/two", "-j", 2)
+    assert f"{COUNT} converted, 0 current, 0 failed" in result.stdout
+    assert _hashes(s3, "two") == expected
+    result = run(release, "--to", "onnx", "-o", "s3://bucket/two", "--dry-run", XDG_CACHE_HOME=str(tmp_path))
+    assert f"0 to convert, {COUNT} current" in result.stdout
+
+
+def test_a_public_bucket_needs_no_credentials(s3, release, tmp_path, monkeypatch):
+    key = "atari/DQN_modern/Pong/0/model_1.gz"
+    s3.upload_file(str(next(release.rglob("*.gz"))), "bucket", key, ExtraArgs={"ACL": "public-read"})
+    for name in KEYS:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
+    _forget_systems()
+    with pytest.raises(SelectionError, match="s3://bucket/atari: cannot be listed"):
+        find_jobs(["s3://bucket/atari"], tmp_path)
+    jobs = find_jobs(["s3://bucket/atari"], tmp_path / "out", anonymous=True)
+    assert [job.source for job in jobs] == [f"s3://bucket/{key}"]
+    assert storage.read_source(jobs[0].source, anonymous=True)[0] == next(release.rglob("*.gz")).read_bytes()
+
+
+def test_another_target_is_merged_and_another_source_replaces_all(s3, release, tmp_path):
+    jobs = find_jobs([release], "s3://bucket/merged")[:1]
+    assert _statuses(jobs, "onnx") == ["converted"]
+    assert _statuses(jobs, "flax") == ["converted"]
+    here = find_jobs([release], tmp_path)[:1]
+    assert _statuses(here, "onnx", "flax") == ["converted"]
+    folder = jobs[0].path.removesuffix(".gz")
+    expected = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (tmp_path / folder).iterdir()}
+    assert _hashes(s3, f"merged/{folder}") == expected
+    other = save_checkpoint(tmp_path / "other" / jobs[0].path, make_state(18, 51, seed=50))
+    assert _statuses(find_jobs([other], "s3://bucket/merged"), "onnx") == ["converted"]
+    changed = _hashes(s3, f"merged/{folder}")
+    assert changed.keys() == expected.keys()
+    assert all(changed[name] != expected[name] for name in expected)
+
+
+def test_what_a_kill_left_at_a_url_is_sent_again(s3, release, tmp_path, monkeypatch):
+    """A run that dies at any of its requests is gone on with."""
+    (job,) = find_jobs([release], "s3://bucket/kill")[:1]
+    write = storage.write_bytes
+    for survived in range(4):
+        monkeypatch.setattr(storage, "write_bytes", partial(_write_until, write, [survived]))
+        with pytest.raises(KeyboardInterrupt):
+            bulk.convert_job(bulk.Work(("onnx", "flax"), overwrite=survived > 1), job)
+        monkeypatch.setattr(storage, "write_bytes", write)
+        names = {name.rpartition("/")[2] for name in _hashes(s3, "kill")}
+        assert (MARKER in names) == (survived > 0)
+        assert bulk.convert_job(bulk.Work(("onnx",)), job).error is None
+        assert {name.rpartition("/")[2] for name in _hashes(s3, "kill")} >= {"agent.json", "model.onnx"}
+        assert MARKER not in {name.rpartition("/")[2] for name in _hashes(s3, "kill")}
+    assert _statuses([job], "onnx", "flax", check_hashes=True)
+    here = find_jobs([release], tmp_path)[:1]
+    assert _statuses(here, "onnx", "flax") == ["converted"]
+    folder = Path(here[0].folder)
+    for name, digest in _hashes(s3, "kill").items():
+        assert digest == hashlib.sha256((folder / Path(name).name).read_bytes()).hexdigest()
+
+
+def _write_until(write, left: list[int], url: str, data: bytes) -> None:
+    if not left[0]:
+        raise KeyboardInterrupt
+    left[0] -= 1
+    write(url, data)
+
+
+def test_what_is_not_ours_is_left_alone(s3, release):
+    (job,) = find_jobs([release], "s3://bucket/foreign")[:1]
+    s3.put_object(Bucket="bucket", Key=f"foreign/{job.path.removesuffix('.gz')}/notes.txt", Body=b"mine")
+    outcome = bulk.convert_job(bulk.Work(("onnx",)), job)
+    assert isinstance(outcome.error, OutputExists)
+    assert "holds notes.txt and no agent.json of ours: nothing was touched" in str(outcome.error)
+    assert len(_hashes(s3, "foreign")) == 1
+
+
+@pytest.mark.usefixtures("s3")
+def test_a_bucket_that_is_not_there_is_a_failure(release):
+    (job,) = find_jobs([release], "s3://nobucket/out")[:1]
+    outcome = bulk.convert_job(bulk.Work(("onnx",)), job)
+    assert isinstance(outcome.error, UnwritableOutput)
+    assert "s3://nobucket/out" in str(outcome.error)
+
+
+class _Faulty(http.server.SimpleHTTPRequestHandler):
+    """Serves files, after the faults that are listed for a path."""
+
+    faults: dict[str, list[str]]
+
+    def do_GET(self) -> None:
+        faults = self.faults.get(self.path.rpartition("/")[2], [])
+        fault = faults.pop(0) if faults else None
+        if fault == "reset":
+            self.connection.close()
+        elif fault == "truncate":
+            path = self.translate_path(self.path)
+            data = Path(path).read_bytes()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data[: len(data) // 2])
+        elif fault:
+            self.send_error(int(fault))
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def handle_one_request(self) -> None:
+        try:
+            super().handle_one_request()
+        except (ConnectionError, ValueError):  # "reset" closed it
+            self.close_connection = True
+
+
+@pytest.fixture
+def faulty(release) -> Iterator[tuple[str, dict[str, list[str]]]]:
+    """The URL of an HTTP server of the release, and the faults that it is to have by file name."""
+    faults: dict[str, list[str]] = {}
+    handler = type("Handler", (_Faulty,), {"faults": faults})
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(handler, directory=str(release))) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}", faults
+        server.shutdown()
+        thread.join()
+
+
+def test_faults_of_the_network_are_tried_again(faulty, release, expected, tmp_path):
+    url, faults = faulty
+    names = [path.relative_to(release).as_posix() for path in sorted(release.rglob("*.gz"))]
+    for name, fault in zip(
+        names, (["503"], ["reset"], ["truncate"], ["500", "reset", "truncate", "429"]), strict=False
+    ):
+        faults[name.rpartition("/")[2]] = fault
+    listed = [f"{url}/{name}" for name in names]
+    jobs = find_jobs([], tmp_path, listed=listed)
+    assert _statuses(jobs, "onnx") == ["converted"] * COUNT
+    assert not any(faults.values())
+    found = {
+        path.relative_to(tmp_path).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in tmp_path.rglob("*")
+        if path.is_file()
+    }
+    assert found == expected
+
+
+def test_a_folder_of_a_web_server_is_searched(faulty, release, tmp_path):
+    url, _ = faulty
+    jobs = find_jobs([url], tmp_path)
+    assert [job.path for job in jobs] == [
+        path.relative_to(release).as_posix() for path in sorted(release.rglob("*.gz"))
+    ]
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("503", r"503.*tried 5 times"),
+        ("reset", "tried 5 times"),
+        ("404", r"model_\d+\.gz: cannot be read"),
+        ("403", "403"),
+    ],
+)
+def test_a_fault_that_stays_is_that_files_failure(fault, message, faulty, release):
+    url, faults = faulty
+    name = next(release.rglob("*.gz")).relative_to(release).as_posix()
+    faults[name.rpartition("/")[2]] = [fault] * 20
+    with pytest.raises(UnreadableCheckpoint, match=message) as caught:
+        storage.read_source(f"{url}/{name}")
+    assert ("tried" in str(caught.value)) == (fault in ("503", "reset"))
+    served = 20 - len(faults[name.rpartition("/")[2]])
+    assert served == 1 if fault in ("403", "404") else served >= 5  # aiohttp itself goes on after a reset
+
+
+def test_memory_is_an_output_like_any_other(release, expected):
+    _forget_systems()
+    jobs = find_jobs([release], "memory://out")
+    assert _statuses(jobs, "onnx") == ["converted"] * COUNT
+    assert _statuses(jobs, "onnx") == ["current"] * COUNT
+    files = storage.list_files("memory://out")
+    assert {path: hashlib.sha256(storage.read_bytes(f"memory://out/{path}")).hexdigest() for path in files} == expected
+    result = CliRunner().invoke(main, [str(release), "--to", "onnx", "-o", "memory://out", "-j", "2"])
+    assert result.exit_code == 2
+    assert "memory:// is within one process" in result.stderr
+
+
+def test_a_missing_library_names_its_extra(monkeypatch):
+    storage._open_system.cache_clear()
+    for protocol, package, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")):
+        monkeypatch.setitem(sys.modules, package, None)
+        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, protocol, raising=False)
+        with pytest.raises(MissingExtra, match=rf"pip install 'atari-convert\[{extra}\]'"):
+            find_jobs([f"{protocol}://bucket/atari"], "out")
+    with pytest.raises(SelectionError, match="expected a path, gs://, s3:// or https://"):
+        find_jobs(["nonsense://bucket"], "out")

@@ -1,0 +1,179 @@
+"""The report: what it says of results that the trained agents do not show."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from importlib.resources import files
+from pathlib import Path
+
+import jsonschema
+import numpy as np
+import pytest
+
+from convert.agent import Agent, File, HeadSpec, Identity
+from convert.errors import RomUnavailable
+from runtime_check import report as report_module
+from runtime_check.backends import Bound, Description
+from runtime_check.check import Options
+from runtime_check.compare import Tolerance, compare_outputs
+from runtime_check.plots import draw_plots
+from runtime_check.protocols import PROTOCOLS
+from runtime_check.replay import EpisodeLog, Plan, from_json_line
+from runtime_check.report import ReportWriter, combine_verdicts, describe_failure, describe_result, format_agent
+from runtime_check.results import AgentResult, BackendResult, Exhibit, Returns
+
+SCHEMA = json.loads(files("runtime_check").joinpath("check.schema.json").read_text("utf-8"))
+TOLERANCE = Tolerance(1e-5, 1e-5)
+
+
+def _make_result(
+    folder: str = "out/agent",
+    error: float = 1e-6,
+    steps: int = 5,
+    tolerance: Tolerance = TOLERANCE,
+    **backends: BackendResult,
+) -> AgentResult:
+    identity = Identity("DQN_modern", "Pong", 0, 7)
+    result = AgentResult(
+        folder=Path(folder),
+        source=Path("model_7.gz"),
+        agent=Agent(identity, HeadSpec("q", 2), File("DQN_modern/Pong/0/model_7.gz", 1, "0" * 64), ("NOOP", "FIRE")),
+        plan=Plan("Pong", PROTOCOLS["modern"], 2),
+        rom_md5="0" * 32,
+        tolerance=tolerance,
+        actions=("NOOP", "FIRE"),
+        faults=[],
+        unchecked=(),
+        backends={"checkpoint": BackendResult("checkpoint")} | backends,
+    )
+    expected = np.tile([1.0, 0.5], (steps, 1))
+    comparison = compare_outputs({"q_values": np.float32(expected + error)}, {"q_values": expected}, tolerance)
+    for outcome in result.backends.values():
+        outcome.tally.add(comparison, np.zeros(steps, np.int64), np.arange(steps))
+        outcome.description = Description("torch", "2", "cpu", "float32", "eager", 2, 1)
+    result.backends["checkpoint"].shadow_returns.add(3.0)
+    return result
+
+
+def _write(tmp_path: Path, *results: AgentResult) -> tuple[dict, str]:
+    with ReportWriter(tmp_path / "report", Options()) as writer:
+        for result in results:
+            writer.add_agent(describe_result(result), result)
+        document = json.loads("".join(writer.finish()))
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+    assert document == json.loads((tmp_path / "report/check.json").read_text("utf-8"))
+    return document, (tmp_path / "report/check.html").read_text("utf-8")
+
+
+def test_one_disagreement_or_one_unchecked_agent_decides():
+    assert combine_verdicts({"agree": 3}) == "agree"
+    assert combine_verdicts({"agree": 3, "unchecked": 1}) == "unchecked"
+    assert combine_verdicts({"agree": 3, "unchecked": 1, "disagree": 1}) == "disagree"
+
+
+def test_what_comes_from_outside_is_escaped(tmp_path):
+    result = _make_result("out/<script>alert(1)</script>")
+    result.faults.append("agent.json: <img src=x>")
+    _, page = _write(tmp_path, result)
+    assert "<script>" not in page
+    assert "<img src=x>" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_rounded_weights_are_held_to_a_bound_that_the_report_states(tmp_path):
+    rounded = BackendResult("litert-int8", Bound(0.25, 0.2, 0.9))
+    document, page = _write(tmp_path, _make_result(error=0.1, **{"litert-int8": rounded}))
+    outcome = document["agents"][0]["backends"]["litert-int8"]
+    assert outcome["tolerance"] == {"atol": 0.25, "rtol": 0.2, "scale": 1.0}
+    assert (outcome["least_agreement"], outcome["agreement"]) == (0.9, 1.0)
+    sentence = "held to an error of 0.25 + 0.2·max|q| and to the oracle's action on 90% of the steps"
+    assert sentence in page.replace("&#39;", "'")
+    table = format_agent(document["agents"][0])
+    assert "litert-int8: rounded weights" in table
+    assert max(map(len, table.splitlines())) <= 100
+
+
+def test_artefacts_without_a_backend_are_named(tmp_path):
+    document, page = _write(tmp_path, replace(_make_result(), unchecked=("npz",)))
+    assert document["agents"][0]["unchecked_targets"] == ["npz"]
+    assert "npz: not checked, no backend opens it" in page
+    assert "npz: not checked, no backend opens it" in format_agent(document["agents"][0])
+
+
+def test_an_agent_that_could_not_be_checked_has_its_reason(tmp_path):
+    with ReportWriter(tmp_path / "report", Options()) as writer:
+        writer.add_agent(describe_failure(Path("out/agent"), RomUnavailable("no ROM")), None)
+        document = json.loads("".join(writer.finish()))
+    jsonschema.Draft202012Validator(SCHEMA).validate(document)
+    assert document["agents"][0]["error"] == {"kind": "RomUnavailable", "message": "no ROM"}
+    assert "no ROM" in (tmp_path / "report/check.html").read_text("utf-8")
+
+
+def test_agents_that_agree_fill_the_table_and_not_the_page(tmp_path, monkeypatch):
+    monkeypatch.setattr(report_module, "_MAX_AGREEING_SECTIONS", 2)
+    bad = _make_result("out/bad", error=1.0)
+    document, page = _write(tmp_path, *(_make_result(f"out/{index}") for index in range(4)), bad)
+    assert document["counts"] == {"agree": 4, "disagree": 1, "unchecked": 0}
+    assert page.count("<details") == 3
+    assert 'id="agent-4"' in page
+    assert "2 more agents that agree" in page
+    assert page.count('<td class="verdict agree">') == 4
+
+
+def test_nothing_is_left_of_a_report_that_was_not_finished(tmp_path):
+    with pytest.raises(KeyboardInterrupt), ReportWriter(tmp_path / "report", Options()) as writer:
+        writer.add_agent(describe_result(_make_result()), _make_result())
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_report_replaces_the_one_before(tmp_path):
+    _write(tmp_path, _make_result(error=1.0))
+    document, page = _write(tmp_path, _make_result())
+    assert document["verdict"] == "agree"
+    assert "All agree" in page
+    assert len(list((tmp_path / "report").iterdir())) == 3
+
+
+def test_episode_logs_say_whose_they_are(tmp_path):
+    log = EpisodeLog("Pong", "modern", 3, 0, 6, (1, 2, 5), -1.0, False)
+    with ReportWriter(tmp_path / "report", Options()) as writer:
+        writer.add_episode(Path("out/agent"), "flax", "solo", log)
+        list(writer.finish())
+    line = (tmp_path / "report/episodes.jsonl").read_text("utf-8")
+    assert json.loads(line) | {"folder": "out/agent", "backend": "flax", "mode": "solo"} == json.loads(line)
+    assert from_json_line(line) == log
+
+
+def test_returns_are_summed_up_without_being_kept():
+    returns, values = Returns(), np.random.default_rng(0).normal(200, 50, 800)
+    for value in values:
+        returns.add(float(value))
+    assert returns.count == 800
+    assert returns.mean == pytest.approx(values.mean())
+    assert returns.std == pytest.approx(values.std())
+    assert returns.first == pytest.approx(values[:500])
+    assert Returns().std == 0.0
+
+
+@pytest.mark.parametrize("tolerance", [TOLERANCE, Tolerance(0.0, 0.0)])
+@pytest.mark.parametrize(("error", "steps"), [(0.0, 1), (0.0, 40), (1e-6, 1), (np.nan, 3), (1e30, 2)])
+def test_plots_take_every_result(error, steps, tolerance):
+    result = _make_result(error=error, steps=steps, tolerance=tolerance)
+    for plot in draw_plots(result):
+        assert plot.svg.startswith("<svg")
+        assert not re.search(r"nan|inf", plot.svg)
+
+
+def test_pictures_show_the_frames_and_whose_action_is_off(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (4, 84, 84), dtype=np.uint8)
+    q_values = {"oracle": (0.25, 0.5), "checkpoint": (0.25, 0.5), "flax": (0.75, 0.5)}
+    result = _make_result(error=1.0)
+    result.exhibits.append(Exhibit("shadow", 1, 17, "wrong", ("flax",), frames, q_values))
+    _, page = _write(tmp_path, result)
+    assert page.count('src="data:image/png;base64,') == 4
+    assert "in shadow play, episode 1, step 17: flax" in page
+    assert '<td class="number chosen off">0.7500000</td>' in page
+    assert page.count('<td class="number chosen">0.5000000</td>') == 2
