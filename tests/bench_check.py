@@ -60,7 +60,7 @@ def measure_speed(folder: Path, out: Path, arguments: argparse.Namespace) -> dic
     options = Options(NAMES, arguments.width, arguments.steps)
     batches, actions = record(agent, source, options)
     steps = sum(map(len, batches))
-    parts = {"emulators": time_emulators(agent, options, actions)}
+    parts = dict(zip(("opening", "emulators"), time_emulators(agent, options, actions), strict=True))
     oracle = read_oracle(source)
     parts["oracle"] = time_each(lambda obs: compute_outputs(oracle, obs), batches)
     for name in NAMES:
@@ -102,14 +102,15 @@ def open_runtime(name: str, folder: Path, source: Path, options: Options, agent:
     return import_backend(name).open_artefact(path, agent or record.agent, Settings(batch=options.width))
 
 
-def time_emulators(agent: Agent, options: Options, actions: list[np.ndarray]) -> float:
-    """Time the replay itself, with actions that are known. Opening the first emulators is no step of theirs."""
+def time_emulators(agent: Agent, options: Options, actions: list[np.ndarray]) -> tuple[float, float]:
+    """Time the replay itself, with actions that are known: opening the emulators, and their steps."""
     started = time.perf_counter()
     replay = Replay(plan_of(agent, options), options.width)
+    opened = time.perf_counter()
     for chosen in actions:
         replay.observe()
         replay.act(chosen)
-    return time.perf_counter() - started
+    return opened - started, time.perf_counter() - opened
 
 
 def time_each(function: Callable[[np.ndarray], object], batches: list[np.ndarray]) -> float:
