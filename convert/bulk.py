@@ -16,7 +16,7 @@ from convert.agent import RECORD_NAME, Record
 from convert.errors import AtariConvertError, UnexpectedError
 from convert.journal import Journal, Seen
 from convert.pipeline import convert_data, plan_conversion
-from convert.publish import is_settled
+from convert.publish import find_record, is_settled
 from convert.selection import Job
 
 Engine = Callable[["Work", Iterable[Job]], Generator["Outcome", None, None]]
@@ -158,7 +158,7 @@ def _convert_job(work: Work, job: Job) -> Outcome:
 
 
 def _plan_job(work: Work, job: Job) -> Outcome:
-    if storage.is_url(job.folder) or storage.is_url(job.source):
+    if storage.is_url(job.folder) or storage.is_url(job.source) or _tells_its_size(job):
         return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
     stale = plan_conversion(
         job.source,
@@ -171,8 +171,15 @@ def _plan_job(work: Work, job: Job) -> Outcome:
     return Outcome(job, stale)
 
 
+def _tells_its_size(job: Job) -> bool:
+    """Say whether a source's size is enough to know that it has to be converted."""
+    record = find_record(Path(job.folder))
+    return os.path.isfile(job.source) and (record is None or record.agent.source.size != job.size)
+
+
 def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:
     """Open the journal; a lone job has none, for it is soon done and should be done at once."""
+    _list_together.cache_clear()
     out = next((job.out for job in jobs), "")
     return (journal.open_journal(out) if len(jobs) > 1 else None) or nullcontext()
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from convert.errors import UnreadableArtefact
 from convert.network import Float32, Network, arrays
-from convert.params import from_params
+from convert.params import from_params, to_params
 from convert.targets import Policy
 
 LARGEST_FILE = 256 * 2**20
@@ -23,6 +23,7 @@ _LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
 _TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
 _CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]
 _VALID_PADDING = 1
+_ABSENT = -1
 _DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
     schema.TensorType.FLOAT16: np.dtype("<f2"),
@@ -46,6 +47,28 @@ class _Operator:
     inputs: list[int]
     output: int
     stride_and_padding: tuple[int, int] | None
+
+
+@dataclass(frozen=True, eq=False)
+class _Places:
+    """Where a file's constants are: indices of tensors, of each layer's kernel and bias, and of the support."""
+
+    model: Any
+    graph: Any
+    layers: dict[str, tuple[int, int]]
+    support: int | None
+
+
+def restore_biases(data: bytes, network: Network) -> bytes:
+    """Return a float32 model with the network's own biases: the converter adds 0.0 to each, and -0.0 becomes 0.0."""
+    changed = bytearray(data)
+    places = _find_places(changed)
+    for name, layer in to_params(network)["params"].items():
+        index = places.layers[name][1]
+        if index != _ABSENT:
+            stored = places.model.Buffers(places.graph.Tensors(index).Buffer()).DataAsNumpy()
+            stored[:] = layer["bias"].view(np.uint8)
+    return bytes(changed)
 
 
 def read_network(path: Path) -> tuple[Network, Mapping[str, Float32]]:
@@ -93,16 +116,31 @@ def make_policy(path: Path) -> Policy:
 
 
 def _read_bytes(path: Path) -> bytes:
-    size = path.stat().st_size
-    if size > LARGEST_FILE:
-        raise UnreadableArtefact(f"{path}: {size} bytes, expected at most {LARGEST_FILE}")
-    return path.read_bytes()
+    try:
+        size = path.stat().st_size
+        if size > LARGEST_FILE:
+            raise UnreadableArtefact(f"{path}: {size} bytes, expected at most {LARGEST_FILE}")
+        return path.read_bytes()
+    except OSError as error:
+        raise UnreadableArtefact(f"{path}: cannot be read ({error.strerror}): convert the agent again") from error
 
 
 def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | None]:
     """Return kernel and bias of each layer as they stand in the file, and the support of a C51 agent."""
+    places = _find_places(data)
+    weights = {}
+    for name, (kernel_index, bias_index) in places.layers.items():
+        kernel = _read_tensor(places, kernel_index)
+        # TensorFlow leaves out a bias of zeros.
+        zeros = np.zeros(len(kernel.values), np.float32)
+        bias = Weight(zeros, zeros) if bias_index == _ABSENT else _read_tensor(places, bias_index)
+        weights[name] = {"kernel": kernel, "bias": bias}
+    return weights, None if places.support is None else _read_tensor(places, places.support)
+
+
+def _find_places(data: bytes | bytearray) -> _Places:
     # The interpreter verifies the buffer first: reading the schema alone would follow any offset.
-    Interpreter(model_content=data)
+    Interpreter(model_content=bytes(data))
     model = schema.Model.GetRootAs(data, 0)
     graph = model.Subgraphs(0)
     operators = list(_list_operators(model, graph))
@@ -115,15 +153,17 @@ def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | N
     if geometry != [(stride, _VALID_PADDING) for stride in (4, 2, 1)]:
         raise ValueError("other strides or padding than 4, 2, 1 and none")
 
-    def read(index: int) -> Weight:
-        return _read_tensor(model, graph, sources.get(index, index))
+    def find(operator: _Operator, position: int) -> int:
+        index = operator.inputs[position] if position < len(operator.inputs) else _ABSENT
+        return sources.get(index, index)
 
     layers = [operator for operator in computing if operator.name in ("CONV_2D", "FULLY_CONNECTED")]
-    weights = {
-        name: {"kernel": read(layer.inputs[1]), "bias": read(layer.inputs[2])}
-        for name, layer in zip(_LAYERS, layers, strict=True)
-    }
-    return weights, read(computing[-2].inputs[1]) if len(found) > len(_TRUNK) else None
+    return _Places(
+        model,
+        graph,
+        {name: (find(layer, 1), find(layer, 2)) for name, layer in zip(_LAYERS, layers, strict=True)},
+        find(computing[-2], 1) if len(found) > len(_TRUNK) else None,
+    )
 
 
 def _list_operators(model: Any, graph: Any) -> Iterator[_Operator]:
@@ -146,9 +186,9 @@ def _read_geometry(operator: Any) -> tuple[int, int]:
     return options.StrideH(), options.Padding()
 
 
-def _read_tensor(model: Any, graph: Any, index: int) -> Weight:
-    tensor = graph.Tensors(index)
-    stored = model.Buffers(tensor.Buffer()).DataAsNumpy()
+def _read_tensor(places: _Places, index: int) -> Weight:
+    tensor = places.graph.Tensors(index)
+    stored = places.model.Buffers(tensor.Buffer()).DataAsNumpy()
     if isinstance(stored, int):  # how flatbuffers says that there are none
         raise ValueError(f"tensor {index} is not a constant")  # noqa: TRY004
     values = np.frombuffer(stored.tobytes(), _DTYPES[tensor.Type()]).reshape(tensor.ShapeAsNumpy())

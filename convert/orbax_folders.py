@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import orbax.checkpoint as ocp
+import tensorstore
 
 from convert.errors import UnreadableArtefact
 
@@ -42,8 +43,24 @@ def restore(path: Path) -> Any:
         UnreadableArtefact: it is not an orbax checkpoint, or is damaged.
     """
     try:
+        _check_arrays(path)
         with ocp.StandardCheckpointer() as checkpointer:
             return checkpointer.restore(path.absolute())
     except Exception as error:  # orbax and tensorstore promise no class of error for damaged folders
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise UnreadableArtefact(f"{path}: not an orbax checkpoint ({reason}): convert the agent again") from error
+
+
+def _check_arrays(path: Path) -> None:
+    """Read each zarr folder, and raise for the first that is damaged.
+
+    Orbax reads them at once, and when one fails the others' answers arrive after its event loop has been closed, which
+    ends in tracebacks on stderr that no one can catch.
+    """
+    for array in sorted(path.glob("*/.zarray")):
+        store = {
+            "driver": "zarr",
+            "kvstore": {"driver": "file", "path": str(array.parent.absolute())},
+            "fill_missing_data_reads": False,
+        }
+        tensorstore.open(store, open=True).result().read().result()

@@ -78,8 +78,10 @@ def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> t
         files = _list_local(Path(job.folder))
         record = find_record(Path(job.folder))
         check_ours(Path(job.folder))
-    if record is None or (job.size and job.size != record.agent.source.size):
+    if record is None:
         return tuple(targets)
+    if job.size and job.size != record.agent.source.size:
+        return tuple(dict.fromkeys((*targets, *record.artifacts)))
     intact = partial(_is_intact, job.folder, files, False)
     source = record.agent.source
     return pipeline.choose_stale(record, job.identity, source, targets, overwrite=overwrite, is_intact=intact)

@@ -109,14 +109,16 @@ def floor(out: Path, sizes: dict[str, list[int]], path: Path) -> str:
     import deflate
 
     data = path.read_bytes()
-    raw = bytes(deflate.gzip_decompress(data))
+    raw = deflate.gzip_decompress(data)
     digest = hashlib.sha256(data)
     folder = out / path.parts[-4] / path.stem
     folder.mkdir(parents=True)
     for index, size in enumerate(sizes[path.parts[-4]]):
-        content = memoryview(raw + raw)[:size]
-        (folder / str(index)).write_bytes(content)
-        digest.update(hashlib.sha256(content).digest())
+        pieces = [memoryview(raw)[:size], bytes(max(0, size - len(raw)))]
+        with (folder / str(index)).open("wb") as file:
+            file.writelines(pieces)
+        for piece in pieces:
+            digest.update(piece)
     return digest.hexdigest()
 
 

@@ -6,11 +6,13 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from builders import AGENTS, make_state, save_checkpoint
+from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from bulk_release import COUNT, hashes
 
+import convert
 from convert import bulk
 from convert.selection import find_jobs
+from convert.targets import list_targets
 
 # A slow machine is not a failure.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -34,6 +36,16 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("converted")
     outcomes = list(bulk.run(find_jobs([AGENTS], out), ["onnx", "flax", "tensorflow"]))
     assert [outcome.status for outcome in outcomes] == ["converted", "converted"]
+    return out
+
+
+@pytest.fixture(scope="session")
+def further(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained agents in the targets beyond those of the first release. Not to be changed."""
+    out = tmp_path_factory.mktemp("further")
+    targets = [target.name for target in list_targets() if target.name not in ("onnx", "flax", "tensorflow")]
+    for source in (PONG, BREAKOUT):
+        convert.convert_checkpoint(source, out.joinpath(*source.parts[-4:]).with_suffix(""), targets)
     return out
 
 

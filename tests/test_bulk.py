@@ -27,13 +27,6 @@ def test_two_workers_and_shards_write_what_one_process_writes(release, expected,
     assert hashes(tmp_path / "shards") == expected
 
 
-def test_ray_writes_what_one_process_writes(release, expected, tmp_path):
-    pytest.importorskip("ray", reason="the extra ray is not installed")
-    result = run(release, "--to", "onnx", "-o", tmp_path / "out", "--engine", "ray", "-j", 2)
-    assert f"{COUNT} converted, 0 current, 0 failed" in result.stdout
-    assert hashes(tmp_path / "out") == expected
-
-
 def test_a_further_run_reads_no_source_and_no_artefact(release, tmp_path, monkeypatch):
     root, out = link(release, tmp_path / "root"), tmp_path / "out"
     assert all(outcome.written for outcome in bulk.run(find_jobs([root], out), ["onnx"]))
@@ -136,6 +129,19 @@ def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
     assert f"failed: {tmp_path}/gone.gz: cannot be read (No such file or directory)" in result.stderr
     assert "is not K/N" in run(release, "--to", "onnx", "--shard", "3/2", code=2).stderr
     assert "no game 'Pnog'" in run(release, "--to", "onnx", "--game", "Pnog", code=2).stderr
+
+
+def test_a_dry_run_reads_only_what_it_must(release, tmp_path, monkeypatch):
+    root, out = link(release, tmp_path / "root"), tmp_path / "out"
+    jobs = find_jobs([root], out)
+    monkeypatch.setattr(bulk, "plan_conversion", pytest.fail)
+    assert [outcome.written for outcome in bulk.rehearse(jobs, ["onnx"])] == [("onnx",)] * COUNT
+    assert not out.exists()
+    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    assert [outcome.status for outcome in bulk.rehearse(jobs, ["onnx"])] == ["current"] * COUNT
+    os.utime(jobs[0].source, ns=(0, 0))  # its size tells nothing, so it is read
+    monkeypatch.undo()
+    assert [outcome.status for outcome in bulk.rehearse(jobs, ["onnx"])] == ["current"] * COUNT
 
 
 def test_fail_fast_stops_and_summaries_tell(release, tmp_path):

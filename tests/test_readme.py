@@ -9,14 +9,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner
 
-from convert.cli import main
+import convert.cli
+import runtime_check.cli
+from convert.targets import list_targets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
+PROGRAMS = {"atari-convert": convert.cli.main, "atari-check": runtime_check.cli.main}
 COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
@@ -39,14 +41,26 @@ def test_the_first_command_converts_the_agents_that_come_with_the_repository():
     assert (ROOT / "tests/data/agents").is_dir()
 
 
-@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("atari-convert")])
+@pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("atari-")])
 def test_every_option_in_the_readme_exists(command):
-    options = [word for word in shlex.split(command)[1:] if word.startswith("-")]
-    known = {name for parameter in main.params for name in parameter.opts}
-    assert set(options) <= known
-    assert CliRunner().invoke(main, ["--help"]).exit_code == 0
+    name, *words = shlex.split(command)
+    known = {option for parameter in PROGRAMS[name].params for option in parameter.opts}
+    assert {word for word in words if word.startswith("-")} <= known
 
 
-def test_every_file_that_the_readme_names_exists():
-    for link in re.findall(r"\]\((?!http)([^)#]+)\)", README):
-        assert (ROOT / link).exists(), link
+def test_every_link_of_the_documents_leads_somewhere():
+    for document in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")):
+        text = document.read_text("utf-8")
+        for path, anchor in re.findall(r"\]\((?!http)([^)#]*)(?:#([^)]+))?\)", text):
+            linked = (document.parent / path) if path else document
+            assert linked.exists(), (document, path)
+            headings = re.findall(r"^#+ (.*)$", linked.read_text("utf-8"), re.MULTILINE) if anchor else []
+            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert not anchor or anchor in slugs, (document, path, anchor)
+
+
+def test_every_target_has_a_row_and_its_loader():
+    for target in list_targets():
+        if target.in_all:
+            row = next(line for line in README.splitlines() if line.startswith(f"| [`{target.name}`]("))
+            assert f"| `{target.path}" in row

@@ -26,7 +26,7 @@ IN_ALL = True
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model as float32."""
-    path.write_bytes(make_converter(network).convert())
+    path.write_bytes(litert.restore_biases(make_converter(network).convert(), network))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

@@ -1,0 +1,82 @@
+"""Write measured returns into model cards: ``python -m runtime_check.card REPORT/check.json``.
+
+For each agent of a report that has a ``huggingface/`` folder, the card's ``model-index`` gets the return of the
+checkpoint's episodes, under the agent's own protocol.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from convert.agent import read_record
+from convert.errors import AtariConvertError, CheckError
+from convert.model_card import Returns, to_model_card
+from convert.publish import describe_files, open_folder, publish
+from convert.targets import find_target
+from runtime_check.backends import REFERENCE
+
+TARGET = "safetensors"
+CARD_NAME = "README.md"
+
+
+def add_returns(folder: Path, returns: Returns) -> None:
+    """Write the card of an agent's ``huggingface/`` anew, and its checksum into ``agent.json``.
+
+    Raises:
+        AtariConvertError: the folder has no readable record, or cannot be written.
+    """
+    record, path = read_record(folder), find_target(TARGET).path
+    with open_folder(folder) as staging:
+        shutil.copytree(folder / path, staging / path)
+        (staging / path / CARD_NAME).write_text(to_model_card(record.agent, returns), "utf-8")
+        artifact = replace(record.artifacts[TARGET], files=describe_files(staging, path))
+        publish(staging, replace(record, artifacts={**record.artifacts, TARGET: artifact}))
+
+
+def read_returns(report: Path) -> dict[Path, Returns]:
+    """Return what a report measured, by agent folder.
+
+    Raises:
+        CheckError: it is not a report, or its episodes were cut short: their returns are not the agent's.
+    """
+    try:
+        agents = json.loads(report.read_text("utf-8"))["agents"]
+        return {Path(agent["folder"]): _measured(agent) for agent in agents if "returns" in _reference(agent)}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckError(f"{report}: {error}: expected the check.json of atari-check --report") from error
+
+
+def _reference(agent: dict[str, Any]) -> dict[str, Any]:
+    reference: dict[str, Any] = agent["backends"].get(REFERENCE, {})
+    return reference
+
+
+def _measured(agent: dict[str, Any]) -> Returns:
+    if agent["episodes"]["max_steps"] is not None:
+        raise ValueError(f"episodes of {agent['folder']} were cut short: check without --max-steps")
+    returns = _reference(agent)["returns"]
+    measured = returns["shadow"] or returns["solo"]
+    return Returns(measured["mean"], measured["std"], measured["n"])
+
+
+@click.command()
+@click.argument("report", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+def main(report: Path) -> None:
+    """Write the returns of REPORT, a check.json, into the model cards of its agents."""
+    try:
+        for folder, returns in read_returns(report).items():
+            if TARGET in read_record(folder).artifacts:
+                add_returns(folder, returns)
+                click.echo(f"{folder}: {returns.mean:.2f} ± {returns.std:.2f} over {returns.episodes} episodes")
+    except AtariConvertError as error:
+        raise click.ClickException(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()

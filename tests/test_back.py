@@ -1,0 +1,204 @@
+"""The way back: networks from artefacts, trained agents as agents of their own, many agents stacked."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+
+import jax
+import jsonschema
+import numpy as np
+import pytest
+from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save_checkpoint, to_network
+from click.testing import CliRunner
+
+import convert
+from convert import layout
+from convert.cli import main
+from convert.errors import ArtefactMissing, UnreadableArtefact, WeightMismatch
+from convert.linen import NatureC51, NatureDQN
+from convert.network import find_differences
+from runtime_check.oracle import compute_q_values, read_oracle
+
+TRAINED = 5_000  # agent steps
+
+
+@pytest.fixture(scope="module")
+def agents(tmp_path_factory):
+    """The trained agents in a few formats, by checkpoint. Not to be changed."""
+    out = tmp_path_factory.mktemp("agents")
+    for source in (PONG, BREAKOUT):
+        convert.convert_checkpoint(source, out / source.stem, ["dopamine", "flax", "safetensors"])
+    return {source: out / source.stem for source in (PONG, BREAKOUT)}
+
+
+@pytest.fixture(params=[PONG, BREAKOUT], ids=["pong", "breakout"])
+def trained(request, agents, tmp_path):
+    """A copy of a Dopamine base folder in which training has gone on: its checkpoint, the folder, its new bias."""
+    base = shutil.copytree(agents[request.param] / "dopamine", tmp_path / "base")
+    document = pickle.loads((base / "checkpoints/ckpt.0").read_bytes())
+    bias = document["online_params"]["params"]["Dense_1"]["bias"] + np.float32(0.125)
+    document["online_params"]["params"]["Dense_1"]["bias"] = bias
+    document["training_steps"] += TRAINED
+    (base / "checkpoints/ckpt.1").write_bytes(pickle.dumps(document))
+    (base / "checkpoints/sentinel_checkpoint_complete.1").write_text("done")
+    # Dopamine was stopped while it wrote this one.
+    (base / "checkpoints/ckpt.2").write_bytes(b"half")
+    return request.param, base, bias
+
+
+def _run(*arguments):
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_trained_agent_returns_to_the_releases_format_as_one_of_its_own(trained, tmp_path):
+    source, base, bias = trained
+    result = _run("--from-agent", base, "--to", "checkpoint", "--to", "flax", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    family, game, seed, _ = source.parts[-4:]
+    step = int(source.stem.removeprefix("model_")) + TRAINED
+    folder = tmp_path / "out" / family / game / seed / f"model_{step}"
+    checkpoint = folder / "checkpoint" / family / game / seed / f"model_{step}.gz"
+    found, before = convert.read_checkpoint(checkpoint), convert.read_checkpoint(source)
+    assert find_differences(found, before) == [f"head.bias differs in {bias.size} of {bias.size} values"]
+    assert np.array_equal(found.head.dense.bias, bias)
+    assert find_differences(convert.read_agent(folder, "flax"), found) == []
+
+    agent = convert.read_record(folder).agent
+    assert agent.identity.step == step
+    assert agent.derived_from.path == source.relative_to(AGENTS).as_posix()
+    assert (agent.source.size, agent.source.path) == (
+        checkpoint.stat().st_size,
+        f"{family}/{game}/{seed}/model_{step}.gz",
+    )
+    schema = json.loads((AGENTS.parents[2] / "convert/agent.schema.json").read_text("utf-8"))
+    jsonschema.validate(json.loads((folder / "agent.json").read_text("utf-8")), schema)
+    # The oracle opens what was written, as it does a checkpoint of the release.
+    observations = make_observations(2)
+    expected = compute_q_values(read_oracle(checkpoint), observations)
+    actual = convert.load_agent(folder, "checkpoint")(observations)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6 * np.abs(expected).max())
+
+    again = _run("--from-agent", base, "--to", "checkpoint", "-o", tmp_path / "out")
+    assert "0 converted, 1 current, 0 failed" in again.output
+
+
+def test_an_agent_that_was_not_trained_stays_who_it_is(agents, tmp_path):
+    base = shutil.copytree(agents[PONG] / "dopamine", tmp_path / "base")
+    # An evaluation by Dopamine's Runner writes a further checkpoint of the same weights.
+    shutil.copy(base / "checkpoints/ckpt.0", base / "checkpoints/ckpt.1")
+    (base / "checkpoints/sentinel_checkpoint_complete.1").write_text("done")
+    conversion = convert.convert_agent(base, tmp_path / "out", ["checkpoint"])
+    original = convert.read_record(agents[PONG]).agent
+    assert conversion.record.agent == original
+    assert original.derived_from is None
+    written = conversion.folder / "checkpoint" / f"{original.identity.folder}.gz"
+    assert find_differences(convert.read_checkpoint(written), convert.read_checkpoint(PONG)) == []
+
+
+def test_a_changed_artefact_is_taken_and_its_step_asked_for(agents, tmp_path):
+    folder = shutil.copytree(agents[PONG], tmp_path / "agent")
+    from convert.targets import safetensors
+
+    network = to_network(make_state(6, seed=3))
+    record = convert.read_record(folder)
+    shutil.rmtree(folder / "huggingface")
+    safetensors.write(network, record.agent, folder / "huggingface")
+    assert find_differences(convert.read_agent(folder), network) == []
+    result = _run("--from-agent", folder, "--to", "checkpoint", "-o", tmp_path / "out")
+    assert "of a step that is not known: --identity tells it" in result.output
+    agent = convert.read_record(tmp_path / "out/agent").agent
+    assert (agent.identity.step, agent.derived_from) == (None, record.agent.source)
+
+    identity = ("--identity", "DQN_modern/Pong/0/400000")
+    result = _run(
+        "--from-agent", folder, "--from", "safetensors", "--to", "checkpoint", *identity, "-o", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    path = "DQN_modern/Pong/0/model_400000"
+    assert (tmp_path / "out" / path / "checkpoint" / f"{path}.gz").is_file()
+
+    shutil.copy(folder / "params.msgpack", tmp_path / "flax")
+    (folder / "params.msgpack").write_bytes((folder / "params.msgpack").read_bytes() + b"x")
+    with pytest.raises(ArtefactMissing, match="flax, safetensors differ from their record: say with --from which one"):
+        convert.read_agent(folder)
+
+
+def test_trained_weights_that_are_not_finite_are_refused(trained, tmp_path):
+    _, base, _ = trained
+    document = pickle.loads((base / "checkpoints/ckpt.1").read_bytes())
+    document["online_params"]["params"]["Dense_0"]["bias"] = np.full(512, np.nan, np.float32)
+    (base / "checkpoints/ckpt.1").write_bytes(pickle.dumps(document))
+    with pytest.raises(WeightMismatch, match="512 values that are not finite"):
+        convert.read_agent(base)
+    result = _run("--from-agent", base, "--to", "checkpoint", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "failed: " in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_artefact_of_another_agent_is_refused(agents, tmp_path):
+    folder = shutil.copytree(agents[PONG], tmp_path / "agent")
+    other = save_checkpoint(tmp_path / "other.gz", make_state(9))
+    convert.convert_checkpoint(other, tmp_path / "other", ["flax"])
+    shutil.copy(tmp_path / "other/params.msgpack", folder)
+    with pytest.raises(UnreadableArtefact, match=r"params.msgpack: has 9 actions, its record 6: of another agent"):
+        convert.read_agent(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--from", "flax"], "--from says which artefact of --from-agent to read"),
+        (["--from-agent", ".", "--from", "flux"], "no target 'flux', expected one of: flax"),
+        (["--from-agent", ".", "somewhere.gz"], "--from-agent takes the place of SOURCE"),
+        (["--from-agent", ".", "-o", "memory://x"], "--from-agent writes to a local --out"),
+        (["--from-agent", "nowhere"], "Directory 'nowhere' does not exist"),
+    ],
+)
+def test_a_wrong_command_line_is_refused(arguments, told):
+    result = _run(*arguments, "--to", "checkpoint")
+    assert result.exit_code == 2
+    assert told in result.output
+
+
+def test_a_folder_without_a_record_or_an_artefact_is_named(agents, tmp_path):
+    result = _run("--from-agent", tmp_path, "--to", "checkpoint", "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert "no agent.json: not a folder that atari-convert wrote" in result.output
+    with pytest.raises(ArtefactMissing, match="holds dopamine, flax, safetensors, not keras"):
+        convert.read_agent(agents[PONG], "keras")
+
+
+def test_a_dry_run_says_what_it_would_write(trained, tmp_path):
+    _, base, _ = trained
+    result = _run("--from-agent", base, "--to", "checkpoint", "--dry-run", "-o", tmp_path / "out")
+    assert "would write checkpoint" in result.output
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("atoms", [None, 51])
+def test_stacked_agents_give_each_ones_own_q_values(atoms, tmp_path):
+    sources = [save_checkpoint(tmp_path / f"{seed}.gz", make_state(4, atoms, seed=seed)) for seed in range(3)]
+    networks = [convert.read_checkpoint(source) for source in sources]
+    stacked = convert.stack_params(networks)
+    assert stacked["params"]["Dense_0"]["kernel"].shape == (3, 3136, 512)
+    module = NatureC51(4, atoms) if atoms else NatureDQN(4)
+    support = (networks[0].head.support,) if atoms else ()
+    observations = make_observations(2)
+    obs_nhwc = layout.nhwc_from_nchw(observations)
+    q_values = jax.vmap(lambda params: module.apply(params, obs_nhwc, *support).q_values)(stacked)
+    for source, found in zip(sources, q_values, strict=True):
+        expected = compute_q_values(read_oracle(source), observations)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=5e-6 * np.abs(expected).max())
+
+
+def test_agents_with_other_heads_are_not_stacked():
+    with pytest.raises(ValueError, match="no agents to stack"):
+        convert.stack_params([])
+    one = to_network(make_state(6))
+    with pytest.raises(ValueError, match="agent 1 has another head than agent 0: q with 9 actions, expected q with 6"):
+        convert.stack_params([one, to_network(make_state(9))])
+    with pytest.raises(ValueError, match=r"agent 1 .*: categorical with 6 actions of 51 atoms, expected q with 6"):
+        convert.stack_params([one, to_network(make_state(6, 51))])

@@ -1,0 +1,45 @@
+"""Measured returns in a model card."""
+
+from __future__ import annotations
+
+import json
+
+from builders import BREAKOUT
+from click.testing import CliRunner
+
+import convert
+from convert.publish import is_intact
+from runtime_check.card import main
+
+
+def _report(path, folder, max_steps=None):
+    returns = {"mean": 25.3, "std": 7.54, "n": 3, "first": [20.0, 36.0, 20.0]}
+    agent = {
+        "folder": str(folder),
+        "episodes": {"first_seed": 0, "count": 3, "max_steps": max_steps},
+        "backends": {"checkpoint": {"returns": {"shadow": returns, "solo": None}}},
+    }
+    path.write_text(json.dumps({"agents": [agent]}), "utf-8")
+    return str(path)
+
+
+def test_a_measured_return_goes_into_the_card_and_the_record_stays_true(tmp_path):
+    folder = tmp_path / "agent"
+    convert.convert_checkpoint(BREAKOUT, folder, ["safetensors"])
+    result = CliRunner().invoke(main, [_report(tmp_path / "check.json", folder)])
+    assert result.exit_code == 0, result.output
+    assert "25.30 ± 7.54 over 3 episodes" in result.output
+    card = (folder / "huggingface/README.md").read_text("utf-8")
+    assert 'value: "25.30 +/- 7.54"' in card
+    assert "Mean return 25.3 ± 7.5 over 3 episodes (protocol `classic`" in card
+    assert is_intact(folder, convert.read_record(folder).artifacts["safetensors"])
+    # The card is current: converting again leaves it alone.
+    assert convert.convert_checkpoint(BREAKOUT, folder, ["safetensors"]).written == ()
+
+
+def test_returns_of_episodes_that_were_cut_short_are_refused(tmp_path):
+    result = CliRunner().invoke(main, [_report(tmp_path / "check.json", tmp_path, max_steps=100)])
+    assert result.exit_code == 1
+    assert "were cut short: check without --max-steps" in result.output
+    (tmp_path / "check.json").write_text("[]", "utf-8")
+    assert "expected the check.json of" in CliRunner().invoke(main, [str(tmp_path / "check.json")]).output

@@ -1,0 +1,73 @@
+"""Faults planted in the artefacts of the further targets, each caught for its reason; and good ones that pass."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from builders import AGENTS, BREAKOUT, PONG
+from test_check_faults import ERROR, FAULTS, LISTENERS, _assert_caught, _copy, _replant, _write_record
+
+import convert
+from convert.targets import import_target
+from runtime_check.backends import find_backend
+from runtime_check.check import Options, check_agent
+from runtime_check.inputs import Sources
+
+EXACT = ("dopamine", "keras", "litert", "nnx", "orbax", "safetensors", "torch")
+ROUNDED = ("litert-float16", "litert-int8")
+# Each fault twice and each backend three times or more: their arithmetic is that of the backends whose faults are
+# all tried elsewhere, what differs is the way from the file to it.
+PAIRS = sorted(set(zip(itertools.cycle(EXACT), [*FAULTS] * 2, strict=False)))
+
+
+@pytest.mark.parametrize("agent", [PONG, BREAKOUT], ids=["pong", "breakout"])
+def test_good_artefacts_pass(further, agent):
+    folder = further.joinpath(*agent.parts[-4:]).with_suffix("")
+    result = check_agent(folder, Sources(AGENTS), Options((*EXACT, *ROUNDED), max_steps=40, solo=True), LISTENERS)
+    assert {name: backend.reasons for name, backend in result.backends.items() if backend.reasons} == {}
+    assert not result.unchecked
+    for name in EXACT:
+        assert result.backends[name].tally.agreement == 1
+        assert result.backends[name].solo.identical == 1
+    assert result.backends["litert-int8"].tally.agreement > find_backend("litert-int8").bound.agreement
+
+
+def _check(folder, backend):
+    return check_agent(folder, Sources(AGENTS), Options((backend,), max_steps=20), LISTENERS)
+
+
+@pytest.mark.parametrize(("backend", "fault"), PAIRS)
+def test_a_planted_fault_is_caught(further, tmp_path, backend, fault):
+    change, reason = FAULTS[fault]
+    target = find_backend(backend).target
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", target, tmp_path)
+    _replant(folder, target, change)
+    # Some runtimes refuse another number of actions when they load, in words of their own.
+    reason = rf"{reason}|does not load" if fault == "another number of actions" else reason
+    _assert_caught(_check(folder, backend), backend, reason)
+
+
+@pytest.mark.parametrize("backend", ROUNDED)
+def test_a_fault_is_more_than_rounding(further, tmp_path, backend):
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", backend, tmp_path)
+    other = further / "DQN_modern/Pong/0/model_328492"
+
+    record = convert.read_record(other)
+    (path,) = (folder / file.path for file in convert.read_record(folder).artifacts[backend].files)
+    path.unlink()
+    network = FAULTS["actions swapped"][0](convert.read_checkpoint(PONG))
+    import_target(backend).write(network, record.agent, path)
+    _write_record(folder, convert.read_record(folder))
+    _assert_caught(_check(folder, backend), backend, rf"% of the actions are the oracle's, fewer than|{ERROR}")
+
+
+@pytest.mark.parametrize("backend", [*EXACT, *ROUNDED])
+def test_a_changed_byte_is_caught_by_its_checksum(further, tmp_path, backend):
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", find_backend(backend).target, tmp_path)
+    artifact = convert.read_record(folder).artifacts[backend]
+    path = folder / max(artifact.files, key=lambda file: file.size).path
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    _assert_caught(_check(folder, backend), backend, "checksum: ")
