@@ -32,6 +32,8 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
     options.log_severity_level = 3
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
     options.use_deterministic_compute = True
+    # Runtimes take turns: threads that spin for their next turn would slow the others down by a fifth.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     cuda = (_CUDA, {"use_tf32": int(settings.tf32), "cudnn_conv_algo_search": "DEFAULT"})
     session = onnxruntime.InferenceSession(path, options, providers=[cuda, _CPU] if gpu else [_CPU])
     provider = session.get_providers()[0]
