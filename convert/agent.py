@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -81,7 +82,8 @@ def identify(path: str) -> Identity:
     match = _LAYOUT.search(path)
     if match is None or match[1] not in FAMILIES or match[2] not in load_games():
         return Identity()
-    return Identity(match[1], match[2], int(match[3]), int(match[4]))
+    family, game = sys.intern(match[1]), sys.intern(match[2])  # thousands of agents share a few names
+    return Identity(family, game, int(match[3]), int(match[4]))
 
 
 def parse_identity(text: str) -> Identity:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import tracemalloc
 from pathlib import Path
 
@@ -121,12 +122,20 @@ def test_a_shard_that_is_none_is_refused(text):
 
 
 def test_a_hundred_thousand_checkpoints_fit_in_little_memory():
-    count = 10_000
+    def measure(count: int) -> int:
+        listed = (f"/r/DQN_modern/Pong/{seed}/model_{step}.gz" for seed in range(10) for step in range(count // 10))
+        gc.collect()
+        before, _ = tracemalloc.get_traced_memory()
+        jobs = find_jobs([], "out", listed=listed)
+        gc.collect()
+        after, _ = tracemalloc.get_traced_memory()
+        assert len(jobs) == count
+        return after - before
+
     tracemalloc.start()
-    listed = (f"/r/DQN_modern/Pong/{seed}/model_{step}.gz" for seed in range(10) for step in range(count // 10))
-    jobs = find_jobs([], "out", listed=listed)
-    size, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(jobs) == count
-    assert size / count < 1000  # bytes
-    assert peak / count < 1200
+    try:
+        measure(10)
+        few, many = measure(1000), measure(10_000)
+    finally:
+        tracemalloc.stop()
+    assert (many - few) / 9000 < 800  # bytes: 80 MB for 100,000
