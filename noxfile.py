@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "demo", "browser", "dopamine"]
+nox.options.sessions = ["lint", "types", "tests", "slow", "demo", "browser", "dopamine"]
 nox.options.default_venv_backend = "none"
 
 AGENTS = "tests/data/agents"
@@ -19,7 +19,13 @@ def python(session: nox.Session, *arguments: str) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """Run the fast tests."""
-    python(session, "-m", "pytest", *session.posargs)
+    python(session, "-m", "pytest", "-m", "not slow", *session.posargs)
+
+
+@nox.session
+def slow(session: nox.Session) -> None:
+    """Run the slow tests: kills, servers, planted faults, the heavier targets."""
+    python(session, "-m", "pytest", "-m", "slow", *session.posargs)
 
 
 @nox.session

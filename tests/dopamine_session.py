@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import re
 import shutil
@@ -99,6 +100,9 @@ def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
             action = method(*arguments)
             states.append(agent.state.astype(np.uint8))
             actions.append(int(action))
+            # JAX lets go of its inputs when Python collects garbage, and nothing else here makes it do so.
+            if len(actions) % 100 == 0:
+                gc.collect(0)
             return action
 
         return watched

@@ -21,6 +21,8 @@ from convert.linen import NatureC51, NatureDQN
 from convert.network import find_differences
 from runtime_check.oracle import compute_q_values, read_oracle
 
+pytestmark = pytest.mark.slow
+
 TRAINED = 5_000  # agent steps
 
 

@@ -17,6 +17,8 @@ from convert import bulk, journal
 from convert.engines import processes
 from convert.selection import find_jobs
 
+pytestmark = pytest.mark.slow
+
 
 def test_two_workers_and_shards_write_what_one_process_writes(release, expected, tmp_path):
     result = run(release, "--to", "onnx", "-o", tmp_path / "two", "-j", 2)

@@ -24,6 +24,8 @@ from runtime_check.check import Listeners, Options, check_agent
 from runtime_check.inputs import Sources
 from runtime_check.results import AgentResult
 
+pytestmark = pytest.mark.slow
+
 PONG, BREAKOUT = "DQN_modern/Pong/0/model_328492", "C51_classic/Breakout/0/model_187420"
 BACKENDS = ("onnxruntime", "flax", "tensorflow")
 LISTENERS = Listeners(lambda _: None, lambda _: None, lambda *_: None)

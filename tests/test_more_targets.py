@@ -31,6 +31,8 @@ from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
 from runtime_check.oracle import compute_q_values, read_oracle
 
+pytestmark = pytest.mark.slow
+
 IN_ALL = ["dopamine", "keras", "litert", "nnx", "orbax", "safetensors", "torch"]
 EXACT = [*IN_ALL, "checkpoint"]
 QUANTIZED = ["litert-float16", "litert-int8"]
@@ -400,14 +402,23 @@ RUNS_ALONE = {
 }
 
 
+# A package that is hidden may be looked for, as torch looks for some, and fails when it is imported.
 HIDE = """
+import importlib.machinery
+
 class Hide:
     def __init__(self, packages):
         self.packages = packages
 
     def find_spec(self, name, path=None, target=None):
         if name.split(".")[0] in self.packages:
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return importlib.machinery.ModuleSpec(name, self)
+
+    def create_module(self, spec):
+        raise ModuleNotFoundError(f"No module named {spec.name!r}", name=spec.name)
+
+    def exec_module(self, module):
+        pass
 """
 
 

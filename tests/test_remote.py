@@ -24,6 +24,8 @@ from convert.errors import MissingExtra, OutputExists, SelectionError, Unreadabl
 from convert.remote import MARKER
 from convert.selection import find_jobs
 
+pytestmark = pytest.mark.slow
+
 KEYS = {"AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret"}
 
 

@@ -24,6 +24,8 @@ from convert.errors import UnreadableCheckpoint
 from convert.publish import read_record
 from convert.selection import find_jobs
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("SURVIVE_KILLS", "5"))
 TARGETS = ["onnx", "dopamine"]  # a file and a folder
 ARGUMENTS = [argument for target in TARGETS for argument in ("--to", target)]
