@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 import re
 import shutil
@@ -93,16 +92,14 @@ def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
     agent, environment = runner._agent, runner._environment
     assert isinstance(environment, ReleaseEnvironment)
     agent.eval_mode = True
-    states, actions = [], []
+    # One array: small ones between Dopamine's large and short-lived ones would scatter over gigabytes.
+    states, actions = np.empty((runner._max_steps_per_episode, 84, 84, 4), np.uint8), []
 
     def watch(method):
         def watched(*arguments):
             action = method(*arguments)
-            states.append(agent.state.astype(np.uint8))
+            states[len(actions)] = agent.state
             actions.append(int(action))
-            # JAX lets go of its inputs when Python collects garbage, and nothing else here makes it do so.
-            if len(actions) % 100 == 0:
-                gc.collect(0)
             return action
 
         return watched
@@ -116,13 +113,13 @@ def test_an_evaluation_episode_chooses_the_oracles_actions(base, source):
     protocol = PROTOCOLS[FAMILIES[source.parts[-4]].protocol]
     episode = Episode(source.parts[-3], protocol, seed, oracle.actions)
     replayed_return = 0.0
-    for state_hwc, action in zip(states, actions, strict=True):
+    for state_hwc, action in zip(states[:steps], actions, strict=True):
         np.testing.assert_array_equal(state_hwc, episode.observation.transpose(1, 2, 0))
         replayed_return += episode.step(action)
     assert episode.game_over
     assert replayed_return == episode_return
     for start in range(0, steps, 256):
-        obs_nchw = np.stack(states[start : start + 256]).transpose(0, 3, 1, 2)
+        obs_nchw = states[start : min(start + 256, steps)].transpose(0, 3, 1, 2)
         q_values = compute_q_values(oracle, obs_nchw)
         chosen = np.take_along_axis(q_values, np.array(actions[start : start + 256])[:, None], axis=1)
         assert ((q_values.max(1) - chosen[:, 0]) / np.abs(q_values).max(1)).max() <= TOLERANCE
