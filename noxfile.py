@@ -13,7 +13,8 @@ AGENTS = "tests/data/agents"
 
 
 def python(session: nox.Session, *arguments: str) -> None:
-    session.run(sys.executable, *arguments)
+    # Several runtimes take turns in a test: threads of one that waits should not spin on the others' cores.
+    session.run(sys.executable, *arguments, env={"OMP_WAIT_POLICY": "PASSIVE"})
 
 
 @nox.session
