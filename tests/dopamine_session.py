@@ -194,13 +194,21 @@ def read_commands():
     return re.findall(r"```bash\n(.*?)```", DOCS.read_text("utf-8"), flags=re.DOTALL)
 
 
-@pytest.mark.parametrize("index", [1, 2], ids=["evaluate", "train"])
-def test_the_documented_command_runs(index, folder, source, tmp_path):
-    if source != PONG:
-        pytest.skip("the documents show Pong")
-    place = tmp_path / "converted/DQN_modern/Pong/0"
+def place_agent(folder, source, root):
+    """Put an agent where the documents have it."""
+    place = root / "converted" / source.relative_to(AGENTS).parent
     place.mkdir(parents=True)
     shutil.copytree(folder, place / source.stem)
+
+
+# The documents show Pong.
+only_pong = pytest.mark.parametrize("source", [PONG], ids=["pong"], indirect=True)
+
+
+@only_pong
+@pytest.mark.parametrize("index", [1, 2], ids=["evaluate", "train"])
+def test_the_documented_command_runs(index, folder, source, tmp_path):
+    place_agent(folder, source, tmp_path)
     short = "Runner.training_steps = 60", "Runner.evaluation_steps = 60", "Runner.max_steps_per_episode = 60"
     command = read_commands()[index].strip()
     # Later bindings win: an evaluation still trains nothing.
@@ -223,12 +231,9 @@ def test_the_documented_command_runs(index, folder, source, tmp_path):
     assert list_checkpoints(base) == [0, 1]
 
 
+@only_pong
 def test_the_documented_lines_give_network_and_params(folder, source, tmp_path, monkeypatch):
-    if source != PONG:
-        pytest.skip("the documents show Pong")
-    place = tmp_path / "converted/DQN_modern/Pong/0"
-    place.mkdir(parents=True)
-    shutil.copytree(folder, place / source.stem)
+    place_agent(folder, source, tmp_path)
     monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), flags=re.DOTALL)
     obs_nchw = np.random.default_rng(0).integers(0, 256, (3, 4, 84, 84), dtype=np.uint8)
