@@ -22,10 +22,11 @@ from convert.agent import (
     name_actions,
     read_record,
 )
-from convert.errors import ArtefactMissing, CheckpointError, RoundTripError, UnreadableCheckpoint
+from convert.errors import ArtefactMissing, CheckpointError, RoundTripError
 from convert.games import load_games
 from convert.network import Float32, Network, find_differences
 from convert.publish import check_ours, describe_files, find_record, is_intact, is_settled, open_folder, publish
+from convert.storage import read_source
 from convert.targets import Policy, QuantizedModule, find_target, import_target
 
 
@@ -62,7 +63,7 @@ def convert_checkpoint(
     """
     source, folder = Path(source), Path(folder)
     identity = identity or identify(source.absolute().as_posix())
-    data = read_bytes(source)
+    data, _ = read_source(str(source))
     path = path or _default_path(source, identity)
     return convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
 
@@ -117,7 +118,8 @@ def plan_conversion(
     """Return the targets that `convert_checkpoint` would write. Touches nothing; raises what it can foresee."""
     source, folder = Path(source), Path(folder)
     identity = identity or identify(source.absolute().as_posix())
-    checkpoint = describe_source(read_bytes(source), path or _default_path(source, identity))
+    data, _ = read_source(str(source))
+    checkpoint = describe_source(data, path or _default_path(source, identity))
     check_ours(folder)
     return find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
 
@@ -128,7 +130,8 @@ def read_checkpoint(path: str | Path) -> Network:
     Raises:
         CheckpointError: it cannot be read, or is not a network of the release; see `convert.errors`.
     """
-    return read_network(read_bytes(Path(path)), str(path))
+    data, _ = read_source(str(path))
+    return read_network(data, str(path))
 
 
 def read_network(data: bytes, name: str) -> Network:
@@ -136,18 +139,6 @@ def read_network(data: bytes, name: str) -> Network:
     from convert.sources import atari_agents  # imports torch, which a run that finds all current does not need
 
     return atari_agents.read(data, name)
-
-
-def read_bytes(source: Path) -> bytes:
-    """Return a file's content.
-
-    Raises:
-        UnreadableCheckpoint: it is missing, a folder, or may not be read.
-    """
-    try:
-        return source.read_bytes()
-    except OSError as error:
-        raise UnreadableCheckpoint(f"{source}: cannot be read ({error.strerror}), expected a file") from error
 
 
 def describe_source(data: bytes, path: str) -> File:
