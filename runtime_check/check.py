@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -162,7 +164,11 @@ def _open_all(result: AgentResult, record: Record, backends: list[Backend], opti
     for backend in backends:
         _open(result, record, backend, settings)
     if result.backends[REFERENCE].runtime is None:
-        raise CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
+        raise _reference_failed(result)
+
+
+def _reference_failed(result: AgentResult) -> CheckError:
+    return CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
 
 
 def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
@@ -187,21 +193,39 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
 
 
 def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
-    """Let the checkpoint act, and ask every backend what it would have done."""
+    """Let the checkpoint act, and ask every backend what it would have done.
+
+    All of them answer at once: a small batch keeps none of them from waiting for its own threads. The emulators go
+    on as soon as the checkpoint has answered.
+    """
     replay = Replay(result.plan, options.width)
-    while batch := replay.observe():
-        expected = compute_outputs(oracle, batch.obs_nchw)
-        answers = _ask_all(result, batch.obs_nchw)
-        _compare_all(result, batch, answers, expected)
-        for log in replay.act(answers[REFERENCE]["q_values"].argmax(axis=1)):
-            result.backends[REFERENCE].shadow_returns.add(log.episode_return)
-            listeners.episode(REFERENCE, "shadow", log)
-        listeners.steps(len(batch.obs_nchw))
+    others = [outcome for outcome in result.backends.values() if outcome.name != REFERENCE]
+    with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
+        while batch := replay.observe():
+            obs_nchw = batch.obs_nchw
+            asked = pool.submit(_ask, result, result.backends[REFERENCE], obs_nchw)
+            also_asked = {outcome.name: pool.submit(_ask, result, outcome, obs_nchw) for outcome in others}
+            judged = pool.submit(compute_outputs, oracle, obs_nchw)
+            acting = asked.result()
+            if acting is None:
+                raise _reference_failed(result)
+            finished = replay.act(acting["q_values"].argmax(axis=1))
+            answers = {REFERENCE: acting} | _keep_answers(
+                {name: future.result() for name, future in also_asked.items()}
+            )
+            _compare_all(result, batch, answers, judged.result())
+            for log in finished:
+                result.backends[REFERENCE].shadow_returns.add(log.episode_return)
+                listeners.episode(REFERENCE, "shadow", log)
+            listeners.steps(len(obs_nchw))
 
 
 def _ask_all(result: AgentResult, obs_nchw: NDArray[np.uint8]) -> dict[str, Outputs]:
     """Return the answers of the backends that still give some that can be compared."""
-    answers = {name: _ask(result, outcome, obs_nchw) for name, outcome in result.backends.items()}
+    return _keep_answers({name: _ask(result, outcome, obs_nchw) for name, outcome in result.backends.items()})
+
+
+def _keep_answers(answers: Mapping[str, Outputs | None]) -> dict[str, Outputs]:
     return {name: answer for name, answer in answers.items() if answer is not None}
 
 
@@ -219,8 +243,6 @@ def _ask(result: AgentResult, outcome: BackendResult, obs_nchw: NDArray[np.uint8
     if not faults:
         return answer
     outcome.fail("; ".join(faults))
-    if outcome.name == REFERENCE:
-        raise CheckError(f"{result.source}: {'; '.join(faults)}")
     return None
 
 
@@ -270,30 +292,48 @@ def _play_solo(result: AgentResult, oracle: Oracle, options: Options, listeners:
     """Let each backend play the same seeds by itself, and hold its actions against the checkpoint's."""
     for start in range(0, options.episodes, options.width):
         plan = replace(result.plan, seed=options.seed + start, episodes=min(options.width, options.episodes - start))
-        expected = _play_alone(result, REFERENCE, plan, listeners)
-        for name in result.backends:
-            logs = expected if name == REFERENCE else _play_alone(result, name, plan, listeners)
-            for episode, (log, other) in enumerate(zip(logs, expected, strict=False), start):
+        logs = _play_alone(result, plan, listeners)
+        if REFERENCE not in logs:
+            raise _reference_failed(result)
+        for name, own in logs.items():
+            for episode, (log, expected) in enumerate(zip(own, logs[REFERENCE], strict=True), start):
                 result.backends[name].solo_returns.add(log.episode_return)
-                _compare_logs(result, name, episode, log, other, oracle)
+                _compare_logs(result, name, episode, log, expected, oracle)
 
 
-def _play_alone(result: AgentResult, name: str, plan: Plan, listeners: Listeners) -> list[EpisodeLog]:
-    """Return the logs of a backend's own episodes in the order of their seeds; none if it fails on the way."""
-    outcome, logs = result.backends[name], []
-    replay = Replay(plan, plan.episodes)
-    while batch := replay.observe():
-        answer = _ask(result, outcome, batch.obs_nchw)
-        if answer is not None and not np.isfinite(answer["q_values"]).all():
-            outcome.fail("answers hold NaN or infinity in solo play")
-            answer = None
-        if answer is None:
-            return []
-        for log in replay.act(answer["q_values"].argmax(axis=1)):
-            logs.append(log)
-            listeners.episode(name, "solo", log)
-        listeners.steps(len(batch.obs_nchw))
-    return sorted(logs, key=lambda log: log.seed)
+def _play_alone(result: AgentResult, plan: Plan, listeners: Listeners) -> dict[str, list[EpisodeLog]]:
+    """Return the logs of each backend's own episodes in the order of their seeds; nothing of one that fails.
+
+    The backends play at the same time, one step of each by turns.
+    """
+    running = {name: Replay(plan, plan.episodes) for name, outcome in result.backends.items() if outcome.runtime}
+    logs: dict[str, list[EpisodeLog]] = {name: [] for name in running}
+    with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
+        while running:
+            turns = {name: pool.submit(_take_turn, result, name, replay) for name, replay in running.items()}
+            for name, turn in turns.items():
+                steps, finished = turn.result()
+                listeners.steps(steps)
+                for log in finished:
+                    listeners.episode(name, "solo", log)
+                logs[name] += finished
+                if not steps:
+                    del running[name]
+    return {name: sorted(own, key=lambda log: log.seed) for name, own in logs.items() if result.backends[name].runtime}
+
+
+def _take_turn(result: AgentResult, name: str, replay: Replay) -> tuple[int, list[EpisodeLog]]:
+    """Let a backend act once in each of its episodes: return how many, 0 at the end, and the logs of those now over."""
+    outcome, batch = result.backends[name], replay.observe()
+    if batch is None:
+        return 0, []
+    answer = _ask(result, outcome, batch.obs_nchw)
+    if answer is not None and not np.isfinite(answer["q_values"]).all():
+        outcome.fail("answers hold NaN or infinity in solo play")
+        answer = None
+    if answer is None:
+        return 0, []
+    return len(batch.obs_nchw), replay.act(answer["q_values"].argmax(axis=1))
 
 
 def _compare_logs(

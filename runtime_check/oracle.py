@@ -163,7 +163,7 @@ def compute_q_values(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
 def compute_outputs(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> dict[str, Float64]:
     """Return all that the network answers to a batch of observations.
 
-    Each observation is computed alone, so that its values do not depend on the rest of its batch by one bit.
+    A value depends on the rest of its batch by no more than the rounding of float64, 1e-13 of it.
 
     Args:
         oracle: the checkpoint.
@@ -174,8 +174,10 @@ def compute_outputs(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> dict[str, Fl
     """
     # Products this small gain nothing from BLAS's own threads, which wait for each other by spinning.
     with _find_blas().limit(limits=1, user_api="blas"):
-        heads = list(_open_pool().map(partial(_compute_head, oracle), obs_nchw))
-    outputs = np.array(heads).reshape(len(obs_nchw), len(oracle.head_bias))
+        blocks = np.array_split(obs_nchw, min(os.cpu_count() or 1, len(obs_nchw)) or 1)
+        # Another thread's cache is cold: one block is done sooner here.
+        map_blocks = map if len(blocks) == 1 else _open_pool().map
+        outputs = np.concatenate(list(map_blocks(partial(_compute_head, oracle), blocks)))
     if oracle.support is None:
         return {"q_values": outputs}
     logits = outputs.reshape(len(obs_nchw), oracle.actions, len(oracle.support))
@@ -192,29 +194,34 @@ def _open_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count(), "oracle")
 
 
-def _compute_head(oracle: Oracle, obs_chw: NDArray[np.uint8]) -> Float64:
-    features = obs_chw / 255.0
+def _compute_head(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
+    features = obs_nchw / 255.0
     for kernel, bias, stride in zip(oracle.kernels, oracle.biases, _STRIDES, strict=True):
-        features = _relu(_convolve(features, kernel, stride) + bias[:, None, None])
-    hidden = _relu(oracle.hidden_kernel @ features.reshape(-1) + oracle.hidden_bias)
-    outputs: Float64 = oracle.head_kernel @ hidden + oracle.head_bias
+        features = _convolve(features, kernel, stride)
+        features += bias[:, None, None]
+        np.maximum(features, 0.0, out=features)
+    flat = features.reshape(-1, oracle.hidden_kernel.shape[1])
+    hidden = np.maximum(flat @ oracle.hidden_kernel.T + oracle.hidden_bias, 0.0)
+    outputs: Float64 = hidden @ oracle.head_kernel.T + oracle.head_bias
     return outputs
 
 
 def _convolve(features: Float64, kernel: Float64, stride: int) -> Float64:
-    """Correlate features[in, H, W] with kernel[out, in, k, k], without padding, as one product of matrices.
+    """Correlate features[N, in, H, W] with kernel[out, in, k, k], without padding, as one product of matrices each.
 
-    windows is [in, h, w, k, k], the patch under each output pixel; columns is [in · k · k, h · w].
+    windows is [N, in, k, k, h, w], the patch under each output pixel; columns holds those of one observation at a
+    time, [in · k · k, h · w], so that they stay in the cache.
     """
     side = kernel.shape[-1]
-    windows = sliding_window_view(features, (side, side), axis=(1, 2))[:, ::stride, ::stride]
-    height, width = windows.shape[1:3]
-    columns = windows.transpose(0, 3, 4, 1, 2).reshape(-1, height * width)
-    return (kernel.reshape(len(kernel), -1) @ columns).reshape(-1, height, width)
-
-
-def _relu(values: Float64) -> Float64:
-    return np.maximum(values, 0.0)
+    windows = sliding_window_view(features, (side, side), axis=(2, 3))[:, :, ::stride, ::stride]
+    windows = windows.transpose(0, 1, 4, 5, 2, 3)
+    height, width = windows.shape[-2:]
+    columns = np.empty(windows.shape[1:])
+    products = np.empty((len(features), len(kernel), height * width))
+    for patches, product in zip(windows, products, strict=True):
+        np.copyto(columns, patches)
+        np.matmul(kernel.reshape(len(kernel), -1), columns.reshape(-1, height * width), out=product)
+    return products.reshape(len(features), len(kernel), height, width)
 
 
 def _softmax(logits: Float64) -> Float64:

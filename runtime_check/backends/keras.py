@@ -32,13 +32,19 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
 
     def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         with keras.device(device):
-            outputs = model(to_nhwc(obs_nchw), training=False)
-        return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
+            outputs: dict[str, NDArray[np.float32]] = model.predict_on_batch(to_nhwc(obs_nchw))
+        return outputs
 
     return Runtime(
         answer,
         Description(
-            "keras", f"{keras.__version__}, {keras.backend.backend()}", device, precision, "eager", None, settings.batch
+            "keras",
+            f"{keras.__version__}, {keras.backend.backend()}",
+            device,
+            precision,
+            "predict_on_batch",
+            None,
+            settings.batch,
         ),
     )
 
