@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -106,6 +107,7 @@ def main(
     if not math.isfinite(atol) or not math.isfinite(rtol):
         raise click.UsageError("--atol and --rtol are finite numbers")
     _quiet_thread_pools()
+    signal.signal(signal.SIGTERM, _leave)
     try:
         from convert.errors import AtariConvertError
         from runtime_check.check import Options
@@ -150,6 +152,11 @@ def _quiet_thread_pools() -> None:
     OpenMP reads the variable when torch loads it.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+
+def _leave(signal_number: int, _: object) -> None:
+    """End as by an exception, so that what is not finished is removed: how CI stops a job."""
+    sys.exit(128 + signal_number)
 
 
 def _check_names(backends: Sequence[str]) -> None:

@@ -288,19 +288,20 @@ def _start_on_terminal(*arguments: object) -> tuple[subprocess.Popen, int]:
     return process, parent
 
 
-def test_progress_on_a_terminal_and_a_clean_end_by_ctrl_c(converted, tmp_path):
+@pytest.mark.parametrize(("pressed", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_progress_on_a_terminal_and_a_clean_end_by_a_signal(converted, tmp_path, pressed, code):
     report = tmp_path / "report"
     options = ("--source", AGENTS, "--backend", "onnxruntime", "--episodes", 2, "--report", report)
     process, terminal = _start_on_terminal(converted / FOLDER, *options)
     shown = ""
     while "steps/s" not in shown:
         shown += os.read(terminal, 4096).decode()
-    os.killpg(process.pid, signal.SIGINT)
-    pressed = time.monotonic()
+    os.killpg(process.pid, pressed)
+    since = time.monotonic()
     stdout, _ = process.communicate(timeout=30)
-    assert time.monotonic() - pressed < 5
+    assert time.monotonic() - since < 5
     assert re.search(r"agent 1/1, 0/2 episodes, \d+ steps/s, time left unknown", shown)
-    assert process.returncode == 130
+    assert process.returncode == code
     assert stdout == ""
     assert list(tmp_path.iterdir()) == []
     os.close(terminal)
