@@ -369,9 +369,11 @@ class _TextPrinter:
         self._hint = ""
 
     def show(self, outcome: Outcome) -> None:
+        from convert.storage import is_url
+
         if not self._quiet:
             _print_outcome(outcome, verbose=self._verbose, dry_run=self._dry_run)
-        if outcome.written and outcome.record and not self._hint:
+        if outcome.written and outcome.record and not self._hint and not is_url(outcome.job.folder):
             self._hint = _hint_at_loading(outcome.job.folder, outcome.record)
 
     def finish(self, tally: Tally) -> None:

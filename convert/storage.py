@@ -247,17 +247,27 @@ def _is_permanent(error: Exception) -> bool:
 
 @cache
 def _open_system(protocol: str, host: str, anonymous: bool) -> Any:
-    import fsspec
-
     options = _ANONYMOUS.get(protocol, {}) if anonymous else {}
     try:
-        return fsspec.filesystem(protocol, use_listings_cache=False, **options)
+        return _find_class(protocol)(use_listings_cache=False, **options)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         how = f"pip install 'atari-convert[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
         raise MissingExtra(f"{protocol}://{host} needs a library that is not installed: {how}") from error
     except ValueError as error:
         raise SelectionError(f"{protocol}://{host}: {error}, expected a path, gs://, s3:// or https://") from error
+
+
+def _find_class(protocol: str) -> Any:
+    if protocol in ("gs", "gcs"):
+        # The class that gcsfs registers asks a second service for the kind of the bucket before each request, with
+        # credentials that an anonymous user has not, and warns each time. The one beneath it does not.
+        from gcsfs.core import GCSFileSystem
+
+        return GCSFileSystem
+    import fsspec
+
+    return fsspec.get_filesystem_class(protocol)
 
 
 def _open(url: str, anonymous: bool) -> tuple[Any, str]:

@@ -1,9 +1,10 @@
-"""Sources and outputs at URLs: a real S3 server, a real HTTP server that fails as networks do, memory."""
+"""Sources and outputs at URLs: real servers of S3, of Google Storage and of HTTP that fails as networks do, memory."""
 
 from __future__ import annotations
 
 import hashlib
 import http.server
+import socket
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,11 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import boto3
-import fsspec
 import pytest
 from builders import make_state, save_checkpoint
 from bulk_release import COUNT, run
 from click.testing import CliRunner
+from fsspec.registry import _registry
+from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 from convert import bulk, storage
@@ -56,8 +58,8 @@ def s3(endpoint, monkeypatch):
 def _forget_systems() -> None:
     """fsspec keeps a file system for each set of options, with the environment that it met."""
     storage._open_system.cache_clear()
-    for protocol in ("s3", "http", "memory"):
-        fsspec.get_filesystem_class(protocol).clear_instance_cache()
+    for protocol in ("s3", "gs", "http", "memory"):
+        storage._find_class(protocol).clear_instance_cache()
 
 
 @pytest.fixture(autouse=True)
@@ -117,6 +119,33 @@ def test_a_public_bucket_needs_no_credentials(s3, release, tmp_path, monkeypatch
     jobs = find_jobs(["s3://bucket/atari"], tmp_path / "out", anonymous=True)
     assert [job.source for job in jobs] == [f"s3://bucket/{key}"]
     assert storage.read_source(jobs[0].source, anonymous=True)[0] == next(release.rglob("*.gz")).read_bytes()
+
+
+@pytest.fixture
+def gs(monkeypatch):
+    """A file system on a Google Storage server with an empty bucket."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", f"http://127.0.0.1:{port}")
+    _forget_systems()
+    with create_server("127.0.0.1", port, in_memory=True, default_bucket="bucket"):
+        yield storage._open("gs://bucket", anonymous=True)[0]
+    _forget_systems()
+
+
+@pytest.mark.filterwarnings("ignore:Sending a large body directly:ResourceWarning")  # of gcsfs' own requests
+def test_from_gs_to_gs_as_from_disk_to_disk(gs, release, expected, capfd):
+    for path in release.rglob("*.gz"):
+        gs.pipe_file(f"bucket/atari/{path.relative_to(release).as_posix()}", path.read_bytes())
+    jobs = find_jobs(["gs://bucket/atari"], "gs://bucket/out", anonymous=True)
+    assert [job.size for job in jobs] == [path.stat().st_size for path in sorted(release.rglob("*.gz"))]
+    assert find_jobs(["gs://bucket/atari/**/model_*.gz"], "gs://bucket/out", anonymous=True) == jobs
+    assert _statuses(jobs, "onnx", anonymous=True) == ["converted"] * COUNT
+    sent = {name.removeprefix("bucket/out/"): gs.cat_file(name) for name in gs.find("bucket/out")}
+    assert {name: hashlib.sha256(data).hexdigest() for name, data in sent.items()} == expected
+    assert _statuses(jobs, "onnx", anonymous=True) == ["current"] * COUNT
+    assert "Could not determine bucket type" not in capfd.readouterr().err
 
 
 def test_another_target_is_merged_and_another_source_replaces_all(s3, release, tmp_path):
@@ -288,9 +317,9 @@ def test_memory_is_an_output_like_any_other(release, expected):
 
 def test_a_missing_library_names_its_extra(monkeypatch):
     storage._open_system.cache_clear()
-    for protocol, package, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs", "gcs")):
+    for protocol, package, extra in (("s3", "s3fs", "s3"), ("gs", "gcsfs.core", "gcs")):
         monkeypatch.setitem(sys.modules, package, None)
-        monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, protocol, raising=False)
+        monkeypatch.delitem(_registry, protocol, raising=False)
         with pytest.raises(MissingExtra, match=rf"pip install 'atari-convert\[{extra}\]'"):
             find_jobs([f"{protocol}://bucket/atari"], "out")
     with pytest.raises(SelectionError, match="expected a path, gs://, s3:// or https://"):
