@@ -253,13 +253,13 @@ def _artifact_to_json(artifact: Artifact) -> dict[str, Any]:
     }
 
 
-def read_record(folder: Path) -> Record:
+def read_record(folder: str | Path) -> Record:
     """Read the ``agent.json`` of an agent folder.
 
     Raises:
         RecordError: there is none, it is not JSON, a field is missing or wrong, or its format is another.
     """
-    path = folder / RECORD_NAME
+    path = Path(folder, RECORD_NAME)
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -288,7 +288,7 @@ def from_json(text: str, name: str) -> Record:
         raise RecordError(f"{name}: format_version is {found!r}, expected {RECORD_FORMAT}: convert the agent again")
     try:
         return _record_from_json(document)
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)
         raise RecordError(f"{name}: {what}: the file is damaged, convert the agent again") from None
 

@@ -13,9 +13,9 @@ from convert.network import Network, check_network, compute_digest
 from convert.pipeline import Conversion, describe_source, find_stale, write_agent
 from convert.publish import is_intact
 from convert.selection import Job
-from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra
+from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra, torch
 
-DOPAMINE = "dopamine"
+DOPAMINE, TORCH = "dopamine", "torch"
 
 
 @dataclass(frozen=True, eq=False)
@@ -135,7 +135,10 @@ def _open_dopamine(base: Path, identity: Identity | None) -> StoredAgent:
 def _read(target: Target, path: Path, agent: Agent) -> Network:
     if target.is_quantized:
         raise UnreadableArtefact(f"{path}: {target.name} has rounded weights: choose a float32 artefact with --from")
-    network = import_target(target.name).read(path, agent)
+    if target.name == TORCH and not (path / torch.PROGRAM_NAME).exists():
+        network = torch.read_state_dict(path)
+    else:
+        network = import_target(target.name).read(path, agent)
     check_network(network, str(path))
     if describe_head(network) != agent.head:
         raise UnreadableArtefact(

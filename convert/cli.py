@@ -88,7 +88,12 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     shell_complete=_complete_target,
     help="Which artefact of --from-agent to read; by default the one that has changed.",
 )
-@click.option("--files-from", type=click.File(), metavar="FILE|-", help="Also convert the paths and URLs listed here.")
+@click.option(
+    "--files-from",
+    type=click.File(errors="surrogateescape"),
+    metavar="FILE|-",
+    help="Also convert the paths and URLs listed here.",
+)
 @click.option("--family", "families", multiple=True, metavar="PATTERN", help="Only these families; repeatable.")
 @click.option(
     "--game", "games", multiple=True, metavar="PATTERN", help="Only these games, such as 'Space*'; repeatable."
@@ -193,6 +198,7 @@ def main(
                 work = bulk.rehearse(jobs, targets, **settings)
             else:
                 work = bulk.run(jobs, targets, **settings, engine=run_on)
+        _check_summary(summary)
     tally = Tally(total)
     printer = _JsonPrinter(dry_run) if as_json else _TextPrinter(quiet, verbose, dry_run)
     try:
@@ -343,7 +349,7 @@ def _warn_of_unknown(jobs: list[Job]) -> None:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         click.echo(
             f"warning: {unknown[0].source}{more}: not in the release's layout FAMILY/Game/seed/model_STEP.gz; "
-            "what is not known stays null in agent.json (for one file, --identity tells it)",
+            "what is not known stays null in agent.json (for one file, --identity FAMILY/Game/seed/step tells it)",
             err=True,
         )
 
@@ -385,10 +391,15 @@ class _JsonPrinter:
     """Prints one document, row by row, so that memory does not grow with the rows."""
 
     def __init__(self, dry_run: bool) -> None:
+        self._dry_run = dry_run
         self._separator = f'{{"dry_run": {json.dumps(dry_run)}, "agents": ['
 
     def show(self, outcome: Outcome) -> None:
-        click.echo(f"{self._separator}\n  {json.dumps(_to_row(outcome))}", nl=False)
+        row = _to_row(outcome)
+        if self._dry_run:
+            row["would_write"] = row.pop("written")
+            row["status"] = "to convert" if row["would_write"] else row["status"]
+        click.echo(f"{self._separator}\n  {json.dumps(row)}", nl=False)
         self._separator = ","
 
     def finish(self, tally: Tally) -> None:
@@ -428,6 +439,12 @@ def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
     else:
         click.echo(tell(tally))
     click.echo(hint, nl=False)
+
+
+def _check_summary(path: str | None) -> None:
+    """Refuse before the work what could not be written after it."""
+    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+        raise click.BadParameter(f"the folder of {path} does not exist", param_hint="--summary")
 
 
 def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> None:

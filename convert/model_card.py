@@ -43,7 +43,19 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
         protocol=identity.protocol or "unknown",
         actions=", ".join(agent.action_meanings or ()) or f"{agent.head.actions}, of unknown meaning",
         outputs=outputs,
-        sha256=agent.source.sha256,
+        origin=_tell_origin(agent),
+    )
+
+
+def _tell_origin(agent: Agent) -> str:
+    if agent.derived_from:
+        return (
+            'Trained on by others, from a checkpoint in the format of the release "Pretrained Atari Agents" (2022); '
+            f"sha256 of that checkpoint: `{agent.derived_from.sha256}`."
+        )
+    return (
+        'From a checkpoint in the format of the release "Pretrained Atari Agents" (2022). Converted by atari-convert '
+        f"without a change to any weight; sha256 of the checkpoint: `{agent.source.sha256}`."
     )
 
 
@@ -82,9 +94,7 @@ _CARD = """\
 
 # {who}
 
-{played}From the release "Pretrained Atari Agents" (2022): {family}, seed {seed}, agent step {step}, \
-protocol `{protocol}`. Converted by atari-convert without a change to any weight; \
-sha256 of the source: `{sha256}`.
+{played}{family}, seed {seed}, agent step {step}, protocol `{protocol}`. {origin}
 
 - Input: uint8[N, 4, 84, 84], grayscale, oldest frame first, 0–255; divided by 255 before the first convolution.
 - Network: convolutions 8×8 stride 4, 4×4 stride 2, 3×3 stride 1, without padding; dense 512; head. ReLU between.

@@ -90,8 +90,8 @@ def is_settled(folder: Path) -> bool:
 
 
 def is_intact(folder: Path, artifact: Artifact) -> bool:
-    """Say whether every file of an artefact is there with its recorded size and sha256."""
-    return all(_is_intact(folder / file.path, file) for file in artifact.files)
+    """Say whether an artefact has files, and each is there with its recorded size and sha256."""
+    return bool(artifact.files) and all(_is_intact(folder / file.path, file) for file in artifact.files)
 
 
 def describe_files(folder: Path, path: str) -> tuple[File, ...]:
@@ -131,7 +131,7 @@ def _finish(folder: Path) -> None:
 
 
 def _place(staged: Path, place: Path, old: Path) -> None:
-    if place.is_dir():
+    if place.is_dir() or (staged.is_dir() and os.path.lexists(place)):
         old.mkdir(exist_ok=True)
         os.replace(place, old / place.name)
     os.replace(staged, place)

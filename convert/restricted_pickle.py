@@ -30,7 +30,7 @@ def loads(data: bytes) -> Any:
         ValueError: it is damaged.
     """
     try:
-        return _to_numpy(_Unpickler(io.BytesIO(data)).load())
+        return _to_numpy(_Unpickler(io.BytesIO(data)).load(), {})
     except PickleRefused:
         raise
     # What the unpickler raises for damaged bytes depends on the byte.
@@ -116,11 +116,18 @@ class _Unpickler(pickle.Unpickler):
         return _KNOWN[module, name]
 
 
-def _to_numpy(value: Any) -> Any:
+def _to_numpy(value: Any, done: dict[int, Any]) -> Any:
+    """Return a value with arrays in place of what stands for them; done: what each container became, by its id.
+
+    A few bytes of pickle can hold one list 2^60 times, each in the one before it.
+    """
     if isinstance(value, _Array):
         return value.value
-    if isinstance(value, dict):
-        return {key: _to_numpy(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_to_numpy(item) for item in value]
-    return value
+    if not isinstance(value, dict | list | tuple):
+        return value
+    if id(value) not in done:
+        if isinstance(value, dict):
+            done[id(value)] = {key: _to_numpy(item, done) for key, item in value.items()}
+        else:
+            done[id(value)] = [_to_numpy(item, done) for item in value]
+    return done[id(value)]

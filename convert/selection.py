@@ -11,7 +11,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
 from convert import storage
-from convert.agent import FAMILIES, Identity, check_known, identify
+from convert.agent import FAMILIES, RECORD_NAME, Identity, check_known, identify
 from convert.errors import SelectionError
 from convert.games import load_games
 from convert.storage import Found, is_url, normalise
@@ -61,6 +61,11 @@ class Filter:
     def is_empty(self) -> bool:
         return not (self.families or self.games or self.seeds or self.steps)
 
+    def __str__(self) -> str:
+        """Return it as options of the command line."""
+        options = {"--family": self.families, "--game": self.games, "--seed": self.seeds, "--steps": self.steps}
+        return " ".join(f"{name} {value}" for name, values in options.items() for value in values)
+
 
 _MAGIC = re.compile(r"[*?[]")
 _RANGE = re.compile(r"(\d*):(\d*)", re.ASCII)
@@ -105,7 +110,7 @@ def find_jobs(
     return jobs
 
 
-def keep(jobs: Iterable[Job], wanted: Filter) -> list[Job]:
+def keep(jobs: list[Job], wanted: Filter) -> list[Job]:
     """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
 
     Raises:
@@ -116,8 +121,13 @@ def keep(jobs: Iterable[Job], wanted: Filter) -> list[Job]:
     if wanted.steps:
         kept = _keep_steps(kept, wanted.steps)
     if not kept:
-        raise SelectionError("no checkpoint that was found fits --family, --game, --seed and --steps")
+        raise SelectionError(f"none of the checkpoints found fits {wanted}: they are {_list_kinds(jobs)}")
     return kept
+
+
+def _list_kinds(jobs: list[Job]) -> str:
+    kinds = dict.fromkeys(f"{job.identity.family or '?'}/{job.identity.game or '?'}" for job in jobs)
+    return ", ".join(list(kinds)[:5]) + (" …" if len(kinds) > 5 else "")
 
 
 def _keep_steps(jobs: list[Job], wanted: tuple[str, ...]) -> list[Job]:
@@ -191,10 +201,14 @@ def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]
 
 
 def _walk(top: str) -> Iterator[Found]:
-    for folder, _, names in os.walk(top, onerror=_refuse):
+    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents."""
+    for folder, folders, names in os.walk(top, onerror=_refuse):
+        if RECORD_NAME in names and folder != top:
+            folders.clear()
+            continue
         for name in names:
             if _is_checkpoint(name):
-                path = os.path.normpath(os.path.join(folder, name))
+                path = str(Path(folder, name))
                 yield Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
 
 
@@ -207,7 +221,8 @@ def _refuse(error: OSError) -> None:
 
 
 def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> Job:
-    source = found.name
+    # A name that is not UTF-8 has no place in a record: its job fails, by a name that can be printed.
+    source = found.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     place = source if is_url(source) else Path(source).absolute().as_posix()
     identity = identity or identify(place)
     if identity.is_complete:
@@ -247,6 +262,9 @@ def _check_filter(wanted: Filter) -> None:
     for steps in wanted.steps:
         if steps not in ("latest", "final") and not (_RANGE.fullmatch(steps) or _STEP.fullmatch(steps)):
             raise SelectionError(f"--steps {steps!r} is not latest, final, A:B, a step or a pattern such as *000000")
+        limits = _RANGE.fullmatch(steps)
+        if limits and limits[1] and limits[2] and int(limits[1]) > int(limits[2]):
+            raise SelectionError(f"--steps {steps} is empty: A:B means from A to B, both included")
 
 
 def _matches(identity: Identity, wanted: Filter) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,6 +17,8 @@ from convert.errors import MissingExtra, SelectionError, UnreadableCheckpoint, U
 Result = TypeVar("Result")
 
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try of a request that failed
+
+LARGEST_SOURCE = 256 * 2**20  # bytes
 
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _ANONYMOUS: dict[str, dict[str, Any]] = {
@@ -180,6 +183,11 @@ def describe(error: BaseException) -> str:
 def _read_local(path: str) -> tuple[bytes, str]:
     for _ in range(3):
         try:
+            status = os.stat(path)
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for its other end
+                raise UnreadableCheckpoint(f"{path}: not a regular file, expected a gzipped checkpoint")
+            if status.st_size > LARGEST_SOURCE:
+                raise UnreadableCheckpoint(f"{path}: has {status.st_size} bytes, expected about 6,500,000")
             with open(path, "rb") as file:
                 before = os.fstat(file.fileno())
                 data = file.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import time
 from collections.abc import Mapping
@@ -138,4 +139,4 @@ def tell_time(seconds: float) -> str:
 
 
 def _cell(text: str) -> str:
-    return text.replace("|", "\\|").replace("`", "'")
+    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'")

@@ -20,18 +20,24 @@ from convert.model_card import Returns, to_model_card
 from convert.publish import describe_files, open_folder, publish
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE
+from runtime_check.inputs import find_changes
+from runtime_check.report import AGREE
 
 TARGET = "safetensors"
 CARD_NAME = "README.md"
+LARGEST_EPSILON = 0.01  # the release's own evaluation explores with 0.001, Dopamine's too
 
 
 def add_returns(folder: Path, returns: Returns) -> None:
     """Write the card of an agent's ``huggingface/`` anew, and its checksum into ``agent.json``.
 
     Raises:
-        AtariConvertError: the folder has no readable record, or cannot be written.
+        AtariConvertError: the folder has no readable record, cannot be written, or holds other files than recorded.
     """
     record, path = read_record(folder), find_target(TARGET).path
+    changes = find_changes(folder, TARGET, record.artifacts[TARGET])
+    if changes:
+        raise CheckError(f"{folder}: {'; '.join(changes)}: convert the agent again, then write its card")
     with open_folder(folder) as staging:
         shutil.copytree(folder / path, staging / path)
         (staging / path / CARD_NAME).write_text(to_model_card(record.agent, returns), "utf-8")
@@ -43,13 +49,24 @@ def read_returns(report: Path) -> dict[Path, Returns]:
     """Return what a report measured, by agent folder.
 
     Raises:
-        CheckError: it is not a report, or its episodes were cut short: their returns are not the agent's.
+        CheckError: it is not a report, or its returns are not the agent's: it does not agree, its episodes were cut
+            short, or it seldom acted itself.
     """
     try:
-        agents = json.loads(report.read_text("utf-8"))["agents"]
-        return {Path(agent["folder"]): _measured(agent) for agent in agents if "returns" in _reference(agent)}
+        document = json.loads(report.read_text("utf-8"))
+        agents = [agent for agent in document["agents"] if "returns" in _reference(agent)]
+        epsilon = document["options"]["epsilon"]
+        measured = {Path(agent["folder"]): _measured(agent) for agent in agents}
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckError(f"{report}: {error}: expected the check.json of atari-check --report") from error
+        raise CheckError(f"{report}: {error!r}: expected the check.json of atari-check --report") from error
+    for agent in agents:
+        if agent["verdict"] != AGREE:
+            raise CheckError(f"{report}: {agent['folder']} does not agree with its checkpoint: convert it again")
+        if agent["episodes"]["max_steps"] is not None:
+            raise CheckError(f"{report}: episodes of {agent['folder']} were cut short: check without --max-steps")
+    if epsilon > LARGEST_EPSILON:
+        raise CheckError(f"{report}: --epsilon {epsilon} plays by chance: check with at most {LARGEST_EPSILON}")
+    return measured
 
 
 def _reference(agent: dict[str, Any]) -> dict[str, Any]:
@@ -58,8 +75,6 @@ def _reference(agent: dict[str, Any]) -> dict[str, Any]:
 
 
 def _measured(agent: dict[str, Any]) -> Returns:
-    if agent["episodes"]["max_steps"] is not None:
-        raise ValueError(f"episodes of {agent['folder']} were cut short: check without --max-steps")
     returns = _reference(agent)["returns"]
     measured = returns["shadow"] or returns["solo"]
     return Returns(measured["mean"], measured["std"], measured["n"])

@@ -42,6 +42,7 @@ from runtime_check.tally import Disagreement
 
 SIDE_BY_SIDE = 16
 MAX_EXHIBITS = 12
+_PROBES = 3
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,17 @@ def check_agent(folder: Path, sources: Sources, options: Options, listeners: Lis
     """
     record = read_record(folder)
     backends = choose_backends(folder, record, options.backends)
+    rounded = [backend.name for backend in backends if backend.bound]
+    if rounded and not options.shadow:
+        raise CheckError(
+            f"{folder}: {', '.join(rounded)} may part from the checkpoint, and is measured in a shadow replay: use "
+            "--mode shadow or both"
+        )
     result, oracle = _begin(folder, record, sources, options, backends)
     if result.faults:
         return result
     _open_all(result, record, backends, options)
+    _compare_batches(result, oracle)
     listeners.start(options.episodes * (options.shadow + options.solo * len(backends)))
     if options.shadow:
         _play_shadow(result, oracle, options, listeners)
@@ -105,11 +113,18 @@ def choose_backends(folder: Path, record: Record, names: Collection[str]) -> lis
     Raises:
         ArtefactMissing: the agent has no artefact for one that was named, or none at all.
         BackendUnavailable: there is no backend of a name.
+        CheckError: the agent has an artefact of an unknown target, which could not be checked.
     """
     if names:
         chosen = [find_backend(name) for name in dict.fromkeys(names)]
     else:
         chosen = [backend for backend in list_backends() if backend.target in record.artifacts]
+        strangers = record.artifacts.keys() - {backend.target for backend in chosen}
+        if strangers:
+            raise CheckError(
+                f"{folder}: agent.json lists {', '.join(sorted(strangers))}, which this version does not know: check "
+                "with the version that wrote it, or name what to check with --backend"
+            )
     for backend in chosen:
         if backend.target is not None and backend.target not in record.artifacts:
             found = ", ".join(record.artifacts) or "nothing"
@@ -177,8 +192,8 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
     path = result.source
     if backend.target is not None:
         artifact = record.artifacts[backend.target]
-        path = find_artefact(result.folder, artifact)
-        changes = find_changes(result.folder, artifact)
+        path = find_artefact(result.folder, backend.target)
+        changes = find_changes(result.folder, backend.target, artifact)
         if changes:
             outcome.fail("; ".join(changes))
             return
@@ -190,6 +205,29 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
         outcome.fail(f"{path.name} does not load: {_first_line(error)}")
     else:
         outcome.description = outcome.runtime.description
+
+
+def _compare_batches(result: AgentResult, oracle: Oracle) -> None:
+    """Ask each backend for three observations at once and one by one: an artefact may be made for one size alone."""
+    replay = Replay(replace(result.plan, episodes=1), 1)
+    observations: list[NDArray[np.uint8]] = []
+    while len(observations) < _PROBES and (batch := replay.observe()):
+        observations.append(batch.obs_nchw)
+        replay.act([0])
+    obs_nchw = np.concatenate(observations)
+    alone = [_ask_all(result, observation) for observation in observations]
+    together = _ask_all(result, obs_nchw)
+    expected = compute_outputs(oracle, obs_nchw)["q_values"]
+    for name, outcome in result.backends.items():
+        if outcome.runtime is None:
+            continue
+        one_by_one = np.concatenate([answers[name]["q_values"] for answers in alone])
+        difference = np.abs(together[name]["q_values"] - one_by_one).max(axis=1)
+        if (difference > 2 * outcome.tolerance(result.tolerance).allow(expected)).any():
+            outcome.tally.add_fault(
+                f"answers to {len(observations)} observations at once are not those to each alone: off by up to "
+                f"{difference.max():.2g}"
+            )
 
 
 def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
@@ -233,7 +271,7 @@ def _ask(result: AgentResult, outcome: BackendResult, obs_nchw: NDArray[np.uint8
     if outcome.runtime is None:
         return None
     try:
-        answer = outcome.runtime.answer(obs_nchw)
+        answer = outcome.runtime.answer(obs_nchw.copy())  # an artefact may write into its input
     except BackendUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not run
@@ -346,16 +384,17 @@ def _compare_logs(
         outcome.solo.identical += 1
         outcome.solo.steps += len(log.actions)
         return
-    pairs = enumerate(zip(log.actions, expected.actions, strict=False))
-    parted = [step for step, (action, other) in pairs if action != other]
+    # Exploration overrules both alike, and would hide what the networks chose.
+    pairs = enumerate(zip(log.choices, expected.choices, strict=False))
+    parted = [step for step, (choice, other) in pairs if choice != other]
     if not parted:
-        outcome.tally.add_fault("episodes of one seed and the same actions parted: the emulator is not deterministic")
+        outcome.tally.add_fault("episodes of one seed and the same choices parted: the emulator is not deterministic")
         return
     step = parted[0]
     outcome.solo.steps += step + 1
     obs_chw = next(islice(replay_log(log), step, None))
     q_values = compute_outputs(oracle, obs_chw[None])["q_values"][0]
-    chosen = [log.actions[step], expected.actions[step]]
+    chosen = [log.choices[step], expected.choices[step]]
     # The checkpoint's own action may be the one that is off: the pair is a tie only if both are close to the best.
     margin = float(q_values.max() - q_values[chosen].min())
     allowed = float(outcome.tolerance(result.tolerance).allow(q_values[None])[0])

@@ -106,7 +106,7 @@ def main(
     """
     if not math.isfinite(atol) or not math.isfinite(rtol):
         raise click.UsageError("--atol and --rtol are finite numbers")
-    _quiet_thread_pools()
+    _quiet_runtimes()
     signal.signal(signal.SIGTERM, _leave)
     try:
         from convert.errors import AtariConvertError
@@ -146,12 +146,13 @@ def main(
         sys.exit(EXIT_INTERRUPTED)
 
 
-def _quiet_thread_pools() -> None:
-    """Let idle threads sleep: several runtimes take turns here, and those that wait would spin on the others' cores.
+def _quiet_runtimes() -> None:
+    """Set what runtimes read when they are loaded: idle threads sleep, and TensorFlow logs nothing.
 
-    OpenMP reads the variable when torch loads it.
+    Several runtimes share the cores here, and threads that wait would spin on those of the others.
     """
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def _leave(signal_number: int, _: object) -> None:
@@ -182,7 +183,7 @@ def _check_all(
             document = describe_result(result)
         except BackendUnavailable:
             raise  # not about this agent: every other one would fail as well
-        except AtariConvertError as error:
+        except (AtariConvertError, OSError) as error:
             document = describe_failure(folder, error)
         progress.finish_agent()
         writer.add_agent(document, result)
@@ -199,7 +200,8 @@ class _Printer:
         from runtime_check.report import AGREE, UNCHECKED, format_agent
 
         if document["verdict"] == UNCHECKED:
-            click.echo(f"not checked: {document['folder']}: {document['error']['message']}", err=True)
+            folder, message = document["folder"], document["error"]["message"]
+            click.echo(f"not checked: {message if message.startswith(folder) else f'{folder}: {message}'}", err=True)
         elif not self._as_json and not (self._quiet and document["verdict"] == AGREE):
             click.echo(format_agent(document, verbose=self._verbose) + "\n")
 

@@ -6,12 +6,13 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 
 from convert.agent import RECORD_NAME, Agent, Artifact, File
-from convert.errors import ArtefactMissing, CheckError, CheckpointError
+from convert.errors import CheckError, CheckpointError
+from convert.targets import find_target
 from runtime_check.oracle import Oracle
 from runtime_check.protocols import find_actions
 
@@ -74,35 +75,35 @@ class Sources:
     @cached_property
     def _by_size(self) -> dict[int, list[Path]]:
         by_size: dict[int, list[Path]] = {}
-        for path in sorted(self._root.rglob("model_*.gz")):
+        for path in filter(Path.is_file, sorted(self._root.rglob("model_*.gz"))):
             by_size.setdefault(path.stat().st_size, []).append(path)
         return by_size
 
 
-def find_artefact(folder: Path, artifact: Artifact) -> Path:
-    """Return the file or folder of an artefact in its agent's folder.
-
-    Raises:
-        ArtefactMissing: the record lists no file of it.
-    """
-    if not artifact.files:
-        raise ArtefactMissing(f"{folder / RECORD_NAME}: an artefact without files: convert the agent again")
-    return folder / PurePosixPath(artifact.files[0].path).parts[0]
+def find_artefact(folder: Path, target: str) -> Path:
+    """Return the file or folder of a target in an agent's folder: what its users load, whatever the record says."""
+    return folder / find_target(target).path
 
 
-def find_changes(folder: Path, artifact: Artifact) -> list[str]:
+def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     """Return how the files of an artefact differ from their record: missing, changed, or not recorded."""
-    changes = []
+    top = find_artefact(folder, target)
+    changes = [] if artifact.files else [f"agent.json lists no file of {target}: convert the agent again"]
     for file in artifact.files:
         path = folder / file.path
-        if not path.is_file():
-            changes.append(f"{file.path} is missing")
+        if not path.is_relative_to(top):
+            changes.append(f"{file.path} is no part of {target}, whose place is {top.name}")
+        elif not path.is_file():
+            changes.append(f"{file.path} is missing: convert the agent again")
         elif not _is_intact(path, file):
             changes.append(f"checksum: {file.path} has sha256 {_hash(path)}, agent.json says {file.sha256}")
     recorded = {folder / file.path for file in artifact.files}
-    top = find_artefact(folder, artifact)
-    found = [path for path in sorted(top.rglob("*")) if path.is_file()] if top.is_dir() else []
-    changes += [f"{path.relative_to(folder).as_posix()} is not in agent.json" for path in found if path not in recorded]
+    for path in sorted(top.rglob("*")) if top.is_dir() else []:
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink():
+            changes.append(f"{name} is a symbolic link, which atari-convert never writes")
+        elif path.is_file() and path not in recorded:
+            changes.append(f"{name} is not in agent.json")
     return changes
 
 

@@ -42,8 +42,9 @@ class Plan:
 class EpisodeLog:
     """A played episode: where it started, every action that was taken, and what came of it.
 
-    head_actions: the size of the agent's head. actions: as indices into the head. episode_return: the sum of
-    the unclipped rewards. game_over: False where the episode was cut off by a bound on its steps.
+    head_actions: the size of the agent's head. actions: as indices into the head. choices: the agent's own, which
+    exploration may have overruled. episode_return: the sum of the unclipped rewards. game_over: False where the episode
+    was cut off by a bound on its steps.
     """
 
     game: str
@@ -52,6 +53,7 @@ class EpisodeLog:
     noops: int
     head_actions: int
     actions: tuple[int, ...]
+    choices: tuple[int, ...]
     episode_return: float
     game_over: bool
 
@@ -79,9 +81,11 @@ class _Lane:
         # A seed sequence of two numbers, so that exploration shares no stream with anything else of the seed.
         self.exploration = np.random.default_rng((self.seed, 1))
         self.actions = bytearray()
+        self.choices = bytearray()
         self.episode_return = 0.0
 
     def act(self, action: int, plan: Plan) -> None:
+        self.choices.append(action)
         if plan.epsilon and self.exploration.random() < plan.epsilon:
             action = int(self.exploration.integers(plan.actions))
         self.episode_return += self.episode.step(action)
@@ -98,6 +102,7 @@ class _Lane:
             self.episode.noops,
             plan.actions,
             tuple(self.actions),
+            tuple(self.choices),
             self.episode_return,
             self.episode.game_over,
         )
@@ -180,6 +185,7 @@ def to_json_line(log: EpisodeLog) -> str:
         "return": log.episode_return,
         "game_over": log.game_over,
         "actions": "".join(_DIGITS[action] for action in log.actions),
+        "choices": "".join(_DIGITS[choice] for choice in log.choices),
     }
     return json.dumps(document)
 
@@ -199,6 +205,7 @@ def from_json_line(line: str) -> EpisodeLog:
             int(document["noops"]),
             int(document["head_actions"]),
             tuple(_DIGITS.index(digit) for digit in document["actions"]),
+            tuple(_DIGITS.index(digit) for digit in document["choices"]),
             float(document["return"]),
             bool(document["game_over"]),
         )

@@ -28,7 +28,6 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from convert import __version__
-from convert.errors import AtariConvertError
 from runtime_check import plots
 from runtime_check.check import Options
 from runtime_check.compare import Tolerance
@@ -71,7 +70,7 @@ def describe_result(result: AgentResult) -> Document:
     }
 
 
-def describe_failure(folder: Path, error: AtariConvertError) -> Document:
+def describe_failure(folder: Path, error: Exception) -> Document:
     """Return the part of ``check.json`` of an agent that could not be checked."""
     return {
         "folder": str(folder),
@@ -126,10 +125,8 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
         return "\n".join([*lines, *_wrap(f"not checked: {document['error']['message']}")])
     episodes, tolerance = document["episodes"], document["tolerance"]
     last = episodes["first_seed"] + episodes["count"] - 1
-    lines += _wrap(
-        f"{document['protocol']['name']} protocol, seeds {episodes['first_seed']} to {last}, "
-        f"allowed error {format_tolerance(tolerance)}"
-    )
+    seeds = f"seeds {episodes['first_seed']} to {last}" if episodes["count"] > 1 else f"seed {last}"
+    lines += _wrap(f"{document['protocol']['name']} protocol, {seeds}, allowed error {format_tolerance(tolerance)}")
     if document["backends"]:
         lines.append(_HEADER)
     lines += [_format_row(name, outcome) for name, outcome in document["backends"].items()]
@@ -139,7 +136,8 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
         for reason in outcome["reasons"]:
             lines += _wrap(f"{name}: {reason}")
         if verbose and outcome["runtime"]:
-            lines += _wrap(f"{name}: " + ", ".join(f"{key} {value}" for key, value in outcome["runtime"].items()))
+            known = {key: value for key, value in outcome["runtime"].items() if value is not None}
+            lines += _wrap(f"{name}: " + ", ".join(f"{key} {value}" for key, value in known.items()))
         if outcome["least_agreement"] is not None:
             lines += _wrap(f"{name}: {format_bound(outcome)}")
     for target in document["unchecked_targets"]:

@@ -98,7 +98,7 @@ def plan_of(agent: Agent, options: Options) -> Plan:
 def open_runtime(name: str, folder: Path, source: Path, options: Options, agent: Agent | None = None) -> Runtime:
     record = None if agent else read_record(folder)
     target = find_backend(name).target
-    path = source if target is None else find_artefact(folder, record.artifacts[target])
+    path = source if target is None else find_artefact(folder, target)
     return import_backend(name).open_artefact(path, agent or record.agent, Settings(batch=options.width))
 
 

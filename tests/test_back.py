@@ -10,6 +10,7 @@ import jax
 import jsonschema
 import numpy as np
 import pytest
+import torch
 from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save_checkpoint, to_network
 from click.testing import CliRunner
 
@@ -31,7 +32,7 @@ def agents(tmp_path_factory):
     """The trained agents in a few formats, by checkpoint. Not to be changed."""
     out = tmp_path_factory.mktemp("agents")
     for source in (PONG, BREAKOUT):
-        convert.convert_checkpoint(source, out / source.stem, ["dopamine", "flax", "safetensors"])
+        convert.convert_checkpoint(source, out / source.stem, ["dopamine", "flax", "safetensors", "torch"])
     return {source: out / source.stem for source in (PONG, BREAKOUT)}
 
 
@@ -127,6 +128,16 @@ def test_a_changed_artefact_is_taken_and_its_step_asked_for(agents, tmp_path):
         convert.read_agent(folder)
 
 
+def test_a_trained_state_dict_comes_back_once_its_program_is_gone(agents, tmp_path):
+    folder = shutil.copytree(agents[PONG], tmp_path / "agent")
+    state = torch.load(folder / "torch/state_dict.pt", weights_only=True)
+    torch.save({name: 2 * value for name, value in state.items()}, folder / "torch/state_dict.pt")
+    with pytest.raises(UnreadableArtefact, match=r"if those were trained on, remove model.pt2"):
+        convert.read_agent(folder)
+    (folder / "torch/model.pt2").unlink()
+    assert np.array_equal(convert.read_agent(folder).hidden.bias, 2 * state["hidden.bias"].numpy())
+
+
 def test_trained_weights_that_are_not_finite_are_refused(trained, tmp_path):
     _, base, _ = trained
     document = pickle.loads((base / "checkpoints/ckpt.1").read_bytes())
@@ -153,7 +164,7 @@ def test_an_artefact_of_another_agent_is_refused(agents, tmp_path):
     ("arguments", "told"),
     [
         (["--from", "flax"], "--from says which artefact of --from-agent to read"),
-        (["--from-agent", ".", "--from", "flux"], "no target 'flux', expected one of: flax"),
+        (["--from-agent", ".", "--from", "flux"], "no target 'flux'; did you mean flax?"),
         (["--from-agent", ".", "somewhere.gz"], "--from-agent takes the place of SOURCE"),
         (["--from-agent", ".", "-o", "memory://x"], "--from-agent writes to a local --out"),
         (["--from-agent", "nowhere"], "Directory 'nowhere' does not exist"),

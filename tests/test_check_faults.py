@@ -15,7 +15,8 @@ from builders import AGENTS, make_state, to_network
 from flax import serialization
 from onnx import TensorProto, helper, numpy_helper
 
-from convert.agent import HeadSpec, Record, read_record, to_json
+from convert.agent import RECORD_NAME, HeadSpec, Record, read_record, to_json
+from convert.errors import CheckError
 from convert.network import CategoricalHead, Conv, Dense, Network, QHead
 from convert.publish import describe_files
 from convert.targets import find_target, import_target
@@ -327,4 +328,52 @@ def test_a_damaged_record_is_caught_too(converted, tmp_path):
     document = json.loads((folder / "agent.json").read_text("utf-8"))
     document["artifacts"]["flax"] = document["artifacts"].pop("onnx")
     (folder / "agent.json").write_text(json.dumps(document), "utf-8")
-    _assert_caught(_check(folder, "flax"), "flax", "model.onnx does not load")
+    _assert_caught(_check(folder, "flax"), "flax", "model.onnx is no part of flax")
+
+
+def test_an_artefact_for_one_size_of_batch_is_caught(converted, tmp_path):
+    """It is right for one observation at a time, which is how one episode is played."""
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    model = onnx.load(folder / "model.onnx")
+    (answer,) = (node for node in model.graph.node if "q_values" in node.output)
+    answer.output[0] = "right"
+    model.graph.initializer.append(numpy_helper.from_array(np.array([1, 0], np.int64), "one_zero"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(2, np.float32), "two"))
+    for operator, inputs, output, attributes in (
+        ("Shape", ["observation"], "shape", {"end": 1}),
+        ("Cast", ["shape"], "batch", {"to": TensorProto.FLOAT}),
+        ("Reciprocal", ["batch"], "share", {}),
+        ("Mul", ["right", "share"], "q_values", {}),
+    ):
+        model.graph.node.append(helper.make_node(operator, inputs, [output], **attributes))
+    onnx.save(model, folder / "model.onnx")
+    _write_record(folder, read_record(folder))
+    reason = "answers to 3 observations at once are not those to each alone: off by up to"
+    _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", reason)
+
+
+def test_weights_outside_of_the_checked_file_are_refused(converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    model = onnx.load(folder / "model.onnx")
+    onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="weights.bin")
+    _write_record(folder, read_record(folder))
+    _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", r"model\.onnx does not load")
+
+
+def test_exploration_hides_nothing_in_solo_play(converted, tmp_path):
+    """With an epsilon of 1 both play the same random actions, whatever the networks choose."""
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    _replant(folder, "onnx", FAULTS["actions swapped"][0])
+    options = Options(("onnxruntime",), max_steps=20, epsilon=1.0, shadow=False, solo=True)
+    result = check_agent(folder, Sources(AGENTS), options, LISTENERS)
+    assert "wrong action" in " ".join(result.backends["onnxruntime"].reasons)
+
+
+def test_an_artefact_of_an_unknown_target_is_not_passed_over(converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    record = read_record(folder)
+    (folder / RECORD_NAME).write_text(
+        to_json(replace(record, artifacts={**record.artifacts, "onnx-v2": record.artifacts["onnx"]}))
+    )
+    with pytest.raises(CheckError, match="lists onnx-v2, which this version does not know"):
+        check_agent(folder, Sources(AGENTS), Options(max_steps=5), LISTENERS)

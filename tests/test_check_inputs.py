@@ -9,7 +9,7 @@ import pytest
 from builders import AGENTS, PONG, make_state, save_checkpoint
 
 from convert.agent import read_record
-from convert.errors import ArtefactMissing, CheckError, CheckpointError
+from convert.errors import CheckError, CheckpointError
 from runtime_check.inputs import Sources, find_agent_folders, find_artefact, find_changes
 
 FOLDER = "DQN_modern/Pong/0/model_328492"
@@ -63,17 +63,32 @@ def test_changes_of_an_artefact_are_found(converted, record, tmp_path):
     folder = tmp_path / "agent"
     shutil.copytree(converted / FOLDER, folder)
     artifact = record.artifacts["tensorflow"]
-    assert find_artefact(folder, artifact) == folder / "saved_model"
-    assert find_changes(folder, artifact) == []
+    assert find_artefact(folder, "tensorflow") == folder / "saved_model"
+    assert find_changes(folder, "tensorflow", artifact) == []
     (folder / "saved_model/variables/variables.index").unlink()
     (folder / "saved_model/saved_model.pb").write_bytes(b"")
     (folder / "saved_model/more").write_bytes(b"")
-    changes = "; ".join(find_changes(folder, artifact))
+    changes = "; ".join(find_changes(folder, "tensorflow", artifact))
     assert "saved_model/variables/variables.index is missing" in changes
     assert "checksum: saved_model/saved_model.pb has sha256 e3b0c442" in changes
     assert "saved_model/more is not in agent.json" in changes
 
 
-def test_an_artefact_without_files_is_refused(converted, record):
-    with pytest.raises(ArtefactMissing, match="an artefact without files"):
-        find_artefact(converted / FOLDER, replace(record.artifacts["onnx"], files=()))
+def test_an_artefact_is_where_its_users_load_it(converted, record, tmp_path):
+    folder = tmp_path / "agent"
+    shutil.copytree(converted / FOLDER, folder)
+    (folder / "model.onnx").rename(folder / "decoy.onnx")
+    (file,) = record.artifacts["onnx"].files
+    artifact = replace(record.artifacts["onnx"], files=(replace(file, path="decoy.onnx"),))
+    assert find_changes(folder, "onnx", artifact) == ["decoy.onnx is no part of onnx, whose place is model.onnx"]
+    empty = find_changes(folder, "onnx", replace(artifact, files=()))
+    assert empty == ["agent.json lists no file of onnx: convert the agent again"]
+
+
+def test_a_symbolic_link_is_no_part_of_an_artefact(converted, record, tmp_path):
+    folder = tmp_path / "agent"
+    shutil.copytree(converted / FOLDER, folder)
+    (folder / "saved_model/variables").rename(tmp_path / "variables")
+    (folder / "saved_model/variables").symlink_to(tmp_path / "variables")
+    (change,) = find_changes(folder, "tensorflow", record.artifacts["tensorflow"])
+    assert change == "saved_model/variables is a symbolic link, which atari-convert never writes"

@@ -189,7 +189,7 @@ def test_quiet_and_verbose(tmp_path):
     ("arguments", "message"),
     [
         ([PONG], "Missing option '--to'"),
-        ([PONG, "--to", "onx"], "no target 'onx', expected one of: onnx"),
+        ([PONG, "--to", "onx"], "no target 'onx'; did you mean onnx? Known: "),
         (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
         ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
         ([PONG, "--to", "onnx", "--identity", "DQN_modern/Pnog"], "no game 'Pnog' in the release; did you mean Pong?"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import gzip
 import io
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -97,7 +98,7 @@ def test_shares_no_code_with_convert():
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     assert {name.split(".")[0] for name in imported} == {
-        *("__future__", "concurrent", "dataclasses", "functools", "gzip", "io", "os", "pathlib", "pickle", "zlib"),
+        *("__future__", "concurrent", "dataclasses", "functools", "gzip", "io", "os", "pathlib", "zipfile", "zlib"),
         *("numpy", "threadpoolctl", "torch"),
     }
 
@@ -146,6 +147,30 @@ def test_refuses_what_is_no_checkpoint(tmp_path, capsys):
     assert capsys.readouterr().out == ""
     with pytest.raises(ValueError, match="no 'estimator_state'"):
         read_oracle(_save(path, [1, 2]))
+
+
+def test_refuses_tensors_that_are_more_than_they_seem(tmp_path):
+    for tensor in (
+        torch.zeros(1).expand(4 * 10**8),
+        torch.zeros(3, device="meta"),
+        torch.zeros(3).to_sparse(),
+    ):
+        path = _save(tmp_path / "model_1.gz", {"estimator_state": {"weight": tensor}})
+        with pytest.raises(ValueError, match=r"to plain tensors|read safely"):
+            read_oracle(path)
+    trained = {name: torch.nn.Parameter(value) for name, value in read_state_dict(PONG).items()}
+    assert read_oracle(_save(tmp_path / "model_1.gz", {"estimator_state": trained})).actions == 6
+
+
+def test_refuses_an_archive_that_inflates_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(oracle_module, "_LARGEST_CHECKPOINT", 2**20)
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(2**20 + 1))
+    path = tmp_path / "model_1.gz"
+    path.write_bytes(gzip.compress(buffer.getvalue()))
+    with pytest.raises(ValueError, match="its archive inflates to more than 256 MiB"):
+        read_oracle(path)
 
 
 def test_refuses_a_file_that_inflates_without_end(tmp_path, monkeypatch):

@@ -79,6 +79,13 @@ def test_a_failure_while_staging_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_file_where_a_folder_belongs_is_replaced(tmp_path):
+    write_agent(tmp_path / "agent", "first", "model.onnx")
+    (tmp_path / "agent/saved_model").write_text("not ours")
+    write_agent(tmp_path / "agent", "second", *NAMES)
+    assert {(tmp_path / "agent" / name).read_text() for name in NAMES} == {"second"}
+
+
 def test_a_waiting_run_survives_that_the_folder_it_waits_for_is_removed(tmp_path):
     """The first run fails and removes the folder that it made; the second had it open and must begin anew."""
     code = """

@@ -138,7 +138,7 @@ def test_a_finished_report_replaces_the_one_before(tmp_path):
 
 
 def test_episode_logs_say_whose_they_are(tmp_path):
-    log = EpisodeLog("Pong", "modern", 3, 0, 6, (1, 2, 5), -1.0, False)
+    log = EpisodeLog("Pong", "modern", 3, 0, 6, (1, 2, 5), (1, 2, 4), -1.0, False)
     with ReportWriter(tmp_path / "report", Options()) as writer:
         writer.add_episode(Path("out/agent"), "flax", "solo", log)
         list(writer.finish())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -83,14 +84,32 @@ def test_steps_are_latest_final_a_range_a_number_or_a_pattern():
     assert {row[3] for row in _kept(steps=("250000", "4*"))} == {250_000, 40_000_000, FINAL_STEP - 1}
 
 
+def test_what_was_converted_is_no_source(tmp_path):
+    release = _make(tmp_path, "DQN_modern/Pong/0/model_1.gz")
+    agent = _make(tmp_path / "converted/DQN_modern/Pong/0/model_1", "checkpoint/DQN_modern/Pong/0/model_1.gz")
+    (agent / "agent.json").write_text("{}")
+    assert [job.source for job in find_jobs([release], "out")] == [str(release / "DQN_modern/Pong/0/model_1.gz")]
+    named = find_jobs([agent], "out")
+    assert [job.source for job in named] == [str(agent / "checkpoint/DQN_modern/Pong/0/model_1.gz")]
+
+
+def test_names_and_folders_that_are_spelt_oddly(tmp_path):
+    _make(tmp_path / "x", "model_1.gz")
+    (job,) = find_jobs([f"{tmp_path}/x/../x"], "out")
+    assert job.path == "model_1.gz"
+    Path(os.fsdecode(os.fsencode(tmp_path / "x") + b"/model_\xff.gz")).write_bytes(b"x")
+    assert [job.path for job in find_jobs([tmp_path / "x"], "out")] == ["model_1.gz", "model_\\xff.gz"]
+
+
 @pytest.mark.parametrize(
     ("wanted", "message"),
     [
         ({"games": ("Pnog",)}, "no game 'Pnog' in the release; did you mean Pong"),
         ({"families": ("DQN",)}, "no family 'DQN'"),
         ({"steps": ("last",)}, "--steps 'last' is not latest, final, A:B, a step or a pattern"),
-        ({"steps": ("7",)}, "no checkpoint that was found fits"),
-        ({"seeds": ("9",)}, "no checkpoint that was found fits"),
+        ({"steps": ("7",)}, "found fits --steps 7: they are C51_classic/Pong, "),
+        ({"seeds": ("9",)}, "found fits --seed 9: they are "),
+        ({"steps": ("9:7",)}, "--steps 9:7 is empty: A:B means from A to B"),
     ],
 )
 def test_what_fits_nothing_is_explained(wanted, message):

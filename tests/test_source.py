@@ -258,11 +258,18 @@ def test_another_document_is_refused(tmp_path, document, message):
         convert.read_checkpoint(path)
 
 
-def test_a_missing_file_and_a_folder_are_refused(tmp_path):
+def test_what_is_no_file_of_a_checkpoint_s_size_is_refused(tmp_path):
     with pytest.raises(UnreadableCheckpoint, match="No such file or directory"):
         convert.read_checkpoint(tmp_path / "model_1.gz")
-    with pytest.raises(UnreadableCheckpoint, match="Is a directory"):
-        convert.read_checkpoint(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "endless").symlink_to("/dev/zero")
+    for path in (tmp_path, tmp_path / "pipe", tmp_path / "endless"):
+        with pytest.raises(UnreadableCheckpoint, match="not a regular file"):
+            convert.read_checkpoint(path)
+    with (tmp_path / "large").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UnreadableCheckpoint, match="has 1099511627776 bytes, expected about 6,500,000"):
+        convert.read_checkpoint(tmp_path / "large")
 
 
 SMALL = gzip.decompress(PONG.read_bytes())[:3000] + gzip.decompress(PONG.read_bytes())[-3000:]

@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from convert import layout
 from convert.errors import UnreadableArtefact, UnwritableOutput
+from convert.native_logs import without_native_logs
 from convert.network import (
     NATURE_HIDDEN,
     NATURE_KERNELS,
@@ -27,7 +28,6 @@ from convert.network import (
     make_head,
     nature_network,
 )
-from convert.quiet_tensorflow import without_native_logs
 from convert.targets import tensorflow as target
 from runtime_check.oracle import Oracle, compute_q_values
 
@@ -141,7 +141,7 @@ def test_describes_the_signature(actions, atoms, tmp_path):
 _WRITE_ALL = """
 import sys
 from pathlib import Path
-from convert.quiet_tensorflow import without_native_logs
+from convert.native_logs import without_native_logs
 from convert.targets import tensorflow as target
 from test_target_tensorflow import write_some
 write_some(Path(sys.argv[1]), reverse=True)

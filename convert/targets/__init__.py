@@ -90,11 +90,12 @@ def find_target(name: str) -> Target:
     """Return the target of this name.
 
     Raises:
-        UnknownTarget: there is none; the message lists the known ones, the closest first.
+        UnknownTarget: there is none; the message names the closest one, and lists all.
     """
     if name not in _names():
-        close = difflib.get_close_matches(name, _names(), n=len(_names()), cutoff=0.0)
-        raise UnknownTarget(f"no target {name!r}, expected one of: {', '.join(close)}")
+        close = difflib.get_close_matches(name, _names(), n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
     return _read_constants(name)
 
 

@@ -30,6 +30,7 @@ EXTRA = "flax"
 PACKAGES = ("numpy",)
 IN_ALL = True
 
+GIN_NAME = "agent.gin"
 ORIGIN_NAME = "origin.json"
 STEPS_PER_ITERATION = 250_000  # Dopamine's default of Runner.training_steps
 PICKLE_PROTOCOL = 4
@@ -69,7 +70,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     (path / "checkpoints").mkdir(parents=True)
     (path / "checkpoints" / f"ckpt.{iteration}").write_bytes(pickle.dumps(bundle, PICKLE_PROTOCOL))
     (path / "checkpoints" / f"{_SENTINEL}.{iteration}").write_text("done", "utf-8")
-    (path / "agent.gin").write_text(to_gin(agent), "utf-8")
+    (path / GIN_NAME).write_text(to_gin(agent), "utf-8")
     (path / ORIGIN_NAME).write_text(_to_origin(agent, network), "utf-8")
 
 

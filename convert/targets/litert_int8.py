@@ -15,6 +15,7 @@ from convert import litert
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.layout import nhwc_from_nchw
+from convert.native_logs import without_native_logs
 from convert.network import Network
 from convert.quiet_tensorflow import tf
 from convert.targets.litert import describe, load, make_converter
@@ -50,7 +51,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     options = tf.lite.experimental.QuantizationDebugOptions(
         denylisted_ops=_FLOAT_OPERATORS, denylisted_nodes=_FLOAT_NODES
     )
-    with warnings.catch_warnings():
+    with without_native_logs(), warnings.catch_warnings():
         # TensorFlow calibrates with an interpreter of its own that it calls deprecated.
         warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
         debugger = tf.lite.experimental.QuantizationDebugger(

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,6 +30,9 @@ IN_ALL = True
 
 STATE_DICT_NAME, PROGRAM_NAME = "state_dict.pt", "model.pt2"
 LARGEST_ARCHIVE = 256 * 2**20
+
+_SIZE = re.compile(r"Symbol\('\w+', positive=True, integer=True\)|\d+", re.ASCII)
+_OPERATOR = re.compile(r"torch\.ops\.aten\.\w+\.\w+", re.ASCII)
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
@@ -49,9 +54,27 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
     Raises:
         UnreadableArtefact: a file is damaged, wants to run code, or is of another network; or the two differ.
     """
-    network = _read_state_dict(path / STATE_DICT_NAME)
+    network = read_state_dict(path)
     _check_program(path / PROGRAM_NAME, to_named(network))
     return network
+
+
+def read_state_dict(path: Path) -> Network:
+    """Read the state dict alone: whoever trains it on removes the program, which does not follow.
+
+    Raises:
+        UnreadableArtefact: it is damaged, wants to run code, or is of another network.
+    """
+    file = path / STATE_DICT_NAME
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+        named = {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in state.items()}
+    except Exception as error:  # torch promises no class of error for damaged input
+        raise _unreadable(file, error) from error
+    try:
+        return from_named(named)
+    except ValueError as error:
+        raise UnreadableArtefact(f"{file}: {error}") from error
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
@@ -67,7 +90,7 @@ def open_program(path: Path) -> torch.export.ExportedProgram:
     """
     program = path / PROGRAM_NAME
     try:
-        _check_pickles(program)
+        _check_archive(program)
         return torch.export.load(program)
     except Exception as error:  # torch promises no class of error for damaged input
         raise _unreadable(program, error) from error
@@ -78,18 +101,6 @@ def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
     return (OBSERVATION_NCHW,), describe_outputs(network)
 
 
-def _read_state_dict(path: Path) -> Network:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        named = {name: np.ascontiguousarray(tensor.detach().numpy()) for name, tensor in state.items()}
-    except Exception as error:  # torch promises no class of error for damaged input
-        raise _unreadable(path, error) from error
-    try:
-        return from_named(named)
-    except ValueError as error:
-        raise UnreadableArtefact(f"{path}: {error}") from error
-
-
 def _check_program(path: Path, expected: dict[str, Float32]) -> None:
     """Raise unless the program holds the same weights, as plain bytes: a pickle in their place could run code."""
     try:
@@ -97,7 +108,10 @@ def _check_program(path: Path, expected: dict[str, Float32]) -> None:
     except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError) as error:
         raise UnreadableArtefact(f"{path}: not a torch.export program ({error}): convert the agent again") from error
     if found != {name: array.tobytes() for name, array in expected.items()}:
-        raise UnreadableArtefact(f"{path}: other weights than in {STATE_DICT_NAME}: convert the agent again")
+        raise UnreadableArtefact(
+            f"{path}: other weights than in {STATE_DICT_NAME}: if those were trained on, remove {path.name}, "
+            "which does not follow them"
+        )
 
 
 def _read_program_weights(path: Path) -> dict[str, bytes]:
@@ -116,13 +130,16 @@ def _read_program_weights(path: Path) -> dict[str, bytes]:
         }
 
 
-def _check_pickles(path: Path) -> None:
-    """Raise unless every pickle in an exported program holds tensors alone: torch falls back to one that may run code.
+def _check_archive(path: Path) -> None:
+    """Raise where loading an exported program could run code: by a pickle, or by text that torch evaluates.
 
-    Ours have weights as plain bytes, no constants, and example inputs, which torch pickles.
+    Ours have weights as plain bytes, no constants, example inputs, which torch pickles, and a graph of ATen operators
+    with one free size.
     """
     with zipfile.ZipFile(path) as archive:
         _check_size(archive)
+        if len(set(archive.namelist())) != len(archive.namelist()):
+            raise ValueError("two entries of one name")
         for name in archive.namelist():
             if name.endswith(".pt"):
                 torch.load(io.BytesIO(archive.read(name)), weights_only=True)
@@ -130,6 +147,26 @@ def _check_pickles(path: Path) -> None:
                 payloads = json.loads(archive.read(name))["config"].values()
                 if any(payload["use_pickle"] or "/constants/" in name for payload in payloads):
                     raise ValueError(f"{name} names a pickle, expected plain bytes")
+            elif name.endswith(".json"):
+                _check_graph(json.loads(archive.read(name)))
+
+
+def _check_graph(document: Any) -> None:
+    """Raise where a graph holds text that torch would run as Python: sizes as expressions, guards, any operator."""
+    pending = [document]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, list):
+            pending += value
+        if not isinstance(value, dict):
+            continue
+        pending += value.values()
+        if value.get("guards_code"):
+            raise ValueError("it has guards, which are code")
+        for key, allowed in (("expr_str", _SIZE), ("target", _OPERATOR)):
+            text = value.get(key)
+            if text is not None and not (isinstance(text, str) and allowed.fullmatch(text)):
+                raise ValueError(f"{key} is {str(text)[:80]!r}, which is not of a network like ours")
 
 
 def _check_size(archive: zipfile.ZipFile) -> None:

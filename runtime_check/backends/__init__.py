@@ -123,8 +123,10 @@ def find_backend(name: str) -> Backend:
     for backend in list_backends():
         if backend.name == name:
             return backend
+    openers = [backend.name for backend in list_backends() if backend.target == name]
+    hint = f"{openers[0]} opens what --to {name} writes. " if openers else ""
     known = ", ".join(backend.name for backend in list_backends())
-    raise BackendUnavailable(f"no backend {name!r}, expected one of: {known}")
+    raise BackendUnavailable(f"no backend {name!r}; {hint}Known: {known}")
 
 
 def import_backend(name: str) -> BackendModule:
@@ -154,7 +156,7 @@ def choose_gpu(settings: Settings, name: str, *, has_gpu: bool) -> bool:
     """
     if settings.device == "gpu" and not has_gpu:
         raise BackendUnavailable(
-            f"backend {name!r} sees no GPU: install its GPU build and a driver, or name the others with --backend"
+            f"backend {name!r} sees no GPU: install its GPU build and a driver, or leave out --device gpu"
         )
     return has_gpu and settings.device != "cpu"
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import keras
 import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent
+from convert.native_logs import without_native_logs
 from runtime_check.backends import Description, Runtime, Settings, choose_gpu, to_nhwc
+
+with without_native_logs():
+    import keras
 
 TARGET = "keras"
 EXTRA = "keras"

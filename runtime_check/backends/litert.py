@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent
 from convert.litert import make_policy
+from convert.native_logs import without_native_logs
 from runtime_check.backends import Description, Runtime, Settings, to_nhwc
 
 TARGET = "litert"
@@ -29,7 +30,8 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
 
 def run_litert(path: Path, settings: Settings, precision: str) -> Runtime:
     """Run a LiteRT model with the interpreter's default of threads."""
-    policy = make_policy(path)
+    with without_native_logs():
+        policy = make_policy(path)
 
     def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         return dict(policy(to_nhwc(obs_nchw)))

@@ -35,7 +35,8 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
     # Runtimes take turns: threads that spin for their next turn would slow the others down by a fifth.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     cuda = (_CUDA, {"use_tf32": int(settings.tf32), "cudnn_conv_algo_search": "DEFAULT"})
-    session = onnxruntime.InferenceSession(path, options, providers=[cuda, _CPU] if gpu else [_CPU])
+    # From bytes, so that nothing outside of the file, whose checksum was verified, can be a part of the model.
+    session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=[cuda, _CPU] if gpu else [_CPU])
     provider = session.get_providers()[0]
     if gpu and provider != _CUDA:
         raise BackendUnavailable(f"{path}: ONNX Runtime fell back to {provider}: its CUDA and cuDNN do not load")

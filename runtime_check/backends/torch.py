@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch.export.passes import move_to_device_pass
 
 from convert.agent import Agent
-from convert.targets.torch import open_program
+from convert.targets.torch import open_program, read
 from runtime_check.backends import Runtime, Settings, choose_gpu
 from runtime_check.backends.checkpoint import describe, set_precision
 
@@ -20,13 +20,14 @@ EXTRA = "torch"
 PACKAGES = ("torch",)
 
 
-def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # noqa: ARG001
-    """Open an exported program.
+def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
+    """Open an exported program, whose weights have to be those of the state dict beside it.
 
     Raises:
         BackendUnavailable: a GPU was asked for, and torch sees none.
-        UnreadableArtefact: it is damaged, or wants to run code.
+        UnreadableArtefact: a file is damaged, or wants to run code; or the two differ.
     """
+    read(path, agent)
     gpu = choose_gpu(settings, "torch", has_gpu=torch.cuda.is_available())
     device = torch.device("cuda" if gpu else "cpu")
     set_precision(tf32=settings.tf32)
