@@ -180,7 +180,7 @@ def test_a_folder_without_a_record_or_an_artefact_is_named(agents, tmp_path):
     result = _run("--from-agent", tmp_path, "--to", "checkpoint", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "no agent.json: not a folder that atari-convert wrote" in result.output
-    with pytest.raises(ArtefactMissing, match="holds dopamine, flax, safetensors, not keras"):
+    with pytest.raises(ArtefactMissing, match="holds dopamine, flax, safetensors, torch, not keras"):
         convert.read_agent(agents[PONG], "keras")
 
 
