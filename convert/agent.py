@@ -287,6 +287,7 @@ def from_json(text: str, name: str) -> Record:
     if found != RECORD_FORMAT:
         raise RecordError(f"{name}: format_version is {found!r}, expected {RECORD_FORMAT}: convert the agent again")
     try:
+        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair has no place in any file
         return _record_from_json(document)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         what = f"no field {error}" if isinstance(error, KeyError) else str(error)

@@ -171,8 +171,8 @@ def _lock(folder: Path) -> int:
 
 def _make(folder: Path) -> list[Path]:
     """Make a folder, and return what had to be made, the innermost first."""
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
+        missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UnwritableOutput(f"{folder}: cannot be made ({error.strerror}): choose another --out") from error

@@ -167,7 +167,7 @@ def _begin(
         rom_md5=read_rom(game).md5,
         tolerance=Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
         actions=agent.action_meanings or (),
-        faults=find_record_faults(agent, oracle),
+        faults=find_record_faults(folder, record, oracle),
         unchecked=tuple(name for name in record.artifacts if name not in covered),
         backends={backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.agent import RECORD_NAME, Agent, Artifact, File
+from convert.agent import RECORD_NAME, Agent, Artifact, File, Record, to_json
 from convert.errors import CheckError, CheckpointError
 from convert.targets import find_target
 from runtime_check.oracle import Oracle
@@ -107,15 +108,15 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     return changes
 
 
-def find_record_faults(agent: Agent, oracle: Oracle) -> list[str]:
-    """Return where ``agent.json`` contradicts the checkpoint or the emulator, each of which would mislead a user.
+def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str]:
+    """Return where ``agent.json`` contradicts itself, the checkpoint or the emulator, which would mislead a user.
 
     Raises:
         CheckError: the head fits no action set of the game.
         RomUnavailable: there is no such game or ROM.
     """
-    faults = []
-    head = agent.head
+    agent, head = record.agent, record.agent.head
+    faults = _find_derived_faults(folder, record)
     found = (head.kind, head.actions)
     expected = ("q" if oracle.support is None else "categorical", oracle.actions)
     if found != expected:
@@ -128,6 +129,13 @@ def find_record_faults(agent: Agent, oracle: Oracle) -> list[str]:
         if agent.action_meanings != meanings:
             faults.append(f"agent.json: action_meanings are {agent.action_meanings}, the emulator's {meanings}")
     return faults
+
+
+def _find_derived_faults(folder: Path, record: Record) -> list[str]:
+    """Compare what follows from other fields, such as the protocol from the family: others may believe what stands."""
+    found, expected = json.loads((folder / RECORD_NAME).read_text("utf-8")), json.loads(to_json(record))
+    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    return [f"agent.json: {name} is not that of this agent" for name in names]
 
 
 def _is_intact(path: Path, file: File) -> bool:

@@ -331,6 +331,14 @@ def test_a_damaged_record_is_caught_too(converted, tmp_path):
     _assert_caught(_check(folder, "flax"), "flax", "model.onnx is no part of flax")
 
 
+def test_a_record_that_contradicts_itself_is_caught(converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    document = json.loads((folder / "agent.json").read_text("utf-8"))
+    document["protocol"] = "classic"
+    (folder / "agent.json").write_text(json.dumps(document), "utf-8")
+    assert _check(folder, "onnxruntime").faults == ["agent.json: protocol is not that of this agent"]
+
+
 def test_an_artefact_for_one_size_of_batch_is_caught(converted, tmp_path):
     """It is right for one observation at a time, which is how one episode is played."""
     folder = _copy(converted, PONG, "onnx", tmp_path)
