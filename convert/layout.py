@@ -41,8 +41,11 @@ def hwc_o_from_o_chw(kernel_o_chw: NDArray[Scalar], channels: int) -> NDArray[Sc
     """
     rows, columns = kernel_o_chw.shape
     side = _side(columns, channels)
-    kernel_chw_o = np.ascontiguousarray(kernel_o_chw.T).reshape(channels, side, side, rows)
-    return np.ascontiguousarray(kernel_chw_o.transpose(1, 2, 0, 3)).reshape(columns, rows)
+    kernel_ocp = kernel_o_chw.reshape(rows, channels, side * side)
+    kernel_pco = np.empty(kernel_ocp.shape[::-1], kernel_o_chw.dtype)
+    for channel in range(channels):  # a piece that fits the cache: half the time of one big copy
+        kernel_pco[:, channel] = kernel_ocp[:, channel].T
+    return kernel_pco.reshape(columns, rows)
 
 
 def o_chw_from_hwc_o(kernel_hwc_o: NDArray[Scalar], channels: int) -> NDArray[Scalar]:

@@ -111,7 +111,7 @@ def write_file(path: Path, template: Template, values: Mapping[str, Float32], en
 
 
 def extract(template: Template, data: bytes, end: bytes = b"") -> dict[str, Float32] | None:
-    """Return the arrays of a file; None where its fixed parts, or what follows them, are not the template's."""
+    """Return the arrays of a file, views of its bytes; None where its fixed parts, or what follows, are others."""
     values, position = {}, 0
     for part, (name, shape) in zip(template.parts, template.shapes, strict=False):
         start = position + len(part)
@@ -119,7 +119,7 @@ def extract(template: Template, data: bytes, end: bytes = b"") -> dict[str, Floa
         position = start + 4 * size
         if data[start - len(part) : start] != part or len(data) < position:
             return None
-        values[name] = np.frombuffer(data, "<f4", size, start).astype(np.float32).reshape(shape)
+        values[name] = np.frombuffer(data, "<f4", size, start).astype(np.float32, copy=False).reshape(shape)
     return values if data[position:] == template.parts[-1] + end else None
 
 
