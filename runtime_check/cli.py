@@ -66,8 +66,8 @@ _REDRAW = 0.2  # seconds
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="Where the networks run.")
 @click.option("--tf32", is_flag=True, help="Let GPUs use TF32 in place of float32.")
-@click.option("--atol", default=1e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, absolute.")
-@click.option("--rtol", default=1e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, relative to max |q|.")
+@click.option("--atol", default=2e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, absolute.")
+@click.option("--rtol", default=2e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, relative to max |q|.")
 @click.option(
     "--report",
     metavar="DIR",

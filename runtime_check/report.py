@@ -166,7 +166,7 @@ def format_returns(outcome: Document) -> str:
 
 
 def format_tolerance(tolerance: Document) -> str:
-    """Return what error is allowed, such as ``1e-05 + 1e-05·max|q|``."""
+    """Return what error is allowed, such as ``2e-05 + 2e-05·max|q|``."""
     return f"{tolerance['atol'] * tolerance['scale']:.2g} + {tolerance['rtol']:.2g}·max|q|"
 
 

@@ -21,7 +21,7 @@ from runtime_check.backends import (
     import_backend,
     list_backends,
 )
-from runtime_check.compare import Tolerance, compare_outputs, find_faults
+from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, find_faults
 from runtime_check.inputs import find_artefact
 from runtime_check.oracle import compute_outputs, read_oracle
 from runtime_check.tally import Tally, judge
@@ -64,7 +64,11 @@ def test_a_backend_answers_as_the_oracle_whatever_the_batch(name, agents):
             answer = runtime.answer(obs_nchw)
             assert find_faults(answer, {key: array.shape for key, array in expected.items()}) == []
             tally = Tally()
-            tally.add(compare_outputs(answer, expected, Tolerance(1e-5, 1e-5)), np.arange(count), np.arange(count))
+            tally.add(
+                compare_outputs(answer, expected, Tolerance(DEFAULT_ATOL, DEFAULT_RTOL)),
+                np.arange(count),
+                np.arange(count),
+            )
             assert judge(tally) == []
             assert tally.wrong == tally.ties == 0
 
