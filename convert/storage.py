@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import stat
 import time
@@ -272,6 +273,8 @@ def _find_class(protocol: str) -> Any:
         # credentials that an anonymous user has not, and warns each time. The one beneath it does not.
         from gcsfs.core import GCSFileSystem
 
+        # It logs the traceback of what it raises; whoever wants to see that configures logging.
+        logging.getLogger("gcsfs").addHandler(logging.NullHandler())
         return GCSFileSystem
     import fsspec
 

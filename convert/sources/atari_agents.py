@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import re
 import struct
+import warnings
 import zipfile
 import zlib
 from typing import Any
@@ -124,7 +125,9 @@ def _unpickle(raw: bytes) -> Any:
     size = _archive_size(raw)
     if size > MAX_INFLATED:
         raise ValueError(f"its archive inflates to {size} bytes, over 256 MiB")
-    return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch asks to file an issue for a foreign pickle, which is refused here
+        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
 
 
 def _archive_size(raw: bytes) -> int:
