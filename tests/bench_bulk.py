@@ -28,6 +28,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from convert.engines.processes import MALLOC
+
 TARGETS = {
     "onnx": ("onnx",),
     "flax": ("flax",),
@@ -239,7 +241,8 @@ def run_all(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[st
 
 def run_one(name: str, folder: Path, out: Path, jobs: int) -> dict[str, float]:
     command = [sys.executable, __file__, "--jobs", str(jobs), "--one", name, str(folder / "release"), str(out)]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1]), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    # The floor and what users write get the memory settings of the tool's workers as well.
+    environment = os.environ | MALLOC | {"PYTHONPATH": str(Path(__file__).parents[1]), "TF_CPP_MIN_LOG_LEVEL": "3"}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if result.returncode:
         raise SystemExit(f"{name}:\n{result.stdout}{result.stderr}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -183,11 +184,15 @@ def test_a_mistake_of_ours_is_one_jobs_failure(release, tmp_path, monkeypatch):
 
 
 def test_a_worker_that_dies_costs_one_try_and_its_job_one_more(release, expected, tmp_path, monkeypatch):
-    """A source that is a pipe holds its worker; the worker is killed; at the second try the worker is killed again."""
+    """An agent's folder that another run holds makes its worker wait, which is killed; and at the second try again."""
     root = link(release, tmp_path / "root")
     trap = root / "DQN_modern/Asterix/0/model_7.gz"
-    os.mkfifo(trap)
+    os.link(next(release.rglob("*.gz")), trap)
     jobs = find_jobs([root], tmp_path / "out")
+    held = tmp_path / "out/DQN_modern/Asterix/0/model_7"
+    held.mkdir(parents=True)
+    lock = os.open(held, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
     started = []
     start = processes._start
 
@@ -199,13 +204,14 @@ def test_a_worker_that_dies_costs_one_try_and_its_job_one_more(release, expected
     outcomes = []
     for outcome in bulk.run(jobs, ["onnx"], engine=processes.make_engine(2)):
         outcomes.append(outcome)
-        caught = [worker for worker in started if worker.job and worker.job.source == str(trap)]
+        caught = [worker for worker in started if worker.jobs and worker.jobs[0].source == str(trap)]
         if len(outcomes) >= COUNT // 2:
             for worker in caught:
                 worker.process.kill()
     failed = [outcome for outcome in outcomes if outcome.error]
     assert [outcome.job.source for outcome in failed] == [str(trap)]
     assert "its worker died 2 times, the last time by SIGKILL" in str(failed[0].error)
+    os.close(lock)
     assert hashes(tmp_path / "out") == expected
     assert all(worker.process.exitcode is not None for worker in started)
 
