@@ -60,8 +60,10 @@ class Journal:
         self._connection.close()
 
     def find(self, job: Job) -> Seen | None:
-        """Return what was seen of an agent; None where it was another source, or nothing."""
-        row = self._connection.execute("SELECT source, seen FROM agents WHERE folder = ?", (job.path,)).fetchone()
+        """Return what was seen of an agent; None where it was another source, or nothing that can be read."""
+        row = None
+        with suppress(sqlite3.DatabaseError):
+            row = self._connection.execute("SELECT source, seen FROM agents WHERE folder = ?", (job.path,)).fetchone()
         if row is None or row[0] != _describe(job):
             return None
         seen = json.loads(row[1])
@@ -76,7 +78,7 @@ class Journal:
         if earlier and earlier.source == seen.source:
             seen = Seen(seen.source, seen.record, {**earlier.artifacts, **seen.artifacts})
         row = (job.path, _describe(job), json.dumps(asdict(seen)))
-        with suppress(sqlite3.OperationalError):  # the disk is full, or another run holds the journal for too long
+        with suppress(sqlite3.DatabaseError):  # a full disk, a run that holds the journal for too long, damage
             self._connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", row)
 
 
