@@ -107,7 +107,9 @@ def main(
     if not math.isfinite(atol) or not math.isfinite(rtol):
         raise click.UsageError("--atol and --rtol are finite numbers")
     _quiet_runtimes()
-    signal.signal(signal.SIGTERM, _leave)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's job in the background is not for Ctrl-C
+            signal.signal(number, _stop)
     try:
         from convert.errors import AtariConvertError
         from runtime_check.check import Options
@@ -141,9 +143,11 @@ def main(
     except (AtariConvertError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_UNCHECKED)
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         click.echo("\ninterrupted: no report was written", err=True)
-        sys.exit(EXIT_INTERRUPTED)
+        sys.stdout.flush()
+        # At once, and not by an ordinary exit: that would wait for threads, see `runtime_check.check._open_pool`.
+        os._exit(stopped.args[0] if stopped.args else EXIT_INTERRUPTED)
 
 
 def _quiet_runtimes() -> None:
@@ -155,9 +159,9 @@ def _quiet_runtimes() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _leave(signal_number: int, _: object) -> None:
-    """End as by an exception, so that what is not finished is removed: how CI stops a job."""
-    sys.exit(128 + signal_number)
+def _stop(signal_number: int, _: object) -> None:
+    """End as by an exception, so that what is not finished is removed: by Ctrl-C, or as CI stops a job."""
+    raise KeyboardInterrupt(128 + signal_number)
 
 
 def _check_names(backends: Sequence[str]) -> None:

@@ -192,15 +192,15 @@ def test_epsilon_is_the_share_of_random_actions():
         ("[]", "not a line of an episode log"),
         ('{"game": "Pong"}', "KeyError"),
         (
-            '{"game":"Pong","protocol":"new","seed":0,"noops":0,"head_actions":6,"actions":"","return":0,"game_over":1}',
+            '{"game":"Pong","protocol":"new","seed":0,"noops":0,"head_actions":6,"actions":"","choices":"","return":0,"game_over":1}',
             "no protocol 'new'",
         ),
         (
-            '{"game":"Pong","protocol":"modern","seed":0,"noops":0,"head_actions":6,"actions":"7","return":0,"game_over":1}',
+            '{"game":"Pong","protocol":"modern","seed":0,"noops":0,"head_actions":6,"actions":"7","choices":"","return":0,"game_over":1}',
             "out of range",
         ),
         (
-            '{"game":"Pong","protocol":"modern","seed":-1,"noops":0,"head_actions":6,"actions":"","return":0,"game_over":1}',
+            '{"game":"Pong","protocol":"modern","seed":-1,"noops":0,"head_actions":6,"actions":"","choices":"","return":0,"game_over":1}',
             "out of range",
         ),
     ],
