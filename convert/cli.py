@@ -174,6 +174,7 @@ def main(
 
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _usage_errors():
+        _check_summary(summary)
         targets = _choose_targets(to)
         who = _parse_identity(identity)
         if from_agent or from_target:
@@ -198,7 +199,6 @@ def main(
                 work = bulk.rehearse(jobs, targets, **settings)
             else:
                 work = bulk.run(jobs, targets, **settings, engine=run_on)
-        _check_summary(summary)
     tally = Tally(total)
     printer = _JsonPrinter(dry_run) if as_json else _TextPrinter(quiet, verbose, dry_run)
     try:

@@ -260,9 +260,9 @@ def _check_filter(wanted: Filter) -> None:
     except ValueError as error:
         raise SelectionError(str(error)) from error
     for steps in wanted.steps:
-        if steps not in ("latest", "final") and not (_RANGE.fullmatch(steps) or _STEP.fullmatch(steps)):
-            raise SelectionError(f"--steps {steps!r} is not latest, final, A:B, a step or a pattern such as *000000")
         limits = _RANGE.fullmatch(steps)
+        if steps not in ("latest", "final") and not (limits or _STEP.fullmatch(steps)):
+            raise SelectionError(f"--steps {steps!r} is not latest, final, A:B, a step or a pattern such as *000000")
         if limits and limits[1] and limits[2] and int(limits[1]) > int(limits[2]):
             raise SelectionError(f"--steps {steps} is empty: A:B means from A to B, both included")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert.agent import Agent
+from convert.targets.checkpoint import name_checkpoint
 from runtime_check.backends import Runtime, Settings, checkpoint
 
 TARGET = "checkpoint"
@@ -13,13 +14,10 @@ PACKAGES = ("torch",)
 
 
 def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
-    """Open the one checkpoint below ``path``, whatever its identity has named it.
+    """Open the checkpoint below ``path``, at the place that its identity names.
 
     Raises:
         BackendUnavailable: a GPU was asked for, and torch sees none.
-        OSError, RuntimeError, ValueError: it is not one checkpoint of the release's network.
+        OSError, RuntimeError, ValueError: it is not there, or not a checkpoint of the release's network.
     """
-    files = list(path.rglob("model_*.gz"))
-    if len(files) != 1:
-        raise ValueError(f"{path}: holds {len(files)} files model_*.gz, expected one")
-    return checkpoint.open_artefact(files[0], agent, settings)
+    return checkpoint.open_artefact(path / name_checkpoint(agent.identity), agent, settings)
