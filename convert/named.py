@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from convert.network import CategoricalHead, Dense, Float32, Network, find_shape_problems, make_head, nature_network
+from convert.network import Float32, Network, arrays, find_shape_problems, from_arrays
 
 NAMES = {
     **{f"conv{i + 1}.weight": f"convs.{i}.kernel" for i in range(3)},
@@ -26,14 +26,8 @@ NAMES = {
 
 def to_named(network: Network) -> dict[str, Float32]:
     """Return the network's arrays by name."""
-    named = {}
-    for index, conv in enumerate(network.convs, start=1):
-        named[f"conv{index}.weight"], named[f"conv{index}.bias"] = conv.kernel, conv.bias
-    named |= {"hidden.weight": network.hidden.kernel, "hidden.bias": network.hidden.bias}
-    named |= {"head.weight": network.head.dense.kernel, "head.bias": network.head.dense.bias}
-    if isinstance(network.head, CategoricalHead):
-        named["support"] = network.head.support
-    return named
+    ours = arrays(network)
+    return {name: ours[key] for name, key in NAMES.items() if key in ours}
 
 
 def from_named(named: Mapping[str, Any]) -> Network:
@@ -53,9 +47,4 @@ def from_named(named: Mapping[str, Any]) -> Network:
     problems += find_shape_problems({NAMES[name]: np.shape(array) for name, array in known.items()})
     if problems:
         raise ValueError(f"{'; '.join(problems)}: not the weights of a Nature-CNN of this release")
-    return nature_network(
-        [known[f"conv{index}.weight"] for index in (1, 2, 3)],
-        [known[f"conv{index}.bias"] for index in (1, 2, 3)],
-        Dense(known["hidden.weight"], known["hidden.bias"]),
-        make_head(Dense(known["head.weight"], known["head.bias"]), known.get("support")),
-    )
+    return from_arrays({NAMES[name]: array for name, array in known.items()})

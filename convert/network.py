@@ -20,6 +20,7 @@ Float32 = NDArray[np.float32]
 
 FRAMES, HEIGHT, WIDTH = 4, 84, 84
 NATURE_STRIDES = (4, 2, 1)
+NATURE_PADDINGS = (0, 0, 0)
 NATURE_KERNELS = ((32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3))
 NATURE_HIDDEN = (512, 3136)
 
@@ -106,20 +107,27 @@ def arrays(network: Network) -> dict[str, Float32]:
     return named
 
 
-def nature_network(
-    kernels: Sequence[Float32],
-    biases: Sequence[Float32],
-    hidden: Dense,
-    head: Head,
+def from_arrays(
+    named: Mapping[str, Float32],
+    strides: Sequence[int] = NATURE_STRIDES,
+    paddings: Sequence[int] = NATURE_PADDINGS,
 ) -> Network:
-    """Return the Nature-CNN with its strides 4, 2, 1 and no padding, for formats that store weights alone."""
-    convs = (Conv(k, b, s) for k, b, s in zip(kernels, biases, NATURE_STRIDES, strict=True))
-    return Network(tuple(convs), hidden, head)
+    """Return the network of named arrays, the inverse of `arrays`; where there is a support, its head is categorical.
 
+    The geometry is by default that of the Nature-CNN, for formats that store weights alone.
 
-def make_head(dense: Dense, support: Float32 | None) -> Head:
-    """Return a categorical head where there is a support, else a Q head."""
-    return QHead(dense) if support is None else CategoricalHead(dense, support)
+    Raises:
+        KeyError: an array is missing.
+        ValueError: there are not as many paddings as strides.
+    """
+    convs = tuple(
+        Conv(named[f"convs.{index}.kernel"], named[f"convs.{index}.bias"], stride, padding)
+        for index, (stride, padding) in enumerate(zip(strides, paddings, strict=True))
+    )
+    hidden = Dense(named["hidden.kernel"], named["hidden.bias"])
+    head = Dense(named["head.kernel"], named["head.bias"])
+    support = named.get("head.support")
+    return Network(convs, hidden, QHead(head) if support is None else CategoricalHead(head, support))
 
 
 def check_network(network: Network, name: str) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from convert import layout
 from convert.agent import Agent
-from convert.network import Dense, Float32, Network, make_head, nature_network
+from convert.network import Float32, Network, from_arrays
 
 Params = dict[str, dict[str, dict[str, Float32]]]
 
@@ -57,12 +57,14 @@ def from_params(params: Any, support: Float32 | None) -> Network:
         ValueError: the tree has other layers, or leaves that are not float32 arrays of the release's shapes.
     """
     layers = _check_tree(params)
-    kernels = [layout.oihw_from_hwio(layers[f"Conv_{index}"]["kernel"]) for index in range(3)]
-    biases = [layers[f"Conv_{index}"]["bias"] for index in range(3)]
-    channels = kernels[-1].shape[0]
-    hidden = Dense(layout.o_chw_from_hwc_o(layers["Dense_0"]["kernel"], channels), layers["Dense_0"]["bias"])
-    head = Dense(layout.oi_from_io(layers["Dense_1"]["kernel"]), layers["Dense_1"]["bias"])
-    return nature_network(kernels, biases, hidden, make_head(head, support))
+    channels = layers["Conv_2"]["kernel"].shape[-1]
+    named = {f"convs.{index}.kernel": layout.oihw_from_hwio(layers[f"Conv_{index}"]["kernel"]) for index in range(3)}
+    named |= {f"convs.{index}.bias": layers[f"Conv_{index}"]["bias"] for index in range(3)}
+    named["hidden.kernel"] = layout.o_chw_from_hwc_o(layers["Dense_0"]["kernel"], channels)
+    named["hidden.bias"] = layers["Dense_0"]["bias"]
+    named["head.kernel"] = layout.oi_from_io(layers["Dense_1"]["kernel"])
+    named["head.bias"] = layers["Dense_1"]["bias"]
+    return from_arrays(named if support is None else named | {"head.support": support})
 
 
 def _check_tree(params: Any) -> dict[str, dict[str, Float32]]:

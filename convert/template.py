@@ -16,13 +16,12 @@ import numpy as np
 from convert.network import (
     NATURE_HIDDEN,
     NATURE_KERNELS,
+    NATURE_PADDINGS,
     NATURE_STRIDES,
-    Conv,
-    Dense,
     Float32,
     Network,
     arrays,
-    make_head,
+    from_arrays,
 )
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -61,18 +60,12 @@ def nature_form(actions: int, atoms: int | None) -> Form:
     shapes |= {"head.kernel": (rows, NATURE_HIDDEN[0]), "head.bias": (rows,)}
     if atoms is not None:
         shapes["head.support"] = (atoms,)
-    return Form(tuple(shapes.items()), NATURE_STRIDES, (0,) * len(NATURE_STRIDES))
+    return Form(tuple(shapes.items()), NATURE_STRIDES, NATURE_PADDINGS)
 
 
 def to_network(form: Form, values: Mapping[str, Float32]) -> Network:
     """Return the network of a form with these arrays, named as by `convert.network.arrays`."""
-    convs = tuple(
-        Conv(values[f"convs.{index}.kernel"], values[f"convs.{index}.bias"], stride, padding)
-        for index, (stride, padding) in enumerate(zip(form.strides, form.paddings, strict=True))
-    )
-    hidden = Dense(values["hidden.kernel"], values["hidden.bias"])
-    head = Dense(values["head.kernel"], values["head.bias"])
-    return Network(convs, hidden, make_head(head, values.get("head.support")))
+    return from_arrays(values, form.strides, form.paddings)
 
 
 def make_template(serialize: Callable[[dict[str, Float32]], bytes], shapes: Shapes) -> Template:

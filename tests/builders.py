@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.network import CategoricalHead, Dense, Network, QHead, nature_network
+from convert.network import Network, from_arrays
 
 DATA = Path(__file__).parent / "data"
 AGENTS = DATA / "agents"
@@ -54,12 +54,15 @@ def save_gzip(path: Path, content: bytes) -> Path:
 
 def to_network(state: dict[str, torch.Tensor]) -> Network:
     """Return the network of a state dict, by a reading of its own."""
-    weights = {name: tensor.numpy() for name, tensor in state.items()}
-    kernels = [weights[f"_AtariNet__features.{index}.weight"] for index in (0, 2, 4)]
-    biases = [weights[f"_AtariNet__features.{index}.bias"] for index in (0, 2, 4)]
-    hidden, head = (Dense(weights[f"_AtariNet__head.{i}.weight"], weights[f"_AtariNet__head.{i}.bias"]) for i in (0, 2))
-    support = weights.get("_AtariNet__support")
-    return nature_network(kernels, biases, hidden, QHead(head) if support is None else CategoricalHead(head, support))
+    layers = {"features.0": "convs.0", "features.2": "convs.1", "features.4": "convs.2"}
+    layers |= {"head.0": "hidden", "head.2": "head"}
+    named = {}
+    for layer, name in layers.items():
+        named[f"{name}.kernel"] = state[f"_AtariNet__{layer}.weight"].numpy()
+        named[f"{name}.bias"] = state[f"_AtariNet__{layer}.bias"].numpy()
+    if "_AtariNet__support" in state:
+        named["head.support"] = state["_AtariNet__support"].numpy()
+    return from_arrays(named)
 
 
 def make_observations(count: int, seed: int = 0) -> np.ndarray:

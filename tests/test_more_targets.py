@@ -26,10 +26,11 @@ from convert import layout, litert, restricted_pickle
 from convert.agent import Identity, identify
 from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact, UnreadableCheckpoint
 from convert.model_card import Returns, to_model_card
-from convert.network import CategoricalHead, Dense, QHead, find_differences, nature_network
+from convert.network import find_differences, from_arrays
 from convert.pipeline import describe_agent, describe_source
 from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
+from convert.template import nature_form
 from runtime_check.oracle import compute_q_values, read_oracle
 
 pytestmark = pytest.mark.slow
@@ -91,15 +92,8 @@ def _network(actions, atoms, seed):
             values.reshape(-1)[: len(SPECIAL)] = SPECIAL
         return values
 
-    kernels = [array(32, 4, 8, 8), array(64, 32, 4, 4), array(64, 64, 3, 3)]
-    rows = actions * (atoms or 1)
-    head = Dense(array(rows, 512), array(rows))
-    return nature_network(
-        kernels,
-        [array(32), array(64), array(64)],
-        Dense(array(512, 3136), array(512)),
-        QHead(head) if atoms is None else CategoricalHead(head, _support(rng, atoms)),
-    )
+    values = {name: array(*shape) for name, shape in nature_form(actions, atoms).shapes}
+    return from_arrays(values if atoms is None else values | {"head.support": _support(rng, atoms)})
 
 
 def _support(rng, atoms):

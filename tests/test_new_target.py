@@ -19,7 +19,7 @@ CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8"
 FUNCTIONS = """
 import numpy as np
 
-from convert.network import Dense, arrays, make_head, nature_network
+from convert.network import arrays, from_arrays
 from convert.targets import OBSERVATION_NCHW, describe_outputs
 from runtime_check.oracle import Oracle, compute_q_values
 
@@ -30,10 +30,7 @@ def write(network, agent, path):
 
 def read(path, agent):
     with np.load(path) as stored:
-        kernels = [stored[f"convs.{index}.kernel"] for index in range(3)]
-        biases = [stored[f"convs.{index}.bias"] for index in range(3)]
-        hidden, head = (Dense(stored[f"{name}.kernel"], stored[f"{name}.bias"]) for name in ("hidden", "head"))
-        return nature_network(kernels, biases, hidden, make_head(head, stored.get("head.support")))
+        return from_arrays(dict(stored))
 
 
 def load(path, agent):

@@ -18,17 +18,16 @@ from convert import layout
 from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.native_logs import without_native_logs
 from convert.network import (
-    NATURE_HIDDEN,
-    NATURE_KERNELS,
     CategoricalHead,
     Conv,
     Dense,
     Network,
+    QHead,
     find_differences,
-    make_head,
-    nature_network,
+    from_arrays,
 )
 from convert.targets import tensorflow as target
+from convert.template import nature_form
 from runtime_check.oracle import Oracle, compute_q_values
 
 HEADS = [(3, None), (6, None), (18, None), (3, 51), (6, 51), (18, 51)]
@@ -41,14 +40,8 @@ def _random_network(actions: int, atoms: int | None, seed: int = 0) -> Network:
     def weights(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:], initial=1))).astype(np.float32)
 
-    rows = actions * (atoms or 1)
-    support = None if atoms is None else np.linspace(-10, 10, atoms, dtype=np.float32)
-    return nature_network(
-        tuple(weights(*shape) for shape in NATURE_KERNELS),
-        tuple(weights(shape[0]) for shape in NATURE_KERNELS),
-        Dense(weights(*NATURE_HIDDEN), weights(NATURE_HIDDEN[0])),
-        make_head(Dense(weights(rows, NATURE_HIDDEN[0]), weights(rows)), support),
-    )
+    values = {name: weights(*shape) for name, shape in nature_form(actions, atoms).shapes}
+    return from_arrays(values if atoms is None else values | {"head.support": np.linspace(-10, 10, atoms, dtype="f4")})
 
 
 def _oracle(network: Network) -> Oracle:
@@ -117,7 +110,7 @@ def test_strides_and_padding_come_from_the_network(tmp_path):
     )
     side = ((84 + 2 - 6) // 3 + 1 + 4 - 5) // 2 + 1
     hidden = Dense(rng.normal(size=(32, 16 * side * side)).astype(np.float32), np.zeros(32, np.float32))
-    head = make_head(Dense(rng.normal(size=(5, 32)).astype(np.float32), np.zeros(5, np.float32)), None)
+    head = QHead(Dense(rng.normal(size=(5, 32)).astype(np.float32), np.zeros(5, np.float32)))
     network = Network(convs, hidden, head)
     target.write(network, AGENT, tmp_path / "saved_model")
     assert find_differences(target.read(tmp_path / "saved_model", AGENT), network) == []

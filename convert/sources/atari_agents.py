@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
-from convert.network import Dense, Float32, Network, check_network, find_shape_problems, make_head, nature_network
+from convert.network import Float32, Network, check_network, find_shape_problems, from_arrays
 
 STATE_KEY = "estimator_state"
 SUPPORT_KEY = "_AtariNet__support"
@@ -58,8 +58,7 @@ def read(data: bytes, name: str) -> Network:
     """
     raw = inflate(data, name)
     state = _load_state(raw, name)
-    weights = _to_arrays(state, len(raw), name)
-    network = _to_network(weights)
+    network = from_arrays(_to_arrays(state, len(raw), name))
     check_network(network, name)
     return network
 
@@ -192,15 +191,6 @@ def _is_float32(value: torch.Tensor) -> bool:
 
 def _to_float32(value: torch.Tensor) -> Float32:
     return np.ascontiguousarray(value.detach().float().numpy())
-
-
-def _to_network(weights: dict[str, Float32]) -> Network:
-    return nature_network(
-        [weights[f"convs.{index}.kernel"] for index in range(3)],
-        [weights[f"convs.{index}.bias"] for index in range(3)],
-        Dense(weights["hidden.kernel"], weights["hidden.bias"]),
-        make_head(Dense(weights["head.kernel"], weights["head.bias"]), weights.get("head.support")),
-    )
 
 
 def _list_names(checkpoint: dict[Any, Any]) -> str:

@@ -16,7 +16,7 @@ from onnx import TensorProto, helper
 
 from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact
-from convert.network import CategoricalHead, Conv, Dense, Float32, Network, arrays, make_head
+from convert.network import CategoricalHead, Float32, Network, arrays, from_arrays
 from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
 from convert.template import Form, Template, extract, form_of, make_template, nature_form, to_network, write_file
 
@@ -55,7 +55,7 @@ def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
     weights = {tensor.name: _to_array(tensor) for tensor in model.graph.initializer}
     try:
         network = _network_from(model, weights)
-    except (KeyError, ValueError) as error:
+    except (KeyError, IndexError, TypeError, ValueError) as error:
         raise UnreadableArtefact(f"{path}: not a graph that atari-convert wrote ({error})") from error
     expected = _build_model(network)
     helper.set_model_props(expected, _metadata(agent))
@@ -167,15 +167,12 @@ def _initializers(network: Network) -> dict[str, np.ndarray[Any, Any]]:
 
 
 def _network_from(model: onnx.ModelProto, weights: dict[str, Float32]) -> Network:
-    convs = tuple(
-        Conv(weights[node.input[1]], weights[node.input[2]], attributes["strides"][0], attributes["pads"][0])
+    convs = [
+        {item.name: helper.get_attribute_value(item) for item in node.attribute}
         for node in model.graph.node
         if node.op_type == "Conv"
-        and (attributes := {item.name: helper.get_attribute_value(item) for item in node.attribute})
-    )
-    hidden = Dense(weights["hidden.kernel"], weights["hidden.bias"])
-    head = Dense(weights["head.kernel"], weights["head.bias"])
-    return Network(convs, hidden, make_head(head, weights.get("head.support")))
+    ]
+    return from_arrays(weights, [conv["strides"][0] for conv in convs], [conv["pads"][0] for conv in convs])
 
 
 def _value_info(tensor: Tensor) -> onnx.ValueInfoProto:

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from convert import layout
 from convert.agent import Agent, Tensor
 from convert.errors import UnreadableArtefact, UnwritableOutput
-from convert.network import FRAMES, HEIGHT, WIDTH, Conv, Dense, Float32, Network, arrays, make_head
+from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays, from_arrays
 from convert.quiet_tensorflow import tf
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
 from convert.template import Form, form_of, to_network
@@ -171,23 +171,17 @@ def _network_from_variables(
     variables: dict[str, Float32], strides: tuple[int, ...], paddings: tuple[int, ...], path: Path
 ) -> Network:
     try:
-        convs = tuple(
-            Conv(
-                layout.oihw_from_hwio(variables[f"convs/{index}/kernel"]),
-                variables[f"convs/{index}/bias"],
-                stride,
-                padding,
-            )
-            for index, (stride, padding) in enumerate(zip(strides, paddings, strict=True))
-        )
-        channels = convs[-1].kernel.shape[0]
-        hidden = Dense(layout.o_chw_from_hwc_o(variables["hidden/kernel"], channels), variables["hidden/bias"])
-        head = Dense(layout.oi_from_io(variables["head/kernel"]), variables["head/bias"])
+        named = {key.replace("/", "."): array for key, array in variables.items()}
+        for index in range(len(strides)):
+            named[f"convs.{index}.kernel"] = layout.oihw_from_hwio(variables[f"convs/{index}/kernel"])
+        channels = named[f"convs.{len(strides) - 1}.kernel"].shape[0]
+        named["hidden.kernel"] = layout.o_chw_from_hwc_o(variables["hidden/kernel"], channels)
+        named["head.kernel"] = layout.oi_from_io(variables["head/kernel"])
+        return from_arrays(named, strides, paddings)
     except (KeyError, ValueError) as error:
         raise UnreadableArtefact(
             f"{path}: has the variables {_list_shapes(variables)}: not a SavedModel of atari-convert ({error})"
         ) from None
-    return Network(convs, hidden, make_head(head, variables.get("head/support")))
 
 
 @lru_cache(maxsize=64)
