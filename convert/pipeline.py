@@ -182,7 +182,12 @@ def choose_stale(
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
     Where the record is of another source, or of another identity of it, every recorded target is outdated too.
+
+    Raises:
+        TypeError: ``targets`` is one name, which would be taken for its letters.
     """
+    if isinstance(targets, str):
+        raise TypeError(f"targets is {targets!r}, expected a collection of names such as [{targets!r}]")
     if record is None:
         return tuple(targets)
     if (record.agent.identity, record.agent.source) != (identity, source):

@@ -96,7 +96,7 @@ def to_markdown(tally: Tally, settings: Mapping[str, Any]) -> str:
     ]
     if tally.failures:
         lines += ["| failed | why |", "|---|---|"]
-        lines += [f"| `{_cell(failure.source)}` | {_cell(failure.message)} |" for failure in tally.failures[:_LISTED]]
+        lines += [_row(failure) for failure in tally.failures[:_LISTED]]
         if len(tally.failures) > _LISTED:
             lines.append(f"\n… and {len(tally.failures) - _LISTED:,} more.")
         lines.append("")
@@ -138,5 +138,10 @@ def tell_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def _row(failure: Failure) -> str:
+    # Within backticks Markdown shows everything as it is, entities too.
+    return f"| `{_cell(failure.source)}` | {html.escape(_cell(failure.message), quote=False)} |"
+
+
 def _cell(text: str) -> str:
-    return html.escape(" ".join(text.split()), quote=False).replace("|", "\\|").replace("`", "'")
+    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

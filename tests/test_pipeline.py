@@ -119,6 +119,12 @@ def test_a_family_with_another_head_is_refused(tmp_path):
     assert not (tmp_path / "agent").exists()
 
 
+@pytest.mark.parametrize("run", [convert.convert_checkpoint, convert.convert_agent])
+def test_one_name_is_not_taken_for_a_collection_of_letters(folder, tmp_path, run):
+    with pytest.raises(TypeError, match=r"targets is 'onnx', expected a collection of names such as \['onnx'\]"):
+        run(folder if run is convert.convert_agent else PONG, tmp_path / "out", "onnx")
+
+
 @pytest.mark.parametrize("content", ["notes", '{"name": "somebody else\'s agent.json"}'])
 def test_a_foreign_folder_is_not_touched(tmp_path, content):
     (tmp_path / "agent").mkdir()
