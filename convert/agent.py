@@ -16,6 +16,7 @@ from convert.games import FULL_ACTION_SET, load_games
 from convert.network import FRAMES, HEIGHT, WIDTH, CategoricalHead, Network
 
 RECORD_NAME = "agent.json"
+UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
 RECORD_FORMAT = 1
 
 

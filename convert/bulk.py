@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import traceback
-from collections.abc import Callable, Collection, Generator, Iterable
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import cast
 
 from convert import journal, remote, storage
-from convert.agent import RECORD_NAME, Record
+from convert.agent import RECORD_NAME, UNFINISHED_NAME, Record
 from convert.errors import AtariConvertError, UnexpectedError
 from convert.journal import Journal, Seen
-from convert.pipeline import convert_data, plan_conversion
-from convert.publish import find_record, is_settled
+from convert.pipeline import convert_data, describe_source, find_stale
+from convert.publish import check_ours, find_record, is_settled
 from convert.selection import Job
+from convert.storage import Found
 
 Engine = Callable[["Work", Iterable[Job]], Generator["Outcome", None, None]]
+_FindStamp = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -63,30 +65,18 @@ class Outcome:
         return sum(file.size for name in self.written for file in self.record.artifacts[name].files)
 
 
-def run(
-    jobs: Collection[Job],
-    targets: Collection[str],
-    *,
-    overwrite: bool = False,
-    check_hashes: bool = False,
-    anonymous: bool = False,
-    engine: Engine | None = None,
-) -> Generator[Outcome, None, None]:
+def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Generator[Outcome, None, None]:
     """Convert each job and yield its outcome, first those that are current; a bad checkpoint never stops the rest.
 
     Args:
         jobs: what `convert.selection` found, all with the same output.
-        targets: names such as ``onnx``.
-        overwrite: write again what is current.
-        check_hashes: read and hash every file, also where the journal says that nothing has changed.
-        anonymous: read sources at URLs without credentials.
+        work: what is to be done with each.
         engine: where it runs; by default in this process. See `convert.engines`.
     """
-    work = Work(tuple(targets), overwrite, check_hashes, anonymous)
     with _journal_of(jobs) as kept:
         stale = []
-        for job in jobs:
-            if kept and _is_current(job, work, kept):
+        for job, is_current in _recall(jobs, work, kept):
+            if is_current:
                 yield Outcome(job)
             else:
                 stale.append(job)
@@ -103,25 +93,14 @@ def run_here(work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
         yield convert_job(work, job)
 
 
-def rehearse(
-    jobs: Collection[Job],
-    targets: Collection[str],
-    *,
-    overwrite: bool = False,
-    check_hashes: bool = False,
-    anonymous: bool = False,
-) -> Generator[Outcome, None, None]:
+def rehearse(jobs: Collection[Job], work: Work) -> Generator[Outcome, None, None]:
     """Yield what `run` would do with each job, and touch nothing.
 
     Sources are read only where nothing else tells: at a URL, a record of the same size is taken for current.
     """
-    work = Work(tuple(targets), overwrite, check_hashes, anonymous)
     with _journal_of(jobs) as kept:
-        for job in jobs:
-            if kept and _is_current(job, work, kept):
-                yield Outcome(job)
-            else:
-                yield _catch(job, partial(_plan_job, work, job))
+        for job, is_current in _recall(jobs, work, kept):
+            yield Outcome(job) if is_current else _catch(job, partial(_plan_job, work, job))
 
 
 def convert_job(work: Work, job: Job) -> Outcome:
@@ -144,9 +123,7 @@ def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
 def _convert_job(work: Work, job: Job) -> Outcome:
     data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
     if storage.is_url(job.folder):
-        written, record = remote.convert_data(
-            data, job, work.targets, overwrite=work.overwrite, exact=work.check_hashes
-        )
+        written, record = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
     else:
         folder = Path(job.folder)
         conversion = convert_data(
@@ -158,45 +135,48 @@ def _convert_job(work: Work, job: Job) -> Outcome:
 
 
 def _plan_job(work: Work, job: Job) -> Outcome:
-    if storage.is_url(job.folder) or storage.is_url(job.source) or _tells_its_size(job):
+    if storage.is_url(job.folder):
         return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
-    stale = plan_conversion(
-        job.source,
-        Path(job.folder),
-        work.targets,
-        identity=job.identity,
-        path=job.path,
-        overwrite=work.overwrite,
-    )
-    return Outcome(job, stale)
-
-
-def _tells_its_size(job: Job) -> bool:
-    """Say whether a source's size is enough to know that it has to be converted."""
-    record = find_record(Path(job.folder))
-    return os.path.isfile(job.source) and (record is None or record.agent.source.size != job.size)
+    folder = Path(job.folder)
+    check_ours(folder)
+    record = find_record(folder)
+    source = remote.guess_source(job, record)
+    looks_known = record is not None and source == record.agent.source
+    if not storage.is_url(job.source) and (looks_known or not os.path.isfile(job.source)):
+        source = describe_source(storage.read_source(job.source)[0], job.path)
+    return Outcome(job, find_stale(folder, job.identity, source, work.targets, overwrite=work.overwrite))
 
 
 def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:
     """Open the journal; a lone job has none, for it is soon done and should be done at once."""
-    _list_together.cache_clear()
     out = next((job.out for job in jobs), "")
     return (journal.open_journal(out) if len(jobs) > 1 else None) or nullcontext()
 
 
-def _is_current(job: Job, work: Work, kept: Journal) -> bool:
-    if work.overwrite or work.check_hashes:
-        return False
-    seen = kept.find(job)
-    if seen is None:
-        return False
+def _recall(jobs: Iterable[Job], work: Work, kept: Journal | None) -> Iterator[tuple[Job, bool]]:
+    """Yield each job, and whether it is current by what the journal remembers."""
+    list_files = lru_cache(maxsize=1)(storage.list_files)  # jobs come in the order of their folders
+    for job in jobs:
+        known = None if kept is None or work.overwrite or work.check_hashes else kept.find(job)
+        yield job, known is not None and _is_as_seen(job, work, known, list_files)
+
+
+def _is_as_seen(job: Job, work: Work, seen: Seen, list_files: Callable[[str], Mapping[str, Found]]) -> bool:
+    if not storage.is_url(job.folder):
+        find_file = _stamps_here(Path(job.folder))
+    elif job.identity.is_complete:  # the agents of a training run lie in one folder, and are listed at once
+        training_run, _, name = job.folder.rpartition("/")
+        find_file = _stamps_at_url(list_files(training_run), f"{name}/")
+    else:
+        find_file = _stamps_at_url(list_files(job.folder))
     source = job.stamp or storage.find_stamp(job.source, anonymous=work.anonymous)
-    return journal.is_current(seen, work.targets, source, _find_stamps(job, together=True))
+    return journal.is_current(seen, work.targets, source, find_file)
 
 
 def _see(job: Job, record: Record, targets: Collection[str], stamp: str) -> Seen | None:
     """Return what the journal may remember of an agent whose targets are current now."""
-    find_file = _find_stamps(job, together=False)
+    at_url = storage.is_url(job.folder)
+    find_file = _stamps_at_url(storage.list_files(job.folder)) if at_url else _stamps_here(Path(job.folder))
     stamps = {name: {file.path: find_file(file.path) for file in record.artifacts[name].files} for name in targets}
     record_stamp = find_file(RECORD_NAME)
     if record_stamp is None or any(None in files.values() for files in stamps.values()):
@@ -205,26 +185,15 @@ def _see(job: Job, record: Record, targets: Collection[str], stamp: str) -> Seen
     return Seen(stamp, record_stamp, artifacts)
 
 
-def _find_stamps(job: Job, *, together: bool) -> Callable[[str], str | None]:
-    """Return what gives the stamp of a file in an agent's folder; None for each while a kill's leftovers lie there.
+def _stamps_here(folder: Path) -> _FindStamp:
+    """Return what gives the stamp of a file in a folder; None for each while a kill's leftovers lie there."""
+    if not is_settled(folder):
+        return lambda _: None
+    return lambda path: storage.find_stamp(str(folder / path))
 
-    together: list the folders of a training run at once, for jobs come in the order of their folders.
-    """
-    folder = job.folder
-    if not storage.is_url(folder):
-        if not is_settled(Path(folder)):
-            return lambda _: None
-        return lambda path: storage.find_stamp(os.path.join(folder, path))
-    prefix = ""
-    if together and job.identity.is_complete:
-        folder, _, name = folder.rpartition("/")
-        prefix = f"{name}/"
-    files = (_list_together if together else storage.list_files)(folder)
-    if prefix + remote.MARKER in files:
+
+def _stamps_at_url(files: Mapping[str, Found], prefix: str = "") -> _FindStamp:
+    """Return what gives the stamp of a file below a prefix; None for each while a kill's leftovers lie there."""
+    if prefix + UNFINISHED_NAME in files:
         return lambda _: None
     return lambda path: files[prefix + path].stamp if prefix + path in files else None
-
-
-@lru_cache(maxsize=1)
-def _list_together(url: str) -> dict[str, storage.Found]:
-    return storage.list_files(url)

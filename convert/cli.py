@@ -194,21 +194,17 @@ def main(
             run_on = _choose_engine(engine, ray_address, workers, jobs)
             _warn_of_unknown(jobs)
             total = len(jobs)
-            settings: dict[str, Any] = {"overwrite": overwrite, "check_hashes": check_hashes, "anonymous": anonymous}
-            if dry_run:
-                work = bulk.rehearse(jobs, targets, **settings)
-            else:
-                work = bulk.run(jobs, targets, **settings, engine=run_on)
+            task = bulk.Work(targets, overwrite, check_hashes, anonymous)
+            work = bulk.rehearse(jobs, task) if dry_run else bulk.run(jobs, task, run_on)
     tally = Tally(total)
     printer = _JsonPrinter(dry_run) if as_json else _TextPrinter(quiet, verbose, dry_run)
     try:
         _follow(work, tally, printer, fail_fast)
     finally:
         printer.finish(tally)
-        if summary:
-            about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
-            _write_summary(summary, tally, about)
-    sys.exit(1 if tally.failed else 0)
+        about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
+        is_told = not summary or _write_summary(summary, tally, about)
+    sys.exit(1 if tally.failed or not is_told else 0)
 
 
 def _follow(
@@ -291,7 +287,7 @@ def _parse_shard(text: str | None) -> tuple[int, int] | None:
 
 def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]) -> Engine | None:
     """Return where to run; None for this process, which a lone job is best done in."""
-    workers = workers or os.cpu_count() or 1
+    workers = workers or _count_processors()
     if name == "ray":
         _refuse_memory(jobs)
         return _choose_ray(address, workers)
@@ -303,6 +299,11 @@ def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]
     from convert.engines import processes
 
     return processes.make_engine(workers)
+
+
+def _count_processors() -> int:
+    """Return how many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _choose_ray(address: str | None, workers: int) -> Engine:
@@ -435,6 +436,8 @@ def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
 
     if dry_run:
         size = tell_bytes(tally.bytes_read)
+        if tally.untold:
+            size = f"at least {size} (the size of {tally.untold} is not told)"
         click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size} to read")
     else:
         click.echo(tell(tally))
@@ -443,22 +446,28 @@ def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
 
 def _check_summary(path: str | None) -> None:
     """Refuse before the work what could not be written after it."""
-    if path and not os.path.isdir(os.path.dirname(os.path.abspath(path))):
+    folder = os.path.dirname(os.path.abspath(path or "."))
+    if path and not os.path.isdir(folder):
         raise click.BadParameter(f"the folder of {path} does not exist", param_hint="--summary")
+    if path and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise click.BadParameter(f"{path} cannot be written", param_hint="--summary")
 
 
-def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> None:
+def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> bool:
+    """Write the summary, as a step's page too; say whether that could be done."""
     from convert import summary
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     try:
-        with open(path, "w", encoding="utf-8") as file:
+        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
             file.write(summary.to_json(tally, about))
         if page:
-            with open(page, "a", encoding="utf-8") as file:
+            with open(page, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(summary.to_markdown(tally, about))
     except OSError as error:
-        click.echo(f"warning: {error.filename}: the summary cannot be written ({error.strerror})", err=True)
+        click.echo(f"failed: {error.filename}: the summary cannot be written ({error.strerror})", err=True)
+        return False
+    return True
 
 
 def _hint_at_loading(folder: str, record: Record) -> str:

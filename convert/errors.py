@@ -12,6 +12,7 @@ AtariConvertError
 │ ├ UnwritableOutput
 │ └ UnreadableArtefact        a file of a target that is damaged, or that we did not write
 ├ SelectionError      what was named holds no checkpoint, or two that would share a folder
+├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
 ├ RoundTripError      our bug, never the user's file
 ├ UnexpectedError     our bug as well, met in a run over many
@@ -71,6 +72,10 @@ class UnreadableArtefact(TargetError):
 
 class SelectionError(AtariConvertError):
     """What was named holds no checkpoint, or two that would share an output folder."""
+
+
+class Unreachable(AtariConvertError):
+    """The server of a URL does not answer, or a folder there could not be listed, however often it was tried."""
 
 
 class RecordError(AtariConvertError):

@@ -66,8 +66,11 @@ class Journal:
             row = self._connection.execute("SELECT source, seen FROM agents WHERE folder = ?", (job.path,)).fetchone()
         if row is None or row[0] != _describe(job):
             return None
-        seen = json.loads(row[1])
-        return Seen(seen["source"], seen["record"], {name: tuple(pair) for name, pair in seen["artifacts"].items()})
+        try:
+            seen = json.loads(row[1])
+            return Seen(seen["source"], seen["record"], {name: tuple(pair) for name, pair in seen["artifacts"].items()})
+        except (ValueError, TypeError, KeyError, AttributeError):  # SQLite has no checksums
+            return None
 
     def remember(self, job: Job, seen: Seen) -> None:
         """Keep what was seen of an agent, beside what was seen of its other targets.

@@ -25,7 +25,7 @@ from convert.agent import (
 from convert.errors import ArtefactMissing, CheckpointError, RoundTripError
 from convert.games import load_games
 from convert.network import Float32, Network, find_differences
-from convert.publish import check_ours, describe_files, find_record, is_intact, is_settled, open_folder, publish
+from convert.publish import describe_files, find_record, is_intact, is_settled, open_folder, publish
 from convert.storage import read_source
 from convert.targets import Policy, QuantizedModule, find_target, import_target
 
@@ -104,24 +104,6 @@ def write_agent(
         if written:
             publish(staging, record)
     return Conversion(folder, tuple(written), record)
-
-
-def plan_conversion(
-    source: str | Path,
-    folder: str | Path,
-    targets: Collection[str],
-    *,
-    identity: Identity | None = None,
-    path: str | None = None,
-    overwrite: bool = False,
-) -> tuple[str, ...]:
-    """Return the targets that `convert_checkpoint` would write. Touches nothing; raises what it can foresee."""
-    source, folder = Path(source), Path(folder)
-    identity = identity or identify(source.absolute().as_posix())
-    data, _ = read_source(str(source))
-    checkpoint = describe_source(data, path or _default_path(source, identity))
-    check_ours(folder)
-    return find_stale(folder, identity, checkpoint, targets, overwrite=overwrite)
 
 
 def read_checkpoint(path: str | Path) -> Network:

@@ -11,14 +11,13 @@ import fcntl
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from convert.agent import RECORD_NAME, Artifact, File, Record, read_record, to_json
+from convert.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, File, Record, read_record, to_json
 from convert.errors import OutputExists, RecordError, UnwritableOutput
 
-_NEW = ".atari-convert-new"
 _OLD = ".atari-convert-old"
 
 
@@ -37,7 +36,7 @@ def open_folder(folder: Path) -> Iterator[Path]:
         with _locked(folder):
             _finish(folder)
             check_ours(folder)
-            staging = folder / _NEW
+            staging = folder / UNFINISHED_NAME
             staging.mkdir()
             try:
                 yield staging
@@ -68,12 +67,24 @@ def check_ours(folder: Path) -> None:
     Raises:
         OutputExists: it holds what this tool did not write.
     """
-    names = sorted(entry.name for entry in folder.iterdir()) if folder.is_dir() else []
-    if names and not {_NEW, _OLD} & set(names) and not _is_record(folder / RECORD_NAME):
-        raise OutputExists(
-            f"{folder}: holds {', '.join(names[:3])}{' …' if len(names) > 3 else ''} and no {RECORD_NAME} of ours: "
-            "nothing was touched; choose another --out or move it away"
-        )
+    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    if _OLD not in names:
+        refuse_foreign(str(folder), names, _read_text(folder / RECORD_NAME))
+
+
+def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:
+    """Refuse a folder or URL with files of these names, unless ``record``, the text of its agent.json, is ours.
+
+    A record of another format is ours; where a run was killed, there may be none yet.
+
+    Raises:
+        OutputExists: it holds what this tool did not write.
+    """
+    if not names or UNFINISHED_NAME in names or ('"format_version"' in record and '"artifacts"' in record):
+        return
+    first = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
+    problem = f"; its {RECORD_NAME} is damaged or not ours" if RECORD_NAME in names else f" and no {RECORD_NAME}"
+    raise OutputExists(f"{folder}: holds {first}{problem}: nothing was touched; choose another --out or move it away")
 
 
 def find_record(folder: Path) -> Record | None:
@@ -86,7 +97,7 @@ def find_record(folder: Path) -> Record | None:
 
 def is_settled(folder: Path) -> bool:
     """Say whether no killed run has left anything in a folder."""
-    return not (os.path.lexists(folder / _NEW) or os.path.lexists(folder / _OLD))
+    return not (os.path.lexists(folder / UNFINISHED_NAME) or os.path.lexists(folder / _OLD))
 
 
 def is_intact(folder: Path, artifact: Artifact) -> bool:
@@ -119,7 +130,7 @@ def _hash(path: Path) -> str:
 
 def _finish(folder: Path) -> None:
     """Carry a decided publication through, from wherever it stopped; drop an undecided one."""
-    new, old = folder / _NEW, folder / _OLD
+    new, old = folder / UNFINISHED_NAME, folder / _OLD
     if (new / RECORD_NAME).exists():
         for entry in sorted(new.iterdir()):
             if entry.name != RECORD_NAME:
@@ -137,13 +148,11 @@ def _place(staged: Path, place: Path, old: Path) -> None:
     os.replace(staged, place)
 
 
-def _is_record(path: Path) -> bool:
-    """Tell our record, even one of another format, from somebody else's file of this name."""
+def _read_text(path: Path) -> str:
     try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError):
-        return False
-    return '"format_version"' in text and '"artifacts"' in text
+        return path.read_text("utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 @contextmanager

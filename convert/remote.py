@@ -19,21 +19,18 @@ from functools import partial
 from pathlib import Path
 
 from convert import pipeline, storage
-from convert.agent import RECORD_NAME, Artifact, Record, from_json, to_json
-from convert.errors import OutputExists, RecordError
+from convert.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, File, Record, from_json, to_json
+from convert.errors import RecordError, UnwritableOutput
 from convert.journal import cache_folder
-from convert.publish import check_ours, find_record
+from convert.publish import refuse_foreign
 from convert.selection import Job
 from convert.storage import Found
 
-MARKER = ".atari-convert-new"
-
+_CURE = "agents are made on this computer first, and XDG_CACHE_HOME or TMPDIR can name another place"
 _Listing = Mapping[str, Found]
 
 
-def convert_data(
-    data: bytes, job: Job, targets: Collection[str], *, overwrite: bool, exact: bool
-) -> tuple[tuple[str, ...], Record]:
+def convert_data(data: bytes, job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[tuple[str, ...], Record]:
     """Convert the bytes of a checkpoint into an agent's folder at a URL; what is current there is left alone.
 
     Args:
@@ -41,7 +38,6 @@ def convert_data(
         job: its source and folder.
         targets: names such as ``onnx``.
         overwrite: write again what is current.
-        exact: hash what is there instead of trusting its size.
 
     Returns:
         The targets that were written, and the folder's record.
@@ -52,39 +48,42 @@ def convert_data(
     files = storage.list_files(job.folder)
     record = _find_record(job.folder, files)
     checkpoint = pipeline.describe_source(data, job.path)
-    intact = partial(_is_intact, job.folder, files, exact)
+    intact = partial(_is_intact, job.folder, files)
     stale = pipeline.choose_stale(
-        record, job.identity, checkpoint, targets, overwrite=overwrite or MARKER in files, is_intact=intact
+        record, job.identity, checkpoint, targets, overwrite=overwrite or UNFINISHED_NAME in files, is_intact=intact
     )
     if record and not stale:
         return (), record
-    if record and MARKER in files:  # what a killed run was sending may lie among what the record says
+    if record and UNFINISHED_NAME in files:  # what a killed run was sending may lie among what the record says
         stale = tuple(dict.fromkeys((*stale, *record.artifacts)))
     with _aside() as folder:
-        conversion = pipeline.convert_data(data, job.source, folder, stale, identity=job.identity, path=job.path)
-        fresh = conversion.record
-        artifacts = {**(record.artifacts if record else {}), **fresh.artifacts}
-        merged = Record(fresh.agent, artifacts, fresh.versions)
-        _send(folder, job.folder, conversion.record, merged, files)
+        fresh = _convert_aside(data, job, stale, folder)
+        merged = Record(fresh.agent, {**(record.artifacts if record else {}), **fresh.artifacts}, fresh.versions)
+        _send(folder, job.folder, fresh, merged, files)
     return stale, merged
 
 
+def _convert_aside(data: bytes, job: Job, targets: Collection[str], folder: Path) -> Record:
+    try:
+        return pipeline.convert_data(data, job.source, folder, targets, identity=job.identity, path=job.path).record
+    except UnwritableOutput as error:
+        raise UnwritableOutput(f"{job.folder}: {error}: {_CURE}") from error
+
+
 def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return the targets that a run would write for a job whose source or folder is at a URL, by sizes alone."""
-    if storage.is_url(job.folder):
-        files: _Listing = storage.list_files(job.folder)
-        record = _find_record(job.folder, files)
-    else:
-        files = _list_local(Path(job.folder))
-        record = find_record(Path(job.folder))
-        check_ours(Path(job.folder))
-    if record is None:
-        return tuple(targets)
-    if job.size and job.size != record.agent.source.size:
-        return tuple(dict.fromkeys((*targets, *record.artifacts)))
-    intact = partial(_is_intact, job.folder, files, False)
-    source = record.agent.source
+    """Return the targets that a run would write at a URL, by sizes alone."""
+    files = storage.list_files(job.folder)
+    record = _find_record(job.folder, files)
+    source = guess_source(job, record)
+    intact = partial(_has_sizes, files)
     return pipeline.choose_stale(record, job.identity, source, targets, overwrite=overwrite, is_intact=intact)
+
+
+def guess_source(job: Job, record: Record | None) -> File:
+    """Return a source without reading it: as the record has it, unless their sizes differ."""
+    if record and job.size in (0, record.agent.source.size):
+        return record.agent.source
+    return File(job.path, job.size, "")
 
 
 def _find_record(url: str, files: _Listing) -> Record | None:
@@ -93,34 +92,29 @@ def _find_record(url: str, files: _Listing) -> Record | None:
     Raises:
         OutputExists: the URL holds what this tool did not write.
     """
-    if RECORD_NAME not in files:
-        if files and MARKER not in files:
-            names = sorted(files)
-            raise OutputExists(
-                f"{url}: holds {', '.join(names[:3])}{' …' if len(names) > 3 else ''} and no {RECORD_NAME} of ours: "
-                "nothing was touched; choose another --out or move it away"
-            )
-        return None
-    text = storage.read_bytes(storage.join(url, RECORD_NAME)).decode(errors="replace")
+    place = storage.join(url, RECORD_NAME)
+    text = storage.read_bytes(place).decode(errors="replace") if RECORD_NAME in files else ""
+    refuse_foreign(url, files, text)
     try:
-        return from_json(text, storage.join(url, RECORD_NAME))
+        return from_json(text, place)
     except RecordError:
         return None
 
 
-def _is_intact(folder: str, files: _Listing, exact: bool, artifact: Artifact) -> bool:
-    for file in artifact.files:
-        if file.path not in files or files[file.path].size != file.size:
-            return False
-        if exact:
-            data = storage.read_bytes(storage.join(folder, file.path))
-            if hashlib.sha256(data).hexdigest() != file.sha256:
-                return False
-    return True
+def _is_intact(folder: str, files: _Listing, artifact: Artifact) -> bool:
+    return _has_sizes(files, artifact) and all(
+        hashlib.sha256(storage.read_bytes(storage.join(folder, file.path))).hexdigest() == file.sha256
+        for file in artifact.files
+    )
+
+
+def _has_sizes(files: _Listing, artifact: Artifact) -> bool:
+    found = [file.path in files and files[file.path].size == file.size for file in artifact.files]
+    return bool(found) and all(found)
 
 
 def _send(folder: Path, url: str, fresh: Record, merged: Record, before: _Listing) -> None:
-    storage.write_bytes(storage.join(url, MARKER), b"")
+    storage.write_bytes(storage.join(url, UNFINISHED_NAME), b"")
     for artifact in fresh.artifacts.values():
         for file in artifact.files:
             storage.write_bytes(storage.join(url, file.path), (folder / file.path).read_bytes())
@@ -130,29 +124,35 @@ def _send(folder: Path, url: str, fresh: Record, merged: Record, before: _Listin
         if "/" in path and path.split("/")[0] in tops and path not in recorded:
             storage.remove(storage.join(url, path))  # an older format of an artefact had more files
     storage.write_bytes(storage.join(url, RECORD_NAME), to_json(merged).encode())
-    storage.remove(storage.join(url, MARKER))
-
-
-def _list_local(folder: Path) -> _Listing:
-    if not folder.is_dir():
-        return {}
-    paths = (path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): Found(str(path), path.stat().st_size) for path in paths}
+    storage.remove(storage.join(url, UNFINISHED_NAME))
 
 
 @contextmanager
 def _aside() -> Iterator[Path]:
     """Give a folder of this computer to write into; it goes again, and those that killed runs left go too."""
-    base = cache_folder() / "aside"
-    base.mkdir(parents=True, exist_ok=True)
-    _sweep(base)
-    with tempfile.TemporaryDirectory(dir=base) as folder:
+    base = _make_base()
+    try:
+        aside = tempfile.TemporaryDirectory(dir=base)
+    except OSError as error:
+        raise UnwritableOutput(f"{base}: cannot be written ({error.strerror}): {_CURE}") from error
+    with aside as folder:
         lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield Path(folder, "agent")
         finally:
             os.close(lock)
+
+
+def _make_base() -> Path:
+    """Return a swept folder for those of `_aside`; the system's own, unswept, where none can be made."""
+    base = cache_folder() / "aside"
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(tempfile.gettempdir())
+    _sweep(base)
+    return base
 
 
 def _sweep(base: Path) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from convert import storage
-from convert.agent import FAMILIES, RECORD_NAME, Identity, check_known, identify
-from convert.errors import SelectionError
+from convert.agent import FAMILIES, RECORD_NAME, UNFINISHED_NAME, Identity, check_known, identify
+from convert.errors import SelectionError, Unreachable
 from convert.games import load_games
-from convert.storage import Found, is_url, normalise
+from convert.storage import Found, is_url, normalise, path_of
 
 FINAL_STEP = 50_000_000  # agent steps; the last checkpoint of a finished run of the release, at 200M frames
 
@@ -68,6 +68,7 @@ class Filter:
 
 
 _MAGIC = re.compile(r"[*?[]")
+_MAGIC_HTTP = re.compile(r"[*[]")  # there, a question mark begins the query
 _RANGE = re.compile(r"(\d*):(\d*)", re.ASCII)
 _STEP = re.compile(r"[\d*?\[\]!-]+", re.ASCII)
 
@@ -86,17 +87,21 @@ def find_jobs(
         sources: checkpoints; folders, searched for ``model_*.gz``; patterns of the shell; each a path or a URL.
         out: the folder or URL that receives the agents' folders.
         identity: who the agent is, for one checkpoint outside the release's layout.
-        listed: lines, each a source or empty. A file named here that does not exist fails when its turn comes, for
+        listed: lines, each a source or empty. What is named here and cannot be found fails when its turn comes, for
             one of thousands should not stop the rest.
         anonymous: read URLs without credentials.
 
     Raises:
         SelectionError: no checkpoint is found, a source does not exist, an identity is given for several, two would
             share an output folder, or a file's name leaves none.
+        Unreachable: a source at a URL could not be listed, for the network failed.
+        MissingExtra: what reads a source's URL, or writes to that of the output, is not installed.
     """
     named = [(normalise(str(source)), True) for source in sources]
     named += [(normalise(line.strip()), False) for line in listed if line.strip()]
     out = normalise(str(out))
+    if is_url(out):
+        storage.spell(out)  # nothing could be written where it fails
     jobs = [
         _make_job(found, base, out, identity)
         for source, must_exist in named
@@ -156,60 +161,96 @@ def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
     A job belongs to the piece that holds its middle: no piece differs from another by more than two jobs' bytes.
     """
     number, count = shard
-    total = sum(_weight(job) for job in jobs)
+    known = [job.size for job in jobs if job.size]
+    typical = sum(known) // len(known) if known else 1  # what a server did not tell is like the rest
+    total = sum(job.size or typical for job in jobs)
     taken = []
     before = 0
     for job in jobs:
-        middle = 2 * before + _weight(job)
-        if middle * count // (2 * total) == number - 1:
+        size = job.size or typical
+        if (2 * before + size) * count // (2 * total) == number - 1:
             taken.append(job)
-        before += _weight(job)
+        before += size
     return taken
-
-
-def _weight(job: Job) -> int:
-    return job.size or 1
 
 
 def _find_files(source: str, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
     """Yield each checkpoint with the folder that its path is relative to."""
-    if is_url(source):
-        yield from _find_at_url(source, anonymous=anonymous)
-    elif os.path.isdir(source):
+    try:
+        yield from _find_at_url(source, anonymous=anonymous) if is_url(source) else _find_here(source)
+    except (SelectionError, Unreachable):
+        if must_exist:
+            raise
+        yield Found(source), os.path.dirname(source)
+
+
+def _find_here(source: str) -> Iterator[tuple[Found, str]]:
+    if os.path.isdir(source):
         yield from ((found, source) for found in _walk(source))
     elif os.path.exists(source):
         yield Found(source, os.stat(source).st_size), os.path.dirname(source)
     elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
+        base = _fixed_part(source, _MAGIC)
         for match in matches:
-            yield from _find_files(match, anonymous=anonymous, must_exist=True)
-    elif must_exist:
-        raise SelectionError(f"{source!r} does not exist: name a checkpoint, or a folder of the release")
+            if os.path.isdir(match):
+                yield from ((found, base) for found in _walk(match))
+            elif match.endswith(".gz"):
+                yield Found(match, os.stat(match).st_size if os.path.exists(match) else 0), base
     else:
-        yield Found(source), os.path.dirname(source)
+        raise SelectionError(f"{source!r} does not exist: name a checkpoint, or a folder of the release")
 
 
 def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
-    if _MAGIC.search(source):
-        found_at = storage.find_matches(source, anonymous=anonymous)
-        yield from ((found, storage.parent(found.name)) for found in found_at)
-    elif source.endswith(".gz"):
-        yield Found(source), storage.parent(source)
+    magic = _MAGIC_HTTP if source.startswith(("http://", "https://")) else _MAGIC
+    if magic.search(source):
+        base = storage.spell(_fixed_part(source, magic), anonymous=anonymous)
+        matches = [found for found in storage.find_matches(source, anonymous=anonymous) if found.name.endswith(".gz")]
+        if not matches:
+            raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
+        yield from ((found, base) for found in matches)
+    elif path_of(source).endswith(".gz"):
+        yield Found(source), os.path.dirname(source)
     else:
-        for found in storage.walk(source, anonymous=anonymous):
-            if _is_checkpoint(PurePosixPath(found.name).name):
-                yield found, source
+        base = storage.spell(source, anonymous=anonymous)
+        yield from ((found, base) for found in _walk_url(source, anonymous=anonymous))
+
+
+def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
+    """Return the folder that all matches of a pattern lie below: its parts before the first with magic."""
+    return "".join(magic.split(pattern, maxsplit=1)[0].rpartition("/")[:2])
 
 
 def _walk(top: str) -> Iterator[Found]:
-    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents."""
-    for folder, folders, names in os.walk(top, onerror=_refuse):
-        if RECORD_NAME in names and folder != top:
+    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents.
+
+    Links are followed, and every folder is searched once, by the first of its names.
+    """
+    searched = set()
+    for folder, folders, names in os.walk(top, onerror=_refuse, followlinks=True):
+        status = os.stat(folder)
+        is_new = (status.st_dev, status.st_ino) not in searched
+        searched.add((status.st_dev, status.st_ino))
+        if not is_new or (folder != top and _is_agent([*folders, *names])):
             folders.clear()
             continue
+        folders.sort()
         for name in names:
             if _is_checkpoint(name):
                 path = str(Path(folder, name))
                 yield Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
+
+
+def _walk_url(top: str, *, anonymous: bool) -> Iterator[Found]:
+    """Yield the checkpoints in and below a folder at a URL, as `_walk` does."""
+    for number, (folders, files) in enumerate(storage.walk(top, anonymous=anonymous)):
+        if number and _is_agent(folders.keys() | files.keys()):
+            folders.clear()
+            continue
+        yield from (found for name, found in files.items() if _is_checkpoint(name))
+
+
+def _is_agent(names: Container[str]) -> bool:
+    return RECORD_NAME in names or UNFINISHED_NAME in names
 
 
 def _is_checkpoint(name: str) -> bool:
@@ -221,17 +262,21 @@ def _refuse(error: OSError) -> None:
 
 
 def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> Job:
-    # A name that is not UTF-8 has no place in a record: its job fails, by a name that can be printed.
-    source = found.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    place = source if is_url(source) else Path(source).absolute().as_posix()
+    name, base = path_of(found.name), path_of(base)
+    place = name if is_url(name) else Path(name).absolute().as_posix()
     identity = identity or identify(place)
     if identity.is_complete:
-        return Job(source, f"{identity.folder}.gz", out, identity, found.size, found.stamp)
-    path = source[len(base) :].lstrip("/") if is_url(source) else Path(source).relative_to(base).as_posix()
-    parts = path.removesuffix(".gz").split("/")
-    if any(part in ("", ".", "..") for part in parts):
-        raise SelectionError(f"{source}: its name without .gz is no name for a folder: rename it")
-    return Job(source, path, out, identity, found.size, found.stamp)
+        path = f"{identity.folder}.gz"
+    else:
+        path = name[len(base) :].lstrip("/") if is_url(name) else Path(name).relative_to(base).as_posix()
+        if any(part in ("", ".", "..") or "\0" in part for part in path.removesuffix(".gz").split("/")):
+            raise SelectionError(f"{found.name}: its name without .gz is no name for a folder: rename it")
+    return Job(_printable(found.name), _printable(path), out, identity, found.size, found.stamp)
+
+
+def _printable(name: str) -> str:
+    """Return a name in UTF-8. One that was not has no place in a record: its job fails, by a name to be read."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _drop_doubles(jobs: list[Job]) -> list[Job]:
@@ -244,7 +289,7 @@ def _drop_doubles(jobs: list[Job]) -> list[Job]:
     for job in jobs:
         if not kept or kept[-1].folder != job.folder:
             kept.append(job)
-        elif os.path.abspath(kept[-1].source) != os.path.abspath(job.source):
+        elif os.path.realpath(kept[-1].source) != os.path.realpath(job.source):
             raise SelectionError(
                 f"{kept[-1].source} and {job.source} would share the output folder {job.folder}: convert them apart"
             )

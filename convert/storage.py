@@ -7,13 +7,14 @@ import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import unquote, urlsplit
 
-from convert.errors import MissingExtra, SelectionError, UnreadableCheckpoint, UnwritableOutput
+from convert.errors import MissingExtra, SelectionError, Unreachable, UnreadableCheckpoint, UnwritableOutput
 
 Result = TypeVar("Result")
 
@@ -53,7 +54,8 @@ def is_url(name: str) -> bool:
 def normalise(name: str) -> str:
     """Return a local path for ``file://``, a URL without a slash at its end, and anything else as it is."""
     name = name.removeprefix("file://")
-    return name.rstrip("/") if is_url(name) else name
+    protocol, separator, rest = name.partition("://")
+    return protocol + separator + rest.rstrip("/") if separator else name
 
 
 def join(base: str, path: str) -> str:
@@ -61,21 +63,50 @@ def join(base: str, path: str) -> str:
     return f"{base}/{path}" if is_url(base) else str(Path(base, path))
 
 
-def parent(url: str) -> str:
-    """Return the URL of the folder that holds a file."""
-    return url.rpartition("/")[0]
+def path_of(name: str) -> str:
+    """Return a source as people write its path: of an http URL without its query, and without %-escapes."""
+    if not name.startswith(("http://", "https://")):
+        return name
+    parts = urlsplit(name)
+    return f"{parts.scheme}://{parts.netloc}{unquote(parts.path)}"
 
 
-def walk(url: str, *, anonymous: bool = False) -> Iterator[Found]:
-    """Yield every file below a URL, folder by folder.
+def spell(url: str, *, anonymous: bool = False) -> str:
+    """Return a URL as its file system spells it, and with it what is found below.
+
+    Raises:
+        MissingExtra: its library is not installed.
+        SelectionError: its library does not take it.
+    """
+    system, path = _open(url, anonymous)
+    return str(system.unstrip_protocol(path))
+
+
+def walk(url: str, *, anonymous: bool = False) -> Iterator[tuple[dict[str, str], dict[str, Found]]]:
+    """Yield the folders and files in a folder at a URL, then in each folder below, as `os.walk` does.
+
+    Both are by name; a folder that the caller removes is passed over.
 
     Raises:
         SelectionError: the URL cannot be listed.
+        Unreachable: the network failed five times.
     """
-    system, path = _open(url, anonymous)
-    for _, _, files in _listing(url, lambda: system.walk(path, detail=True, on_error="raise")):
-        for info in files.values():
-            yield _to_found(system, info)
+    system, top = _open(url, anonymous)
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        infos = _search(url, partial(system.ls, folder, detail=True))
+        # A store lists the folder's own empty object with its content, a web server perhaps the folder above.
+        below = {_base_name(info): info for info in infos if info["name"].strip("/") != folder.strip("/")}
+        folders = {
+            name: info["name"] for name, info in below.items() if info["type"] == "directory" and name.strip(".")
+        }
+        yield folders, {name: _to_found(system, info) for name, info in below.items() if info["type"] == "file"}
+        waiting += folders.values()
+
+
+def _base_name(info: Mapping[str, Any]) -> str:
+    return str(info["name"]).rstrip("/").rpartition("/")[2]
 
 
 def find_matches(url: str, *, anonymous: bool = False) -> list[Found]:
@@ -83,13 +114,19 @@ def find_matches(url: str, *, anonymous: bool = False) -> list[Found]:
 
     Raises:
         SelectionError: the URL cannot be listed.
+        Unreachable: the network failed five times.
     """
     system, path = _open(url, anonymous)
-    try:
-        matches = _retry(lambda: system.glob(path, detail=True))
-    except Exception as error:  # see _PERMANENT
-        raise SelectionError(f"{url}: cannot be listed ({describe(error)})") from error
+    matches = _search(url, partial(system.glob, path, detail=True))
     return [_to_found(system, info) for _, info in sorted(matches.items()) if info["type"] == "file"]
+
+
+def _search(url: str, request: Callable[[], Result]) -> Result:
+    try:
+        return _retry(request)
+    except Exception as error:  # see _PERMANENT
+        kind = SelectionError if _is_permanent(error) else Unreachable
+        raise kind(f"{url}: cannot be listed ({_explain(error)})") from error
 
 
 def read_source(name: str, *, anonymous: bool = False) -> tuple[bytes, str | None]:
@@ -155,7 +192,7 @@ def write_bytes(url: str, data: bytes) -> None:
     system, path = _open(url, anonymous=False)
     try:
         if url.partition("://")[0] not in _EXTRAS:  # a store has no folders, and would be given a new bucket
-            system.makedirs(parent(path), exist_ok=True)
+            system.makedirs(os.path.dirname(path), exist_ok=True)
         _retry(lambda: system.pipe_file(path, data))
     except Exception as error:  # see _PERMANENT
         raise UnwritableOutput(f"{url}: cannot be written ({describe(error)})") from error
@@ -210,8 +247,7 @@ def _read_url(url: str, anonymous: bool) -> tuple[bytes, str | None]:
             if stamp == _to_found(system, _retry(lambda: system.info(path))).stamp and _is_complete(data, before):
                 return data, stamp
     except Exception as error:  # see _PERMANENT
-        tries = "" if _is_permanent(error) else f", tried {len(WAITS) + 1} times"
-        raise UnreadableCheckpoint(f"{url}: cannot be read ({describe(error)}{tries})") from error
+        raise UnreadableCheckpoint(f"{url}: cannot be read ({_explain(error)})") from error
     raise UnreadableCheckpoint(f"{url}: changes while it is read: convert it when it is complete")
 
 
@@ -223,11 +259,13 @@ def _stamp_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _listing(url: str, walk_all: Callable[[], Iterator[Any]]) -> Iterator[Any]:
-    try:
-        yield from walk_all()
-    except Exception as error:  # see _PERMANENT
-        raise SelectionError(f"{url}: cannot be listed ({describe(error)})") from error
+def _explain(error: Exception) -> str:
+    """Return why a request for a source failed in the end."""
+    if isinstance(error, FileNotFoundError):  # which says the path alone
+        return "not found"
+    if _lacks_credentials(error):
+        return f"{describe(error)}: --anonymous reads public buckets"
+    return describe(error) if _is_permanent(error) else f"{describe(error)}, tried {len(WAITS) + 1} times"
 
 
 def _to_found(system: Any, info: dict[str, Any]) -> Found:
@@ -251,19 +289,28 @@ def _is_permanent(error: Exception) -> bool:
     status = getattr(error, "status", None)
     if isinstance(status, int):  # of an HTTP answer
         return 400 <= status < 500 and status not in (408, 429)
-    return isinstance(error, _PERMANENT) or getattr(error, "errno", None) == errno.ENOSPC
+    out_of_space = getattr(error, "errno", None) == errno.ENOSPC
+    return isinstance(error, _PERMANENT) or out_of_space or _lacks_credentials(error)
+
+
+def _lacks_credentials(error: Exception) -> bool:
+    return type(error).__name__ == "NoCredentialsError"  # of botocore, which only the extra s3 brings
 
 
 @cache
 def _open_system(protocol: str, host: str, anonymous: bool) -> Any:
     options = _ANONYMOUS.get(protocol, {}) if anonymous else {}
     try:
-        return _find_class(protocol)(use_listings_cache=False, **options)
+        system = _find_class(protocol)
+        of_host = system._get_kwargs_from_urls(f"{protocol}://{host}/")
+        return system(use_listings_cache=False, **of_host, **options)
     except ImportError as error:
         extra = _EXTRAS.get(protocol)
         how = f"pip install 'atari-convert[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
         raise MissingExtra(f"{protocol}://{host} needs a library that is not installed: {how}") from error
-    except ValueError as error:
+    except OSError as error:
+        raise Unreachable(f"{protocol}://{host}: cannot be reached ({describe(error)})") from error
+    except (ValueError, TypeError) as error:
         raise SelectionError(f"{protocol}://{host}: {error}, expected a path, gs://, s3:// or https://") from error
 
 

@@ -28,13 +28,17 @@ class Failure:
 
 @dataclass
 class Tally:
-    """The sums of a run so far. Only failures are kept one by one."""
+    """The sums of a run so far. Only failures are kept one by one.
+
+    untold: how many sizes ``bytes_read`` lacks, for a server did not tell them.
+    """
 
     total: int
     converted: int = 0
     current: int = 0
     failed: int = 0
     bytes_read: int = 0
+    untold: int = 0
     bytes_written: int = 0
     failures: list[Failure] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
@@ -55,7 +59,9 @@ class Tally:
             self.failures.append(Failure(outcome.job.source, type(error).__name__, " ".join(str(error).split())))
         elif outcome.written:
             self.converted += 1
-            self.bytes_read += outcome.record.agent.source.size if outcome.record else outcome.job.size
+            size = outcome.record.agent.source.size if outcome.record else outcome.job.size
+            self.bytes_read += size
+            self.untold += not size
             self.bytes_written += outcome.bytes_written
         else:
             self.current += 1
@@ -111,8 +117,10 @@ def tell(tally: Tally) -> str:
 def tell_progress(tally: Tally) -> str:
     """Return one line on a run that goes on."""
     worked = tally.converted + tally.failed
+    if not worked:
+        return f"{tally.done}/{tally.total} agents, all current so far"
     seconds = max(tally.seconds, 1e-9)
-    left = seconds / worked * (tally.total - tally.done) if worked else 0.0
+    left = seconds / worked * (tally.total - tally.done)
     megabytes = (tally.bytes_read + tally.bytes_written) / 1e6
     return (
         f"{tally.done}/{tally.total} agents, about {tell_time(left)} left, "

@@ -88,7 +88,7 @@ def run_tool(what: str, root: Path, out: Path, jobs: int) -> Iterable[object]:
     from convert.engines import processes
     from convert.selection import find_jobs
 
-    for outcome in bulk.run(find_jobs([root], out), TARGETS[what], engine=processes.make_engine(jobs)):
+    for outcome in bulk.run(find_jobs([root], out), bulk.Work(TARGETS[what]), engine=processes.make_engine(jobs)):
         assert outcome.error is None, outcome.error
         yield outcome
 
@@ -100,7 +100,7 @@ def run_floor(what: str, root: Path, out: Path, jobs: int) -> Iterator[object]:
     sizes = {}
     for head in ("C51_classic", "DQN_modern"):
         sample = find_jobs([root / head], out / "sample")[:1]
-        (outcome,) = bulk.run(sample, TARGETS[what])
+        (outcome,) = bulk.run(sample, bulk.Work(TARGETS[what]))
         sizes[head] = [file.size for artifact in outcome.record.artifacts.values() for file in artifact.files]
     paths = sorted(root.rglob("*.gz"))
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:

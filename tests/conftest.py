@@ -41,7 +41,7 @@ def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained agents, converted once to the three targets of the first release. Not to be changed."""
     out = tmp_path_factory.mktemp("converted")
-    outcomes = list(bulk.run(find_jobs([AGENTS], out), ["onnx", "flax", "tensorflow"]))
+    outcomes = list(bulk.run(find_jobs([AGENTS], out), bulk.Work(("onnx", "flax", "tensorflow"))))
     assert [outcome.status for outcome in outcomes] == ["converted", "converted"]
     return out
 
@@ -76,5 +76,6 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def expected(release: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The files of one run over the release, in one process, to ONNX."""
     out = tmp_path_factory.mktemp("expected")
-    assert [outcome.status for outcome in bulk.run(find_jobs([release], out), ["onnx"])] == ["converted"] * COUNT
+    outcomes = bulk.run(find_jobs([release], out), bulk.Work(("onnx",)))
+    assert [outcome.status for outcome in outcomes] == ["converted"] * COUNT
     return hashes(out)

@@ -6,19 +6,23 @@ import fcntl
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 from builders import make_state, save_checkpoint
 from bulk_release import COUNT, hashes, link, run
 
-from convert import bulk, journal
+from convert import bulk, journal, storage
 from convert.engines import processes
 from convert.selection import find_jobs
 
 pytestmark = pytest.mark.slow
+
+ONNX = bulk.Work(("onnx",))
 
 
 def test_two_workers_and_shards_write_what_one_process_writes(release, expected, tmp_path):
@@ -32,18 +36,18 @@ def test_two_workers_and_shards_write_what_one_process_writes(release, expected,
 
 def test_a_further_run_reads_no_source_and_no_artefact(release, tmp_path, monkeypatch):
     root, out = link(release, tmp_path / "root"), tmp_path / "out"
-    assert all(outcome.written for outcome in bulk.run(find_jobs([root], out), ["onnx"]))
+    assert all(outcome.written for outcome in bulk.run(find_jobs([root], out), ONNX))
     monkeypatch.setattr(bulk, "convert_job", pytest.fail)
-    assert [outcome.status for outcome in bulk.run(find_jobs([root], out), ["onnx"])] == ["current"] * COUNT
+    assert [outcome.status for outcome in bulk.run(find_jobs([root], out), ONNX)] == ["current"] * COUNT
     monkeypatch.undo()
-    assert len([outcome for outcome in bulk.run(find_jobs([root], out), ["onnx", "flax"]) if outcome.written]) == COUNT
+    assert all(outcome.written for outcome in bulk.run(find_jobs([root], out), bulk.Work(("onnx", "flax"))))
 
 
 @pytest.mark.parametrize("change", ["source", "artefact", "missing", "record", "leftover"])
 def test_what_changed_is_done_again(change, release, expected, tmp_path):
     root, out = link(release, tmp_path / "root"), tmp_path / "out"
     jobs = find_jobs([root], out)
-    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    assert all(outcome.written for outcome in bulk.run(jobs, ONNX))
     folder, source = Path(jobs[3].folder), Path(jobs[3].source)
     if change == "source":
         source.unlink()
@@ -58,7 +62,7 @@ def test_what_changed_is_done_again(change, release, expected, tmp_path):
         (folder / "agent.json").write_text('{"format_version": 0, "artifacts": {}}')
     else:
         (folder / ".atari-convert-new").mkdir()
-    statuses = {outcome.job.folder: outcome.status for outcome in bulk.run(find_jobs([root], out), ["onnx"])}
+    statuses = {outcome.job.folder: outcome.status for outcome in bulk.run(find_jobs([root], out), ONNX)}
     assert statuses.pop(str(folder)) == ("current" if change == "leftover" else "converted")
     assert set(statuses.values()) == {"current"}
     found = hashes(out)
@@ -69,48 +73,59 @@ def test_what_changed_is_done_again(change, release, expected, tmp_path):
 def test_check_hashes_sees_what_sizes_and_times_hide(release, tmp_path):
     root, out = link(release, tmp_path / "root"), tmp_path / "out"
     jobs = find_jobs([root], out)
-    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
+    assert all(outcome.written for outcome in bulk.run(jobs, ONNX))
     path = Path(jobs[0].folder, "model.onnx")
     before = path.stat()
     data = bytearray(path.read_bytes())
     data[-100] ^= 1
     path.write_bytes(data)
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
-    assert not any(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
-    assert sum(bool(outcome.written) for outcome in bulk.run(jobs, ["onnx"], check_hashes=True)) == 1
+    assert not any(outcome.written for outcome in bulk.run(jobs, ONNX))
+    assert sum(bool(outcome.written) for outcome in bulk.run(jobs, bulk.Work(("onnx",), check_hashes=True))) == 1
 
 
 def test_without_its_journal_a_run_still_finds_all_current(release, tmp_path, monkeypatch):
     out = tmp_path / "out"
-    assert all(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    assert all(outcome.written for outcome in bulk.run(find_jobs([release], out), ONNX))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
-    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ONNX))
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+    assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ONNX))
     damaged = tmp_path / "damaged" / "atari-convert"
     damaged.mkdir(parents=True)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "damaged"))
     (name,) = (path.name for path in (tmp_path / "other" / "atari-convert").glob("*.sqlite"))
     (damaged / name).write_bytes(b"no database " * 1000)
     for _ in range(2):
-        assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ["onnx"]))
+        assert not any(outcome.written for outcome in bulk.run(find_jobs([release], out), ONNX))
     assert (damaged / name).read_bytes().startswith(b"SQLite format 3")
+
+
+def test_a_journal_that_holds_nonsense_is_as_none(release, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    jobs = find_jobs([release], tmp_path / "out")
+    assert all(outcome.written for outcome in bulk.run(jobs, ONNX))
+    (path,) = (tmp_path / "cache/atari-convert").glob("*.sqlite")
+    for nonsense in ("{x", "[]", '{"source": 1}', '{"source": "", "record": "", "artifacts": []}'):
+        with closing(sqlite3.connect(path)) as journal, journal:
+            journal.execute("UPDATE agents SET seen = ?", (nonsense,))
+        assert [outcome.status for outcome in bulk.run(jobs, ONNX)] == ["current"] * COUNT
 
 
 def test_the_journal_keeps_what_was_seen_of_other_targets(release, tmp_path, monkeypatch):
     jobs = find_jobs([release], tmp_path / "out")[:2]
-    for targets in (["onnx"], ["flax"]):
-        assert all(outcome.written for outcome in bulk.run(jobs, targets))
+    for targets in (("onnx",), ("flax",)):
+        assert all(outcome.written for outcome in bulk.run(jobs, bulk.Work(targets)))
     monkeypatch.setattr(bulk, "convert_job", pytest.fail)
-    for targets in (["onnx"], ["flax"], ["onnx", "flax"]):
-        assert [outcome.status for outcome in bulk.run(jobs, targets)] == ["current", "current"]
+    for targets in (("onnx",), ("flax",), ("onnx", "flax")):
+        assert [outcome.status for outcome in bulk.run(jobs, bulk.Work(targets))] == ["current", "current"]
     for job in jobs:
         Path(job.folder, "params.msgpack").unlink()
-    assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["current", "current"]
+    assert [outcome.status for outcome in bulk.run(jobs, ONNX)] == ["current", "current"]
     monkeypatch.setattr(journal, "__version__", "9.9.9")
     monkeypatch.setattr(bulk, "convert_job", lambda _, job: bulk.Outcome(job, ("onnx",)))
-    assert [outcome.status for outcome in bulk.run(jobs, ["onnx"])] == ["converted", "converted"]
+    assert [outcome.status for outcome in bulk.run(jobs, ONNX)] == ["converted", "converted"]
 
 
 def test_the_output_holds_agents_and_nothing_else(expected):
@@ -137,14 +152,16 @@ def test_filters_lists_and_dry_runs_of_the_command(release, tmp_path):
 def test_a_dry_run_reads_only_what_it_must(release, tmp_path, monkeypatch):
     root, out = link(release, tmp_path / "root"), tmp_path / "out"
     jobs = find_jobs([root], out)
-    monkeypatch.setattr(bulk, "plan_conversion", pytest.fail)
-    assert [outcome.written for outcome in bulk.rehearse(jobs, ["onnx"])] == [("onnx",)] * COUNT
+    monkeypatch.setattr(storage, "read_source", pytest.fail)
+    assert [outcome.written for outcome in bulk.rehearse(jobs, ONNX)] == [("onnx",)] * COUNT
     assert not out.exists()
-    assert all(outcome.written for outcome in bulk.run(jobs, ["onnx"]))
-    assert [outcome.status for outcome in bulk.rehearse(jobs, ["onnx"])] == ["current"] * COUNT
-    os.utime(jobs[0].source, ns=(0, 0))  # its size tells nothing, so it is read
     monkeypatch.undo()
-    assert [outcome.status for outcome in bulk.rehearse(jobs, ["onnx"])] == ["current"] * COUNT
+    assert all(outcome.written for outcome in bulk.run(jobs, ONNX))
+    monkeypatch.setattr(storage, "read_source", pytest.fail)
+    assert [outcome.status for outcome in bulk.rehearse(jobs, ONNX)] == ["current"] * COUNT
+    monkeypatch.undo()
+    os.utime(jobs[0].source, ns=(0, 0))  # its size tells nothing, so it is read
+    assert [outcome.status for outcome in bulk.rehearse(jobs, ONNX)] == ["current"] * COUNT
 
 
 def test_fail_fast_stops_and_summaries_tell(release, tmp_path):
@@ -177,7 +194,7 @@ def test_a_mistake_of_ours_is_one_jobs_failure(release, tmp_path, monkeypatch):
         raise ZeroDivisionError("by zero")
 
     monkeypatch.setattr(bulk, "convert_data", convert)
-    outcomes = list(bulk.run(find_jobs([release], tmp_path / "out"), ["onnx"]))
+    outcomes = list(bulk.run(find_jobs([release], tmp_path / "out"), ONNX))
     assert [outcome.status for outcome in outcomes] == ["failed"] * COUNT
     assert "ZeroDivisionError at" in str(outcomes[0].error)
     assert "by zero: a bug of atari-convert, please report it" in str(outcomes[0].error)
@@ -202,7 +219,7 @@ def test_a_worker_that_dies_costs_one_try_and_its_job_one_more(release, expected
 
     monkeypatch.setattr(processes, "_start", watch)
     outcomes = []
-    for outcome in bulk.run(jobs, ["onnx"], engine=processes.make_engine(2)):
+    for outcome in bulk.run(jobs, ONNX, engine=processes.make_engine(2)):
         outcomes.append(outcome)
         caught = [worker for worker in started if worker.jobs and worker.jobs[0].source == str(trap)]
         if len(outcomes) >= COUNT // 2:
@@ -220,7 +237,7 @@ def test_when_every_worker_dies_the_run_stops(release, tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "_serve", _die)
     monkeypatch.setattr(processes, "_DEATHS_IN_A_ROW", 3)
     with pytest.raises(processes.WorkerDied, match="3 workers died one after another, the last by SIGKILL"):
-        list(bulk.run(find_jobs([release], tmp_path / "out"), ["onnx"], engine=processes.make_engine(2)))
+        list(bulk.run(find_jobs([release], tmp_path / "out"), ONNX, engine=processes.make_engine(2)))
 
 
 def _die(*_: object) -> None:

@@ -130,7 +130,7 @@ def test_a_foreign_folder_is_not_touched(tmp_path, content):
     (tmp_path / "agent").mkdir()
     (tmp_path / "agent/agent.json").write_text(content)
     (tmp_path / "agent/notes").write_text("mine")
-    with pytest.raises(OutputExists, match=r"holds agent.json, notes and no agent.json of ours: nothing was touched"):
+    with pytest.raises(OutputExists, match=r"holds agent.json, notes; its agent.json is damaged or not ours"):
         convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"], overwrite=True)
     assert _snapshot(tmp_path / "agent") == {"agent.json": content.encode(), "notes": b"mine"}
 

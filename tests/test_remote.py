@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import socket
 import sys
+import tempfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -21,9 +22,16 @@ from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
 from convert import bulk, storage
+from convert.agent import UNFINISHED_NAME
 from convert.cli import main
-from convert.errors import MissingExtra, OutputExists, SelectionError, UnreadableCheckpoint, UnwritableOutput
-from convert.remote import MARKER
+from convert.errors import (
+    MissingExtra,
+    OutputExists,
+    SelectionError,
+    Unreachable,
+    UnreadableCheckpoint,
+    UnwritableOutput,
+)
 from convert.selection import find_jobs
 
 pytestmark = pytest.mark.slow
@@ -80,7 +88,7 @@ def _hashes(client, prefix: str) -> dict[str, str]:
 
 
 def _statuses(jobs, *targets: str, **options: bool) -> list[str]:
-    return [outcome.status for outcome in bulk.run(jobs, targets, **options)]
+    return [outcome.status for outcome in bulk.run(jobs, bulk.Work(targets, **options))]
 
 
 def test_from_s3_to_s3_as_from_disk_to_disk(s3, release, expected, monkeypatch):
@@ -114,7 +122,7 @@ def test_a_public_bucket_needs_no_credentials(s3, release, tmp_path, monkeypatch
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "none"))
     _forget_systems()
-    with pytest.raises(SelectionError, match="s3://bucket/atari: cannot be listed"):
+    with pytest.raises(SelectionError, match=r"s3://bucket/atari: cannot be listed .*--anonymous reads public buckets"):
         find_jobs(["s3://bucket/atari"], tmp_path)
     jobs = find_jobs(["s3://bucket/atari"], tmp_path / "out", anonymous=True)
     assert [job.source for job in jobs] == [f"s3://bucket/{key}"]
@@ -174,10 +182,10 @@ def test_what_a_kill_left_at_a_url_is_sent_again(s3, release, tmp_path, monkeypa
             bulk.convert_job(bulk.Work(("onnx", "flax"), overwrite=survived > 1), job)
         monkeypatch.setattr(storage, "write_bytes", write)
         names = {name.rpartition("/")[2] for name in _hashes(s3, "kill")}
-        assert (MARKER in names) == (survived > 0)
+        assert (UNFINISHED_NAME in names) == (survived > 0)
         assert bulk.convert_job(bulk.Work(("onnx",)), job).error is None
         assert {name.rpartition("/")[2] for name in _hashes(s3, "kill")} >= {"agent.json", "model.onnx"}
-        assert MARKER not in {name.rpartition("/")[2] for name in _hashes(s3, "kill")}
+        assert UNFINISHED_NAME not in {name.rpartition("/")[2] for name in _hashes(s3, "kill")}
     assert _statuses([job], "onnx", "flax", check_hashes=True)
     here = find_jobs([release], tmp_path)[:1]
     assert _statuses(here, "onnx", "flax") == ["converted"]
@@ -198,8 +206,39 @@ def test_what_is_not_ours_is_left_alone(s3, release):
     s3.put_object(Bucket="bucket", Key=f"foreign/{job.path.removesuffix('.gz')}/notes.txt", Body=b"mine")
     outcome = bulk.convert_job(bulk.Work(("onnx",)), job)
     assert isinstance(outcome.error, OutputExists)
-    assert "holds notes.txt and no agent.json of ours: nothing was touched" in str(outcome.error)
+    assert "holds notes.txt and no agent.json: nothing was touched" in str(outcome.error)
     assert len(_hashes(s3, "foreign")) == 1
+    s3.put_object(Bucket="bucket", Key=f"foreign/{job.path.removesuffix('.gz')}/agent.json", Body=b"{}")
+    outcome = bulk.convert_job(bulk.Work(("onnx",)), job)
+    assert "holds agent.json, notes.txt; its agent.json is damaged or not ours" in str(outcome.error)
+
+
+@pytest.mark.parametrize("with_journal", [True, False])
+def test_a_file_at_a_url_that_differs_from_its_record_is_sent_again(s3, release, with_journal, tmp_path, monkeypatch):
+    jobs = find_jobs([release], "s3://bucket/damaged")[:2]
+    assert _statuses(jobs, "flax") == ["converted", "converted"]
+    before = _hashes(s3, "damaged")
+    key = f"damaged/{jobs[0].path.removesuffix('.gz')}/params.msgpack"
+    body = bytearray(s3.get_object(Bucket="bucket", Key=key)["Body"].read())
+    body[-1] ^= 1
+    s3.put_object(Bucket="bucket", Key=key, Body=bytes(body))
+    if not with_journal:
+        monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "other"))
+    assert sorted(_statuses(jobs, "flax")) == ["converted", "current"]
+    assert _hashes(s3, "damaged") == before
+
+
+def test_an_output_at_a_url_needs_no_cache_folder(release, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    jobs = find_jobs([release], f"local://{tmp_path}/out")[:2]
+    assert _statuses(jobs, "onnx") == ["converted", "converted"]
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "gone"))
+    outcomes = list(bulk.run(jobs, bulk.Work(("onnx",), overwrite=True)))
+    assert [str(outcome.error) for outcome in outcomes] == [
+        f"{tmp_path}/gone: cannot be written (No such file or directory): agents are made on this computer first, and "
+        "XDG_CACHE_HOME or TMPDIR can name another place"
+    ] * 2
 
 
 @pytest.mark.usefixtures("s3")
@@ -283,12 +322,34 @@ def test_a_folder_of_a_web_server_is_searched(faulty, release, tmp_path):
     ]
 
 
+def test_a_folder_is_listed_in_spite_of_faults_of_the_network(faulty, tmp_path):
+    url, faults = faulty
+    faults[""] = ["503", "reset", "500"]  # of a folder's page
+    assert len(find_jobs([url], tmp_path)) == COUNT
+    faults["DQN_modern"] = faults[""] = ["503"] * 100
+    with pytest.raises(Unreachable, match=r"cannot be listed \(503.*, tried 5 times\)"):
+        find_jobs([url], tmp_path)
+    (job,) = find_jobs([], tmp_path, listed=[f"{url}/DQN_modern"])
+    (outcome,) = bulk.run([job], bulk.Work(("onnx",)))
+    assert "DQN_modern: cannot be read (503" in str(outcome.error)
+    result = CliRunner().invoke(main, [url, "--to", "onnx", "-o", str(tmp_path)])
+    assert (result.exit_code, result.stderr[:7]) == (1, "failed:")
+
+
+def test_a_server_that_needs_more_than_a_name_is_asked_with_what_the_url_says(tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    with pytest.raises(Unreachable, match=rf"ftp://me:word@127.0.0.1:{port}: cannot be reached .*refused"):
+        find_jobs([f"ftp://me:word@127.0.0.1:{port}/agents"], tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [
         ("503", r"503.*tried 5 times"),
         ("reset", "tried 5 times"),
-        ("404", r"model_\d+\.gz: cannot be read"),
+        ("404", r"model_\d+\.gz: cannot be read \(not found\)"),
         ("403", "403"),
     ],
 )

@@ -66,6 +66,49 @@ def test_folders_files_patterns_and_lists_are_searched_in_the_order_of_folders(t
         find_jobs(["gone*"], "out")
 
 
+def test_what_matches_a_pattern_keeps_its_folders(tmp_path):
+    _make(tmp_path / "zoo", "a/model_1.gz", "b/model_1.gz", "b/pong.gz", "b/README.md")
+    for pattern, expected in (
+        ("zoo/*/model_1.gz", ["a/model_1.gz", "b/model_1.gz"]),
+        ("zoo/**", ["a/model_1.gz", "b/model_1.gz", "b/pong.gz"]),
+        ("zoo/*", ["a/model_1.gz", "b/model_1.gz"]),
+        ("z*/b/*", ["zoo/b/model_1.gz", "zoo/b/pong.gz"]),
+    ):
+        assert [job.path for job in find_jobs([tmp_path / pattern], "out")] == expected
+        at_url = [f"local://{tmp_path}/{pattern}"]
+        expected = [path for path in expected if pattern != "zoo/*"]  # there, a pattern is of files alone
+        assert [job.path for job in find_jobs([], "out", listed=at_url)] == expected or pattern == "zoo/*"
+
+
+def test_links_are_followed_and_every_folder_is_searched_once(tmp_path):
+    _make(tmp_path / "store", "DQN_modern/Pong/0/model_1.gz")
+    root = tmp_path / "root"
+    root.mkdir()
+    (root / "agents").symlink_to(tmp_path / "store")
+    (root / "zz").symlink_to(tmp_path / "store/DQN_modern")
+    (tmp_path / "store/DQN_modern/loop").symlink_to(tmp_path / "store")
+    (job,) = find_jobs([root], "out")
+    assert job.source == str(root / "agents/DQN_modern/Pong/0/model_1.gz")
+    (tmp_path / "link.gz").symlink_to(tmp_path / "store/DQN_modern/Pong/0/model_1.gz")
+    assert len(find_jobs([root, tmp_path / "root/agents"], "out")) == 1
+
+
+def test_a_signature_in_a_url_is_no_part_of_the_name():
+    url = "https://host/zoo/DQN_modern/Space%49nvaders/0/model_1.gz?sig=a%2Fb"
+    jobs = find_jobs([], "out", listed=[url, "https://host/my%20agents/model_2.gz?sig=*"])
+    assert [(job.source, job.path) for job in jobs] == [
+        (url, "DQN_modern/SpaceInvaders/0/model_1.gz"),
+        ("https://host/my%20agents/model_2.gz?sig=*", "model_2.gz"),
+    ]
+
+
+def test_an_output_that_nothing_can_write_to_is_refused_before_the_work(tmp_path):
+    _make(tmp_path, "model_1.gz")
+    with pytest.raises(SelectionError, match=r"s4://bucket: .*expected a path, gs://, s3:// or https://"):
+        find_jobs([tmp_path], "s4://bucket/out")
+    assert find_jobs([tmp_path], "memory://")[0].folder == "memory:///model_1"
+
+
 def test_filters_are_patterns():
     assert len(_kept(families=("C51*",))) == 12
     assert _kept(games=("Space*",), seeds=("1",), families=("DQN_modern",)) == {
@@ -88,6 +131,10 @@ def test_what_was_converted_is_no_source(tmp_path):
     release = _make(tmp_path, "DQN_modern/Pong/0/model_1.gz")
     agent = _make(tmp_path / "converted/DQN_modern/Pong/0/model_1", "checkpoint/DQN_modern/Pong/0/model_1.gz")
     (agent / "agent.json").write_text("{}")
+    (agent.parent / "model_2/.atari-convert-new/checkpoint").mkdir(parents=True)  # a run was killed
+    _make(agent.parent / "model_2/.atari-convert-new/checkpoint", "DQN_modern/Pong/0/model_1.gz")
+    at_url = find_jobs([f"local://{release}"], "out")
+    assert [job.source for job in at_url] == [f"file://{release}/DQN_modern/Pong/0/model_1.gz"]
     assert [job.source for job in find_jobs([release], "out")] == [str(release / "DQN_modern/Pong/0/model_1.gz")]
     named = find_jobs([agent], "out")
     assert [job.source for job in named] == [str(agent / "checkpoint/DQN_modern/Pong/0/model_1.gz")]
@@ -98,7 +145,16 @@ def test_names_and_folders_that_are_spelt_oddly(tmp_path):
     (job,) = find_jobs([f"{tmp_path}/x/../x"], "out")
     assert job.path == "model_1.gz"
     Path(os.fsdecode(os.fsencode(tmp_path / "x") + b"/model_\xff.gz")).write_bytes(b"x")
-    assert [job.path for job in find_jobs([tmp_path / "x"], "out")] == ["model_1.gz", "model_\\xff.gz"]
+    Path(os.fsdecode(os.fsencode(tmp_path / "x") + b"/\xfe")).mkdir()
+    Path(os.fsdecode(os.fsencode(tmp_path / "x") + b"/\xfe/model_2.gz")).write_bytes(b"x")
+    assert [job.path for job in find_jobs([tmp_path / "x"], "out")] == [
+        "\\xfe/model_2.gz",
+        "model_1.gz",
+        "model_\\xff.gz",
+    ]
+    assert [job.path for job in find_jobs([os.fsdecode(os.fsencode(tmp_path / "x") + b"/\xfe")], "out")] == [
+        "model_2.gz"
+    ]
 
 
 @pytest.mark.parametrize(
@@ -131,6 +187,11 @@ def test_shards_are_disjoint_complete_and_near_equal(sizes, count):
     assert [job for shard in shards for job in shard] == jobs
     totals = [sum(job.size or 1 for job in shard) for shard in shards]
     assert max(totals) - min(totals) <= 2 * max(max(sizes), 1)
+
+
+def test_what_is_not_told_of_its_size_weighs_as_the_rest_in_shards():
+    jobs = [_job("DQN_modern", "Pong", 0, step, size) for step, size in enumerate([0, 0, 0, 6, 6, 6])]
+    assert take_shard(jobs, (1, 2)) == jobs[:3]
 
 
 @pytest.mark.parametrize("text", ["0/3", "4/3", "1", "1/0", "a/b", "1/2/3", "-1/2"])

@@ -27,7 +27,7 @@ from convert.selection import find_jobs
 pytestmark = pytest.mark.slow
 
 KILLS = int(os.environ.get("SURVIVE_KILLS", "5"))
-TARGETS = ["onnx", "dopamine"]  # a file and a folder
+TARGETS = ("onnx", "dopamine")  # a file and a folder
 ARGUMENTS = [argument for target in TARGETS for argument in ("--to", target)]
 
 
@@ -35,7 +35,7 @@ ARGUMENTS = [argument for target in TARGETS for argument in ("--to", target)]
 def whole(release, tmp_path_factory) -> dict[str, str]:
     """The files of a run that nothing happened to."""
     out = tmp_path_factory.mktemp("whole")
-    assert [outcome.status for outcome in bulk.run(find_jobs([release], out), TARGETS)] == ["converted"] * COUNT
+    assert resume(release, out) == ["converted"] * COUNT
     return hashes(out)
 
 
@@ -47,7 +47,7 @@ def outdated(release, tmp_path_factory) -> Path:
         other = save_checkpoint(root / "one.gz", make_state(18, 51 if "C51" in str(path) else None, seed=77))
         (root / path.relative_to(release)).parent.mkdir(parents=True, exist_ok=True)
         os.replace(other, root / path.relative_to(release))
-    assert [outcome.status for outcome in bulk.run(find_jobs([root], out), TARGETS)] == ["converted"] * COUNT
+    assert [outcome.status for outcome in bulk.run(find_jobs([root], out), bulk.Work(TARGETS))] == ["converted"] * COUNT
     return out
 
 
@@ -75,7 +75,7 @@ def wait_for(condition, seconds: float = 120) -> None:
 
 
 def resume(release: Path, out: Path) -> list[str]:
-    return [outcome.status for outcome in bulk.run(find_jobs([release], out), TARGETS)]
+    return [outcome.status for outcome in bulk.run(find_jobs([release], out), bulk.Work(TARGETS))]
 
 
 @pytest.mark.parametrize("trial", range(KILLS))
@@ -209,7 +209,7 @@ def test_a_source_that_is_replaced_while_it_is_read(tmp_path):
     sources = [save_checkpoint(tmp_path / f"{seed}.gz", make_state(6, seed=seed)) for seed in (1, 2)]
     expected = {}
     for source in sources:
-        (outcome,) = bulk.run(find_jobs([source], tmp_path / "apart"), ["onnx"])
+        (outcome,) = bulk.run(find_jobs([source], tmp_path / "apart"), bulk.Work(("onnx",)))
         expected[outcome.record.agent.source.sha256] = outcome.record.artifacts["onnx"].files[0].size
     place = tmp_path / "DQN_modern/Pong/0/model_1.gz"
     place.parent.mkdir(parents=True)
@@ -228,7 +228,7 @@ def test_a_source_that_is_replaced_while_it_is_read(tmp_path):
         (job,) = find_jobs([place], tmp_path / "out")
         seen = set()
         for _ in range(30):
-            (outcome,) = bulk.run([job], ["onnx"], overwrite=True)
+            (outcome,) = bulk.run([job], bulk.Work(("onnx",), overwrite=True))
             assert outcome.status == "converted"
             record = read_record(Path(job.folder))
             seen.add(record.agent.source.sha256)

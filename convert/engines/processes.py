@@ -12,10 +12,10 @@ import signal
 import sys
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context
+from multiprocessing import get_context, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -75,15 +75,19 @@ def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, Non
 
 
 def _hand_out(pool: _Pool, workers: int, waiting: Iterator[Job], again: list[Job]) -> None:
-    """Give jobs to the workers, new ones where there are fewer than ``workers``, the idle ones first."""
-    for depth in range(_JOBS_AT_ONCE):
-        for place in range(workers):
-            is_next = place >= len(pool.workers) or len(pool.workers[place].jobs) == depth
-            if not is_next or (job := again.pop() if again else next(waiting, None)) is None:
-                continue
-            if place >= len(pool.workers):
-                pool.workers.append(_start(pool.work))
-            _send(pool.workers[place], job)
+    """Give jobs to the workers, the idlest first, and new ones where there are fewer than ``workers`` and all work."""
+    while True:
+        idlest = min(pool.workers, key=lambda worker: len(worker.jobs), default=None)
+        has_room = len(pool.workers) < workers
+        if idlest and not has_room and len(idlest.jobs) == _JOBS_AT_ONCE:
+            return
+        job = again.pop() if again else next(waiting, None)
+        if job is None:
+            return
+        if idlest is None or (has_room and idlest.jobs):
+            idlest = _start(pool.work)
+            pool.workers.append(idlest)
+        _send(idlest, job)
 
 
 def _send(worker: _Worker, job: Job) -> None:
@@ -98,9 +102,21 @@ def _start(work: Work) -> _Worker:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    process.start()
+    with _deaf_to_interrupts():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C, which reaches every one: the first decides, the others would print."""
+    resource_tracker.ensure_running()  # its own start, which a first process brings, would let the signal through
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
@@ -151,7 +167,6 @@ def _end(pool: _Pool) -> None:
 
 def _serve(pipe: Connection, work: Work) -> None:
     """Convert what comes through the pipe until it is closed: a worker's whole life."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches every process; the first one decides
     signal.signal(signal.SIGTERM, _leave)
     # Converting computes nothing: a GPU would only be occupied.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
 from collections.abc import Generator, Iterable, Iterator
 from functools import partial
 from itertools import islice
@@ -16,10 +17,11 @@ import ray
 
 from convert import storage
 from convert.bulk import Engine, Outcome, Work, convert_job
-from convert.errors import WorkerDied
+from convert.errors import SelectionError, WorkerDied
 from convert.selection import Job
 
 _RETRIES = 3
+_PATIENCE = 10.0  # seconds
 _AHEAD = 2  # tasks that wait for each processor, so that none waits for the driver
 
 
@@ -29,20 +31,39 @@ def make_engine(address: str | None, workers: int) -> Engine:
     Args:
         address: of the cluster, as ``ray.init`` takes it; None starts one here, with so many workers.
         workers: how many jobs are converted at once in a cluster that is started here.
+
+    Raises:
+        SelectionError: nothing answers at the address.
     """
+    if address:
+        _check_reachable(address)
     return partial(run, address, workers)
+
+
+def _check_reachable(address: str) -> None:
+    """Try the address once, for Ray tries on for minutes. Forms without a port, such as ``auto``, are Ray's own."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    if not (host and port.isdecimal()):
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_PATIENCE).close()
+    except (OSError, OverflowError) as error:
+        raise SelectionError(f"--ray-address {address}: nothing answers there ({error}): is the cluster up?") from error
 
 
 def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
     """Convert the jobs as Ray tasks; yield each outcome as it is done."""
     processors = None if address else workers
-    ray.init(
-        address=address or "local",
-        num_cpus=processors,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-    )
+    try:
+        ray.init(
+            address=address or "local",
+            num_cpus=processors,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level=logging.ERROR,
+        )
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise WorkerDied(f"Ray cluster {address or 'of this computer'}: {storage.describe(error)}") from error
     try:
         yield from _run_tasks(work, iter(jobs))
     finally:
