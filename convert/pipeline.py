@@ -116,6 +116,14 @@ def read_checkpoint(path: str | Path) -> Network:
     return read_network(data, str(path))
 
 
+def load_frameworks(targets: Collection[str]) -> None:
+    """Import what converting to these targets will import."""
+    from convert.sources import atari_agents  # noqa: F401
+
+    for target in targets:
+        import_target(target)
+
+
 def read_network(data: bytes, name: str) -> Network:
     """Read the bytes of a checkpoint of the release; ``name`` is how messages call it."""
     from convert.sources import atari_agents  # imports torch, which a run that finds all current does not need

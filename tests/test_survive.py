@@ -8,6 +8,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -149,6 +150,16 @@ def test_ctrl_c_is_quick_and_clean(workers, release, whole, tmp_path):
     assert hashes(out) == whole
 
 
+def test_ctrl_c_while_workers_start_is_clean_as_well(release, tmp_path):
+    for moment in range(8):
+        with started(release, *ARGUMENTS, "-o", tmp_path / "out", "-j", 2) as process:
+            wait_for(lambda process=process: _children_of(process.pid))
+            time.sleep(moment / 5)
+            os.killpg(process.pid, signal.SIGINT)
+            _, stderr = process.communicate(timeout=20)
+            assert (process.returncode, stderr) == (130, "interrupted: the same command goes on from here\n")
+
+
 @pytest.fixture
 def small_disk(tmp_path):
     place = tmp_path / "disk"
@@ -257,6 +268,15 @@ def test_a_source_that_is_still_being_written(tmp_path):
     finally:
         done.set()
         thread.join()
+
+
+def test_an_address_where_no_ray_cluster_answers_is_refused_at_once(release, tmp_path):
+    pytest.importorskip("ray", reason="the extra ray is not installed")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    result = run(release, "--to", "onnx", "-o", tmp_path, "--engine", "ray", "--ray-address", address, code=2)
+    assert f"--ray-address {address}: nothing answers there" in result.stderr
 
 
 def test_ray_writes_the_same_files_though_its_workers_are_killed(release, whole, tmp_path):

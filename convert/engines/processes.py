@@ -22,6 +22,7 @@ from typing import Any
 
 from convert.bulk import Engine, Outcome, Work, convert_job
 from convert.errors import WorkerDied
+from convert.pipeline import load_frameworks
 from convert.selection import Job
 
 # Every job takes and frees the same large buffers. Memory that goes back to the system in between costs page faults
@@ -167,9 +168,11 @@ def _end(pool: _Pool) -> None:
 
 def _serve(pipe: Connection, work: Work) -> None:
     """Convert what comes through the pipe until it is closed: a worker's whole life."""
-    signal.signal(signal.SIGTERM, _leave)
     # Converting computes nothing: a GPU would only be occupied.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    with suppress(Exception):  # the first job will tell
+        load_frameworks(work.targets)
+    signal.signal(signal.SIGTERM, _leave)  # not before: an exception out of a half-made framework aborts with noise
     try:
         while True:
             pipe.send(convert_job(work, pipe.recv()))
