@@ -435,10 +435,10 @@ def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
     from convert.summary import tell, tell_bytes
 
     if dry_run:
-        size = tell_bytes(tally.bytes_read)
+        size = f"{tell_bytes(tally.bytes_read)} to read"
         if tally.untold:
-            size = f"at least {size} (the size of {tally.untold} is not told)"
-        click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size} to read")
+            size += f", without {tally.untold} whose size is not told"
+        click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size}")
     else:
         click.echo(tell(tally))
     click.echo(hint, nl=False)

@@ -88,7 +88,7 @@ class Journal:
 def open_journal(out: str) -> Journal | None:
     """Open the journal of an output folder or URL; None where the cache folder cannot be written."""
     place = out if storage.is_url(out) else os.path.realpath(out)
-    path = cache_folder() / f"{hashlib.sha256(place.encode()).hexdigest()[:16]}.sqlite"
+    path = cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.sqlite"
     with suppress(OSError, sqlite3.OperationalError):
         try:
             return Journal(path)

@@ -15,7 +15,13 @@ COUNT = 12
 def run(*arguments: object, code: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "convert", *map(str, arguments)]
     result = subprocess.run(
-        command, env=os.environ | environment, capture_output=True, text=True, check=False, timeout=240
+        command,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        errors="surrogateescape",
+        check=False,
+        timeout=240,
     )
     assert result.returncode == code, result.stdout + result.stderr
     return result

@@ -164,6 +164,25 @@ def test_a_dry_run_reads_only_what_it_must(release, tmp_path, monkeypatch):
     assert [outcome.status for outcome in bulk.rehearse(jobs, ONNX)] == ["current"] * COUNT
 
 
+def test_an_output_whose_name_is_not_utf_8(release, tmp_path):
+    out = os.fsdecode(os.fsencode(tmp_path) + b"/\xff")
+    result = run(next(release.rglob("*.gz")), "--to", "onnx", "-o", out, "--summary", tmp_path / "summary.json")
+    assert "1 converted, 0 current, 0 failed" in result.stdout
+    assert json.loads((tmp_path / "summary.json").read_text())["out"] == out
+    assert run(release, "--to", "onnx", "-o", out).returncode == 0
+
+
+def test_a_summary_that_cannot_be_written_is_a_failure(release, tmp_path):
+    source = next(release.rglob("*.gz"))
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "none/summary.json", tmp_path / "folder"):
+        assert "--summary" in run(source, "--to", "onnx", "-o", tmp_path / "out", "--summary", path, code=2).stderr
+    assert not (tmp_path / "out").exists()
+    result = run(source, "--to", "onnx", "-o", tmp_path / "out", "--summary", "/proc/summary.json", code=1)
+    assert "1 converted" in result.stdout
+    assert "failed: /proc/summary.json: the summary cannot be written" in result.stderr
+
+
 def test_fail_fast_stops_and_summaries_tell(release, tmp_path):
     root = link(release, tmp_path / "root")
     bad = root / "C51_classic/Asterix/0/model_1.gz"

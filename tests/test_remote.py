@@ -320,6 +320,10 @@ def test_a_folder_of_a_web_server_is_searched(faulty, release, tmp_path):
     assert [job.path for job in jobs] == [
         path.relative_to(release).as_posix() for path in sorted(release.rglob("*.gz"))
     ]
+    result = run(url, "--to", "onnx", "-o", tmp_path, "--dry-run")
+    told = f"{COUNT} to convert, 0 current, 0 failed; 0 B to read, without {COUNT} whose size is not told"
+    assert told in result.stdout
+    assert f"{url}/nothing: cannot be listed (not found)" in run(f"{url}/nothing", "--to", "onnx", code=2).stderr
 
 
 def test_a_folder_is_listed_in_spite_of_faults_of_the_network(faulty, tmp_path):
