@@ -239,20 +239,26 @@ def _read_local(path: str) -> tuple[bytes, str]:
 
 def _read_url(url: str, anonymous: bool) -> tuple[bytes, str | None]:
     system, path = _open(url, anonymous)
-    try:
-        for _ in range(3):
-            before = _retry(lambda: system.info(path))
-            data = bytes(_retry(lambda: system.cat_file(path)))
-            stamp = _to_found(system, before).stamp
-            if stamp == _to_found(system, _retry(lambda: system.info(path))).stamp and _is_complete(data, before):
-                return data, stamp
-    except Exception as error:  # see _PERMANENT
-        raise UnreadableCheckpoint(f"{url}: cannot be read ({_explain(error)})") from error
+    for _ in range(3):
+        try:
+            data, stamp = _fetch(system, path)
+        except Exception as error:  # see _PERMANENT
+            raise UnreadableCheckpoint(f"{url}: cannot be read ({_explain(error)})") from error
+        if data is not None:
+            return data, stamp
     raise UnreadableCheckpoint(f"{url}: changes while it is read: convert it when it is complete")
 
 
-def _is_complete(data: bytes, info: dict[str, Any]) -> bool:
-    return info.get("size") in (None, len(data))
+def _fetch(system: Any, path: str) -> tuple[bytes | None, str | None]:
+    """Return a file's content, none where it has changed meanwhile, and its stamp."""
+    before = _retry(lambda: system.info(path))
+    size, stamp = before.get("size"), _to_found(system, before).stamp
+    if size is not None and size > LARGEST_SOURCE:
+        raise ValueError(f"has {size} bytes, expected about 6,500,000")
+    data = bytes(_retry(lambda: system.cat_file(path)))
+    after = _retry(lambda: system.info(path))
+    is_same = size in (None, len(data)) and _to_found(system, after).stamp == stamp
+    return (data if is_same else None), stamp
 
 
 def _stamp_of(status: os.stat_result) -> str:

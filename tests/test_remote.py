@@ -368,6 +368,14 @@ def test_a_fault_that_stays_is_that_files_failure(fault, message, faulty, releas
     assert served == 1 if fault in ("403", "404") else served >= 5  # aiohttp itself goes on after a reset
 
 
+def test_a_source_that_says_it_is_far_too_large_is_not_read(monkeypatch):
+    _forget_systems()
+    storage.write_bytes("memory://large/model_1.gz", bytes(1000))
+    monkeypatch.setattr(storage, "LARGEST_SOURCE", 999)
+    with pytest.raises(UnreadableCheckpoint, match=r"cannot be read \(has 1000 bytes, expected about 6,500,000\)"):
+        storage.read_source("memory://large/model_1.gz")
+
+
 def test_memory_is_an_output_like_any_other(release, expected):
     _forget_systems()
     jobs = find_jobs([release], "memory://out")
