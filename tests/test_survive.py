@@ -154,7 +154,7 @@ def test_ctrl_c_while_workers_start_is_clean_as_well(release, tmp_path):
     for moment in range(8):
         with started(release, *ARGUMENTS, "-o", tmp_path / "out", "-j", 2) as process:
             wait_for(lambda process=process: _children_of(process.pid))
-            time.sleep(moment / 5)
+            time.sleep(moment / 8)
             os.killpg(process.pid, signal.SIGINT)
             _, stderr = process.communicate(timeout=20)
             assert (process.returncode, stderr) == (130, "interrupted: the same command goes on from here\n")
@@ -238,7 +238,7 @@ def test_a_source_that_is_replaced_while_it_is_read(tmp_path):
     try:
         (job,) = find_jobs([place], tmp_path / "out")
         seen = set()
-        for _ in range(30):
+        for _ in range(8):
             (outcome,) = bulk.run([job], bulk.Work(("onnx",), overwrite=True))
             assert outcome.status == "converted"
             record = read_record(Path(job.folder))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -111,13 +112,24 @@ def _start(work: Work) -> _Worker:
 
 @contextmanager
 def _deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that do not hear Ctrl-C, which reaches every one: the first decides, the others would print."""
+    """Start processes that do not hear Ctrl-C, which reaches every one: the first decides, the others would print.
+
+    They inherit that the signal is blocked. Here, where another thread may receive it, it waits until they are started,
+    for a process that is half started would print as well.
+    """
     resource_tracker.ensure_running()  # its own start, which a first process brings, would let the signal through
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    pressed: list[int] = []
+    in_main = threading.current_thread() is threading.main_thread()  # elsewhere, nothing is interrupted
+    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if in_main else None
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if in_main:
+            signal.signal(signal.SIGINT, handler)
+    if pressed:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
