@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import traceback
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from contextlib import closing, nullcontext
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import cast
 
 from convert import journal, remote, storage
 from convert.agent import RECORD_NAME, UNFINISHED_NAME, Record
-from convert.errors import AtariConvertError, UnexpectedError
+from convert.errors import AtariConvertError, UnexpectedError, UnwritableOutput
 from convert.journal import Journal, Seen
 from convert.pipeline import convert_data, describe_source, find_stale
 from convert.publish import check_ours, find_record, is_settled
@@ -157,8 +157,11 @@ def _recall(jobs: Iterable[Job], work: Work, kept: Journal | None) -> Iterator[t
     """Yield each job, and whether it is current by what the journal remembers."""
     list_files = lru_cache(maxsize=1)(storage.list_files)  # jobs come in the order of their folders
     for job in jobs:
-        known = None if kept is None or work.overwrite or work.check_hashes else kept.find(job)
-        yield job, known is not None and _is_as_seen(job, work, known, list_files)
+        is_current = False
+        seen = None if kept is None or work.overwrite or work.check_hashes else kept.find(job)
+        with suppress(UnwritableOutput):  # an output that cannot be listed: converting the job will tell
+            is_current = seen is not None and _is_as_seen(job, work, seen, list_files)
+        yield job, is_current
 
 
 def _is_as_seen(job: Job, work: Work, seen: Seen, list_files: Callable[[str], Mapping[str, Found]]) -> bool:

@@ -188,14 +188,14 @@ def _find_here(source: str) -> Iterator[tuple[Found, str]]:
     if os.path.isdir(source):
         yield from ((found, source) for found in _walk(source))
     elif os.path.exists(source):
-        yield Found(source, os.stat(source).st_size), os.path.dirname(source)
+        yield _look_at(source), os.path.dirname(source)
     elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
         base = _fixed_part(source, _MAGIC)
         for match in matches:
             if os.path.isdir(match):
                 yield from ((found, base) for found in _walk(match))
             elif match.endswith(".gz"):
-                yield Found(match, os.stat(match).st_size if os.path.exists(match) else 0), base
+                yield _look_at(match), base
     else:
         raise SelectionError(f"{source!r} does not exist: name a checkpoint, or a folder of the release")
 
@@ -236,8 +236,11 @@ def _walk(top: str) -> Iterator[Found]:
         folders.sort()
         for name in names:
             if _is_checkpoint(name):
-                path = str(Path(folder, name))
-                yield Found(path, os.stat(path).st_size if os.path.exists(path) else 0)
+                yield _look_at(str(Path(folder, name)))
+
+
+def _look_at(path: str) -> Found:
+    return Found(path, os.stat(path).st_size if os.path.exists(path) else 0)  # a link may lead nowhere
 
 
 def _walk_url(top: str, *, anonymous: bool) -> Iterator[Found]:

@@ -242,6 +242,16 @@ def test_an_output_at_a_url_needs_no_cache_folder(release, tmp_path, monkeypatch
 
 
 @pytest.mark.usefixtures("s3")
+def test_an_output_that_cannot_be_reached_is_a_failure_of_each_agent(release, monkeypatch):
+    jobs = find_jobs([release], "s3://bucket/gone")[:2]
+    assert _statuses(jobs, "onnx") == ["converted", "converted"]
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    _forget_systems()
+    assert _statuses(jobs, "onnx") == ["failed", "failed"]
+
+
+@pytest.mark.usefixtures("s3")
 def test_a_bucket_that_is_not_there_is_a_failure(release):
     (job,) = find_jobs([release], "s3://nobucket/out")[:1]
     outcome = bulk.convert_job(bulk.Work(("onnx",)), job)
