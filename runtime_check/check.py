@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -240,7 +239,7 @@ def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listener
     """
     replay = Replay(result.plan, options.width)
     others = [outcome for outcome in result.backends.values() if outcome.name != REFERENCE]
-    with _open_pool() as pool:
+    with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
         while batch := replay.observe():
             obs_nchw = batch.obs_nchw
             asked = pool.submit(_ask, result, result.backends[REFERENCE], obs_nchw)
@@ -258,20 +257,6 @@ def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listener
                 result.backends[REFERENCE].shadow_returns.add(log.episode_return)
                 listeners.episode(REFERENCE, "shadow", log)
             listeners.steps(len(obs_nchw))
-
-
-@contextmanager
-def _open_pool() -> Iterator[ThreadPoolExecutor]:
-    """Give threads to answer in, and wait for none of them at the end.
-
-    Where Ctrl-C or an error ends the play, a thread may be waiting for a lock of `concurrent.futures` that the
-    interrupt has left held.
-    """
-    pool = ThreadPoolExecutor(os.cpu_count(), "backend")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _ask_all(result: AgentResult, obs_nchw: NDArray[np.uint8]) -> dict[str, Outputs]:
@@ -362,7 +347,7 @@ def _play_alone(result: AgentResult, plan: Plan, listeners: Listeners) -> dict[s
     """
     running = {name: Replay(plan, plan.episodes) for name, outcome in result.backends.items() if outcome.runtime}
     logs: dict[str, list[EpisodeLog]] = {name: [] for name in running}
-    with _open_pool() as pool:
+    with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
         while running:
             turns = {name: pool.submit(_take_turn, result, name, replay) for name, replay in running.items()}
             for name, turn in turns.items():
