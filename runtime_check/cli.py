@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import math
 import os
@@ -133,7 +134,7 @@ def main(
             rtol=rtol,
         )
         _check_names(backends)
-        folders = list(dict.fromkeys(find_agent_folders(agents)))
+        folders = find_agent_folders(agents)
         writer = ReportWriter(report, options)
         _end_by_signals(writer.discard)
         with writer:
@@ -192,24 +193,31 @@ def _check_names(backends: Sequence[str]) -> None:
 def _check_all(
     folders: Sequence[Path], sources: Sources, options: Options, writer: ReportWriter, printer: _Printer
 ) -> None:
+    progress = _Progress(len(folders), options.max_steps)
+    for folder in folders:
+        result, document = _check(folder, sources, options, progress.listen(folder, writer))
+        progress.finish_agent()
+        writer.add_agent(document, result)
+        printer.print_agent(document)
+        del result
+        gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+
+
+def _check(
+    folder: Path, sources: Sources, options: Options, listeners: Listeners
+) -> tuple[AgentResult | None, Document]:
+    """Return what was found of an agent, and the same for the report; of one that could not be checked, the latter."""
     from convert.errors import AtariConvertError, UnwritableOutput
     from runtime_check.check import check_agent
     from runtime_check.report import describe_failure, describe_result
 
-    progress = _Progress(len(folders), options.max_steps)
-    for folder in folders:
-        listeners = progress.listen(folder, writer)
-        result: AgentResult | None = None
-        try:
-            result = check_agent(folder, sources, options, listeners)
-            document = describe_result(result)
-        except UnwritableOutput:
-            raise  # of the report
-        except (AtariConvertError, OSError) as error:
-            document = describe_failure(folder, error)
-        progress.finish_agent()
-        writer.add_agent(document, result)
-        printer.print_agent(document)
+    try:
+        result = check_agent(folder, sources, options, listeners)
+    except UnwritableOutput:
+        raise  # of the report
+    except (AtariConvertError, OSError) as error:
+        return None, describe_failure(folder, error)
+    return result, describe_result(result)
 
 
 class _Printer:

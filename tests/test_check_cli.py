@@ -260,6 +260,22 @@ def test_a_backend_without_its_runtime_is_named_and_the_others_run(converted):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_runtime_that_one_agent_lacks_keeps_the_results_of_the_others(faulty, converted, tmp_path):
+    tree, report = tmp_path / "tree", tmp_path / "report"
+    shutil.copytree(faulty / "bad", tree / "a")
+    shutil.copytree(converted / FOLDER, tree / "b")
+    record = json.loads((tree / "a/agent.json").read_text("utf-8"))
+    (tree / "a/agent.json").write_text(json.dumps(record | {"artifacts": {"onnx": record["artifacts"]["onnx"]}}))
+    code = "import sys\nsys.modules['jax'] = None\nfrom runtime_check.cli import main\nmain()\n"
+    command = [sys.executable, "-c", code, tree, "--source", AGENTS, "--max-steps", "2", "--report", report]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "0 agents agree, 1 disagree, 1 could not be checked" in done.stdout
+    assert "needs jax: pip install 'atari-convert[flax]'" in done.stderr
+    document = json.loads((report / "check.json").read_text("utf-8"))
+    assert [agent["verdict"] for agent in document["agents"]] == ["disagree", "unchecked"]
+
+
 def test_help_is_quick_and_loads_no_framework():
     code = (
         "import sys\n"
