@@ -231,6 +231,8 @@ class ReportWriter:
         loader = jinja2.PackageLoader("runtime_check")
         self._templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         self._templates.globals |= {
+            "colours": plots.COLOURS,
+            "colour_of": plots.colour,
             "number_of": _number,
             "format_returns": format_returns,
             "format_tolerance": format_tolerance,

@@ -15,7 +15,7 @@ import pytest
 from convert.agent import Agent, File, HeadSpec, Identity
 from convert.errors import RomUnavailable
 from runtime_check import report as report_module
-from runtime_check.backends import Bound, Description
+from runtime_check.backends import Bound, Description, list_backends
 from runtime_check.check import Options, drop_least
 from runtime_check.compare import Tolerance, compare_outputs
 from runtime_check.plots import draw_plots
@@ -182,6 +182,14 @@ def test_plots_take_every_result(error, steps, tolerance):
     for plot in draw_plots(result):
         assert plot.svg.startswith("<svg")
         assert not re.search(r"nan|inf", plot.svg)
+
+
+def test_every_backend_has_a_line_that_is_seen_and_told_from_the_others(tmp_path):
+    names = [backend.name for backend in list_backends() if backend.name != "checkpoint"]
+    _, page = _write(tmp_path, _make_result(**{name: BackendResult(name) for name in names}))
+    lines = re.findall(r'<polyline class="line ([^"]*)"', page)
+    assert len(set(lines)) == len(names) + 1
+    assert all(f".{line.split()[0]} {{ stroke: var(--{line.split()[0]}); }}" in page for line in lines)
 
 
 def test_pictures_are_of_wrong_actions_first_and_of_every_backend():
