@@ -111,7 +111,7 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
         elif not _is_intact(path, file):
             changes.append(f"checksum: {file.path} has sha256 {_hash(path)}, agent.json says {file.sha256}")
     recorded = {folder / file.path for file in artifact.files}
-    for path in sorted(top.rglob("*")) if top.is_dir() else []:
+    for path in (top, *sorted(top.rglob("*"))):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             changes.append(f"{name} is a symbolic link, which atari-convert never writes")

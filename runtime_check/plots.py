@@ -90,9 +90,7 @@ def draw_errors(result: AgentResult) -> Plot | None:
         shown = profile.error[: profile.filled] > 0
         points = x_axis.place(steps[shown]), y_axis.place(profile.error[: profile.filled][shown])
         parts.append(_polyline(*points, f"line c{colour(index)}"))
-    caption = (
-        "Largest error of any Q-value over the episodes, step by step. Red and dashed: the smallest error allowed."
-    )
+    caption = "Largest error of any Q-value at each step. Red and dashed: the smallest error allowed there."
     return Plot("Error over time", caption, _svg(parts, "Error over time"), tuple(profiles))
 
 

@@ -76,6 +76,21 @@ def test_good_agents_pass(checked):
             assert outcome["runtime"]["batch"] == 3
 
 
+@pytest.mark.slow
+def test_good_agents_pass_on_five_seeds(converted, tmp_path):
+    report = tmp_path / "report"
+    options = ("--episodes", 5, "--max-steps", 200, "--mode", "both")
+    command = _command(converted, "--source", AGENTS, *options, "--report", report)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    for agent in json.loads((report / "check.json").read_text("utf-8"))["agents"]:
+        assert agent["verdict"] == "agree"
+        assert set(agent["backends"]) == {"checkpoint", "flax", "onnxruntime", "tensorflow"}
+        for outcome in agent["backends"].values():
+            assert outcome["steps"] == 5 * 200 * 2
+            assert outcome["wrong"] == 0
+
+
 def test_the_table_fits_100_columns(checked):
     stdout, _ = checked
     assert max(map(len, stdout.splitlines())) <= 100

@@ -104,3 +104,7 @@ def test_a_symbolic_link_is_no_part_of_an_artefact(converted, record, tmp_path):
     (folder / "saved_model/variables").symlink_to(tmp_path / "variables")
     (change,) = find_changes(folder, "tensorflow", record.artifacts["tensorflow"])
     assert change == "saved_model/variables is a symbolic link, which atari-convert never writes"
+    (folder / "model.onnx").rename(tmp_path / "model.onnx")
+    (folder / "model.onnx").symlink_to(tmp_path / "model.onnx")
+    (change,) = find_changes(folder, "onnx", record.artifacts["onnx"])
+    assert change == "model.onnx is a symbolic link, which atari-convert never writes"
