@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,8 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
 
 def _prepare(settings: Settings) -> Description:
     """Choose the device as the backend of Keras' own runtime does, before Keras looks at its devices."""
-    runtime: Any = import_backend(_RUNTIMES[keras.backend.backend()])
+    name = keras.backend.backend()
+    runtime: Any = import_backend(_RUNTIMES[name])
     description: Description = runtime.describe(runtime.choose_device(settings, "keras"), settings)
-    version = f"{keras.__version__}, {description.library} {description.version}"
+    version = f"{keras.__version__}, {name} {sys.modules[name].__version__}"
     return replace(description, library="keras", version=version, graph="eager")
