@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,8 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
 from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
+from convert.network import Network
+from convert.pipeline import read_checkpoint
 from runtime_check.backends import (
     REFERENCE,
     Backend,
@@ -27,19 +29,22 @@ from runtime_check.backends import (
 from runtime_check.compare import (
     DEFAULT_ATOL,
     DEFAULT_RTOL,
+    TIE,
+    WRONG,
     Float64,
     Outputs,
     Tolerance,
+    classify,
     compare_outputs,
     find_faults,
     scale_of,
 )
-from runtime_check.inputs import Sources, find_artefact, find_changes, find_record_faults
+from runtime_check.inputs import Sources, find_artefact, find_changes, find_record_faults, find_tensor_faults
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
 from runtime_check.replay import Batch, EpisodeLog, Plan, Replay, replay_log
 from runtime_check.results import AgentResult, BackendResult, Exhibit
-from runtime_check.tally import Disagreement
+from runtime_check.tally import Disagreement, Tally, judge
 
 SIDE_BY_SIDE = 16
 MAX_EXHIBITS = 12
@@ -99,7 +104,7 @@ def check_agent(folder: Path, sources: Sources, options: Options, listeners: Lis
     if result.faults:
         return result
     _open_all(result, record, backends, options)
-    _compare_batches(result, oracle)
+    _compare_batches(result, oracle, options)
     listeners.start(options.episodes * (options.shadow + options.solo * len(backends)))
     if options.shadow:
         _play_shadow(result, oracle, options, listeners)
@@ -114,7 +119,7 @@ def choose_backends(folder: Path, record: Record, names: Collection[str]) -> lis
     Raises:
         ArtefactMissing: the agent has no artefact for one that was named, or none at all.
         BackendUnavailable: there is no backend of a name.
-        CheckError: the agent has an artefact of an unknown target, which could not be checked.
+        CheckError: the agent has an artefact that no backend opens, which would be passed over.
     """
     if names:
         chosen = [find_backend(name) for name in dict.fromkeys(names)]
@@ -123,8 +128,8 @@ def choose_backends(folder: Path, record: Record, names: Collection[str]) -> lis
         strangers = record.artifacts.keys() - {backend.target for backend in chosen}
         if strangers:
             raise CheckError(
-                f"{folder}: agent.json lists {', '.join(sorted(strangers))}, which this version does not know: check "
-                "with the version that wrote it, or name what to check with --backend"
+                f"{folder}: agent.json lists {', '.join(sorted(strangers))}, which no backend of this version opens: "
+                "name the backends to check with --backend, or check with the version that wrote it"
             )
     for backend in chosen:
         if backend.target is not None and backend.target not in record.artifacts:
@@ -152,6 +157,7 @@ def _begin(
     except (OSError, ValueError) as error:
         raise CheckError(f"{error}: not a checkpoint of this release") from error
     covered = {backend.target for backend in list_backends()}
+    faults = find_record_faults(folder, record, oracle)
     result = AgentResult(
         folder=folder,
         source=source,
@@ -168,17 +174,19 @@ def _begin(
         rom_md5=read_rom(game).md5,
         tolerance=Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
         actions=agent.action_meanings or (),
-        faults=find_record_faults(folder, record, oracle),
+        faults=faults,
         unchecked=tuple(name for name in record.artifacts if name not in covered),
-        backends={backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
+        # Nobody is asked where the record misleads: no verdict of theirs would mean a thing.
+        backends={} if faults else {backend.name: BackendResult(backend.name, backend.bound) for backend in backends},
     )
     return result, oracle
 
 
 def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
     settings = Settings(options.device, options.tf32, options.width)
+    network = read_checkpoint(result.source)
     for backend in backends:
-        _open(result, record, backend, settings)
+        _open(result, record, network, backend, settings)
     if result.backends[REFERENCE].runtime is None:
         raise _reference_failed(result)
 
@@ -187,16 +195,17 @@ def _reference_failed(result: AgentResult) -> CheckError:
     return CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
 
 
-def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
-    """Verify an artefact's checksums and open it; what keeps it closed becomes a fault of the backend."""
+def _open(result: AgentResult, record: Record, network: Network, backend: Backend, settings: Settings) -> None:
+    """Hold an artefact against its record and open it; what keeps it closed becomes a fault of the backend."""
     module, outcome = import_backend(backend.name), result.backends[backend.name]
     path = result.source
     if backend.target is not None:
         artifact = record.artifacts[backend.target]
         path = find_artefact(result.folder, backend.target)
-        changes = find_changes(result.folder, backend.target, artifact)
-        if changes:
-            outcome.fail("; ".join(changes))
+        faults = find_changes(result.folder, backend.target, artifact)
+        faults += find_tensor_faults(backend.target, artifact, network)
+        if faults:
+            outcome.fail("; ".join(faults))
             return
     try:
         outcome.runtime = module.open_artefact(path, record.agent, settings)
@@ -208,8 +217,11 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
         outcome.description = outcome.runtime.description
 
 
-def _compare_batches(result: AgentResult, oracle: Oracle) -> None:
-    """Ask each backend for three observations at once and one by one: an artefact may be made for one size alone."""
+def _compare_batches(result: AgentResult, oracle: Oracle, options: Options) -> None:
+    """Ask each backend for three observations at once and one by one: an artefact may be made for one size alone.
+
+    They are also all whose error is measured where no shadow replay follows: solo play compares actions.
+    """
     replay = Replay(replace(result.plan, episodes=1, max_steps=None), 1)
     observations: list[NDArray[np.uint8]] = []
     while len(observations) < _PROBES and (batch := replay.observe()):
@@ -218,18 +230,24 @@ def _compare_batches(result: AgentResult, oracle: Oracle) -> None:
     obs_nchw = np.concatenate(observations)
     alone = [_ask_all(result, observation) for observation in observations]
     together = _ask_all(result, obs_nchw)
-    expected = compute_outputs(oracle, obs_nchw)["q_values"]
+    expected = compute_outputs(oracle, obs_nchw)
     for name, outcome in result.backends.items():
         if outcome.runtime is None:
             continue
+        tolerance = outcome.tolerance(result.tolerance)
         one_by_one = np.concatenate([answers[name]["q_values"] for answers in alone])
         with np.errstate(invalid="ignore"):  # infinite ones are counted in the replay
             difference = np.abs(together[name]["q_values"] - one_by_one).max(axis=1)
-        if (difference > 2 * outcome.tolerance(result.tolerance).allow(expected)).any():
+        if (difference > 2 * tolerance.allow(expected["q_values"])).any():
             outcome.tally.add_fault(
                 f"answers to {len(observations)} observations at once are not those to each alone: off by up to "
                 f"{difference.max():.2g}"
             )
+        if not options.shadow:
+            probes, steps = Tally(), np.arange(len(observations))
+            probes.add(compare_outputs(together[name], expected, tolerance), np.zeros_like(steps), steps)
+            for reason in judge(probes):
+                outcome.tally.add_fault(f"before solo play: {reason}")
 
 
 def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
@@ -240,7 +258,7 @@ def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listener
     """
     replay = Replay(result.plan, options.width)
     others = [outcome for outcome in result.backends.values() if outcome.name != REFERENCE]
-    with _open_pool() as pool:
+    with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
         while batch := replay.observe():
             obs_nchw = batch.obs_nchw
             asked = pool.submit(_ask, result, result.backends[REFERENCE], obs_nchw)
@@ -258,20 +276,6 @@ def _play_shadow(result: AgentResult, oracle: Oracle, options: Options, listener
                 result.backends[REFERENCE].shadow_returns.add(log.episode_return)
                 listeners.episode(REFERENCE, "shadow", log)
             listeners.steps(len(obs_nchw))
-
-
-@contextmanager
-def _open_pool() -> Iterator[ThreadPoolExecutor]:
-    """Give threads to answer in, and wait for none of them at the end.
-
-    Where Ctrl-C or an error ends the play, a thread may be waiting for a lock of `concurrent.futures` that the
-    interrupt has left held.
-    """
-    pool = ThreadPoolExecutor(os.cpu_count(), "backend")
-    try:
-        yield pool
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _ask_all(result: AgentResult, obs_nchw: NDArray[np.uint8]) -> dict[str, Outputs]:
@@ -315,8 +319,8 @@ def _compare_all(
         tolerance = result.backends[name].tolerance(result.tolerance)
         comparison = compare_outputs(answer, expected, tolerance)
         result.backends[name].tally.add(comparison, batch.episodes, batch.steps)
-        for place in np.flatnonzero(comparison.action != comparison.best).tolist():
-            disagreeing.setdefault(place, {})[name] = "tie" if comparison.tie[place] else "wrong"
+        for place, kind in comparison.kinds.items():
+            disagreeing.setdefault(place, {})[name] = kind
     for place, kinds in disagreeing.items():
         q_values = {"oracle": expected["q_values"][place]}
         q_values |= {name: answer["q_values"][place] for name, answer in answers.items()}
@@ -333,13 +337,24 @@ def _exhibit(
     obs_chw: NDArray[np.uint8],
     q_values: Mapping[str, Any],
 ) -> None:
-    """Keep an observation to look at, while there is room, unless the same one is there."""
-    is_known = any(np.array_equal(other.obs_chw, obs_chw) for other in result.exhibits)
-    if is_known or len(result.exhibits) == MAX_EXHIBITS:
+    """Keep an observation to look at, unless the same one is there or the others are worth more."""
+    if any(np.array_equal(other.obs_chw, obs_chw) for other in result.exhibits):
         return
-    kind = "wrong" if "wrong" in kinds.values() else "tie"
+    kind = WRONG if WRONG in kinds.values() else TIE
     values = {name: tuple(row.tolist()) for name, row in q_values.items()}
     result.exhibits.append(Exhibit(mode, episode, step, kind, tuple(kinds), obs_chw.copy(), values))
+    if len(result.exhibits) > MAX_EXHIBITS:
+        drop_least(result.exhibits)
+
+
+def drop_least(exhibits: list[Exhibit]) -> None:
+    """Drop a tie before a wrong action, then one of the backends that are shown most, then the latest."""
+    shown = Counter(name for exhibit in exhibits for name in exhibit.backends)
+
+    def worth(exhibit: Exhibit) -> tuple[bool, int]:
+        return exhibit.kind == WRONG, -min(shown[name] for name in exhibit.backends)
+
+    exhibits.remove(min(reversed(exhibits), key=worth))
 
 
 def _play_solo(result: AgentResult, oracle: Oracle, options: Options, listeners: Listeners) -> None:
@@ -362,7 +377,7 @@ def _play_alone(result: AgentResult, plan: Plan, listeners: Listeners) -> dict[s
     """
     running = {name: Replay(plan, plan.episodes) for name, outcome in result.backends.items() if outcome.runtime}
     logs: dict[str, list[EpisodeLog]] = {name: [] for name in running}
-    with _open_pool() as pool:
+    with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
         while running:
             turns = {name: pool.submit(_take_turn, result, name, replay) for name, replay in running.items()}
             for name, turn in turns.items():
@@ -414,7 +429,7 @@ def _compare_logs(
     # The checkpoint's own action may be the one that is off: the pair is a tie only if both are close to the best.
     margin = float(q_values.max() - q_values[chosen].min())
     allowed = float(outcome.tolerance(result.tolerance).allow(q_values[None])[0])
-    kind = "tie" if margin <= 2 * allowed else "wrong"
+    kind = classify(margin, allowed)
     outcome.tally.add_disagreement(
         Disagreement(kind, "solo", episode, step, chosen[0], int(q_values.argmax()), margin, allowed)
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import io
 import math
 import os
 import signal
@@ -15,7 +17,7 @@ import click
 from convert import __version__
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from runtime_check.check import Listeners, Options
     from runtime_check.inputs import Sources
@@ -23,7 +25,9 @@ if TYPE_CHECKING:
     from runtime_check.report import Document, ReportWriter
     from runtime_check.results import AgentResult
 
-EXIT_DISAGREE, EXIT_UNCHECKED, EXIT_INTERRUPTED = 1, 2, 130
+EXIT_DISAGREE, EXIT_UNCHECKED = 1, 2
+# What the extra `check` brings.
+_PACKAGES = ("ale_py", "cv2", "jinja2", "threadpoolctl")
 _BAR = 24
 _REDRAW = 0.2  # seconds
 
@@ -107,9 +111,9 @@ def main(
     if not math.isfinite(atol) or not math.isfinite(rtol):
         raise click.UsageError("--atol and --rtol are finite numbers")
     _quiet_runtimes()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's job in the background is not for Ctrl-C
-            signal.signal(number, _stop)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a folder need not be UTF-8
+    _end_by_signals(lambda: None)
     try:
         from convert.errors import AtariConvertError
         from runtime_check.check import Options
@@ -117,21 +121,23 @@ def main(
         from runtime_check.report import ReportWriter
 
         options = Options(
-            backends,
-            episodes,
-            max_steps,
-            seed,
-            epsilon,
-            mode in ("shadow", "both"),
-            mode in ("solo", "both"),
-            device,
-            tf32,
-            atol,
-            rtol,
+            backends=backends,
+            episodes=episodes,
+            max_steps=max_steps,
+            seed=seed,
+            epsilon=epsilon,
+            shadow=mode in ("shadow", "both"),
+            solo=mode in ("solo", "both"),
+            device=device,
+            tf32=tf32,
+            atol=atol,
+            rtol=rtol,
         )
         _check_names(backends)
-        folders = list(dict.fromkeys(find_agent_folders(agents)))
-        with ReportWriter(report, options) as writer:
+        folders = find_agent_folders(agents)
+        writer = ReportWriter(report, options)
+        _end_by_signals(writer.discard)
+        with writer:
             _check_all(folders, Sources(source), options, writer, _Printer(as_json, quiet, verbose))
             document = writer.finish()
             if as_json:
@@ -140,14 +146,14 @@ def main(
             elif not quiet:
                 _print_summary(writer, report)
             sys.exit(_exit_code(writer))
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in _PACKAGES:
+            raise
+        click.echo(f"error: atari-check needs {error.name}: pip install 'atari-convert[check]'", err=True)
+        sys.exit(EXIT_UNCHECKED)
     except (AtariConvertError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_UNCHECKED)
-    except KeyboardInterrupt as stopped:
-        click.echo("\ninterrupted: no report was written", err=True)
-        sys.stdout.flush()
-        # At once, and not by an ordinary exit: that would wait for threads, see `runtime_check.check._open_pool`.
-        os._exit(stopped.args[0] if stopped.args else EXIT_INTERRUPTED)
 
 
 def _quiet_runtimes() -> None:
@@ -159,9 +165,22 @@ def _quiet_runtimes() -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
-def _stop(signal_number: int, _: object) -> None:
-    """End as by an exception, so that what is not finished is removed: by Ctrl-C, or as CI stops a job."""
-    raise KeyboardInterrupt(128 + signal_number)
+def _end_by_signals(discard: Callable[[], None]) -> None:
+    """Let Ctrl-C, or CI that stops a job, end the command at once, without a half report.
+
+    Not by an exception: one that is raised in a runtime's callback is dropped there, and an ordinary exit waits for
+    threads.
+    """
+
+    def end(number: int, _: object) -> None:
+        discard()
+        # Not through sys.stderr, which may be at work at this moment.
+        os.write(2, b"\ninterrupted: no half report is left\n")
+        os._exit(128 + number)
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # a shell's job in the background is not for Ctrl-C
+            signal.signal(number, end)
 
 
 def _check_names(backends: Sequence[str]) -> None:
@@ -174,24 +193,31 @@ def _check_names(backends: Sequence[str]) -> None:
 def _check_all(
     folders: Sequence[Path], sources: Sources, options: Options, writer: ReportWriter, printer: _Printer
 ) -> None:
-    from convert.errors import AtariConvertError, BackendUnavailable
-    from runtime_check.check import check_agent
-    from runtime_check.report import describe_failure, describe_result
-
     progress = _Progress(len(folders), options.max_steps)
     for folder in folders:
-        listeners = progress.listen(folder, writer)
-        result: AgentResult | None = None
-        try:
-            result = check_agent(folder, sources, options, listeners)
-            document = describe_result(result)
-        except BackendUnavailable:
-            raise  # not about this agent: every other one would fail as well
-        except (AtariConvertError, OSError) as error:
-            document = describe_failure(folder, error)
+        result, document = _check(folder, sources, options, progress.listen(folder, writer))
         progress.finish_agent()
         writer.add_agent(document, result)
         printer.print_agent(document)
+        del result
+        gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+
+
+def _check(
+    folder: Path, sources: Sources, options: Options, listeners: Listeners
+) -> tuple[AgentResult | None, Document]:
+    """Return what was found of an agent, and the same for the report; of one that could not be checked, the latter."""
+    from convert.errors import AtariConvertError, UnwritableOutput
+    from runtime_check.check import check_agent
+    from runtime_check.report import describe_failure, describe_result
+
+    try:
+        result = check_agent(folder, sources, options, listeners)
+    except UnwritableOutput:
+        raise  # of the report
+    except (AtariConvertError, OSError) as error:
+        return None, describe_failure(folder, error)
+    return result, describe_result(result)
 
 
 class _Printer:

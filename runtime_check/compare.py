@@ -20,6 +20,7 @@ Expected = Mapping[str, Float64]
 
 DEFAULT_ATOL = 2e-5
 DEFAULT_RTOL = 2e-5
+TIE, WRONG = "tie", "wrong"
 # atol is meant for Q-values of this span, that of the release's support from -10 to 10.
 _UNIT_SPAN = 20.0
 
@@ -62,16 +63,18 @@ class Comparison:
     finite: NDArray[np.bool_]
 
     @property
-    def tie(self) -> NDArray[np.bool_]:
-        """Another action than the oracle's, whose margin is within twice the allowed error: bool[N]."""
-        tie: NDArray[np.bool_] = (self.action != self.best) & self.finite & (self.margin <= 2 * self.allowed)
-        return tie
+    def kinds(self) -> dict[int, str]:
+        """By its place in the batch, each action that is not the oracle's: ``tie`` or ``wrong``."""
+        places = np.flatnonzero(self.action != self.best).tolist()
+        return {
+            place: classify(self.margin[place], self.allowed[place]) if self.finite[place] else WRONG
+            for place in places
+        }
 
-    @property
-    def wrong(self) -> NDArray[np.bool_]:
-        """Another action than the oracle's that is no tie: bool[N]."""
-        wrong: NDArray[np.bool_] = (self.action != self.best) & ~self.tie
-        return wrong
+
+def classify(margin: float, allowed: float) -> str:
+    """Tell a tie, which an allowed error of both actions explains, from a wrong action."""
+    return TIE if margin <= 2 * allowed else WRONG
 
 
 def find_faults(actual: Outputs, shapes: Mapping[str, tuple[int, ...]]) -> list[str]:

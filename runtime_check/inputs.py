@@ -11,30 +11,42 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.agent import RECORD_NAME, Agent, Artifact, File, Record, to_json
+from convert.agent import RECORD_NAME, Agent, Artifact, File, Record, Tensor, to_json
 from convert.errors import CheckError, CheckpointError
-from convert.targets import find_target
+from convert.network import Network
+from convert.targets import find_target, import_target
 from runtime_check.oracle import Oracle
 from runtime_check.protocols import find_actions
 
 
-def find_agent_folders(paths: Iterable[Path]) -> Iterator[Path]:
-    """Yield each folder that holds an ``agent.json``, in order: the given ones and those below them.
+def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
+    """Return each folder that holds an ``agent.json`` once, in order: the given ones and those below them.
 
     Raises:
         CheckError: a path holds none.
     """
+    found: dict[Path, Path] = {}
     for path in paths:
-        empty = True
-        for folder, subfolders, files in os.walk(path):
-            # What a conversion has staged is not published.
-            subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-            if RECORD_NAME in files:
-                subfolders.clear()
-                empty = False
-                yield Path(folder)
-        if empty:
+        folders = list(_walk(path))
+        if not folders:
             raise CheckError(f"{path}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
+        for folder in folders:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Yield the agents' folders in and below a path. Links are followed, which may lead in a circle."""
+    entered: set[str] = set()
+    for folder, subfolders, files in os.walk(path, followlinks=True):
+        real = os.path.realpath(folder)
+        # What a conversion has staged is not published.
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        if real in entered or RECORD_NAME in files:
+            subfolders.clear()
+        if real not in entered and RECORD_NAME in files:
+            yield Path(folder)
+        entered.add(real)
 
 
 class Sources:
@@ -99,13 +111,32 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
         elif not _is_intact(path, file):
             changes.append(f"checksum: {file.path} has sha256 {_hash(path)}, agent.json says {file.sha256}")
     recorded = {folder / file.path for file in artifact.files}
-    for path in sorted(top.rglob("*")) if top.is_dir() else []:
+    for path in (top, *sorted(top.rglob("*"))):
         name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             changes.append(f"{name} is a symbolic link, which atari-convert never writes")
         elif path.is_file() and path not in recorded:
             changes.append(f"{name} is not in agent.json")
     return changes
+
+
+def find_tensor_faults(target: str, artifact: Artifact, network: Network) -> list[str]:
+    """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own.
+
+    Raises:
+        MissingExtra: the target's framework is not installed.
+    """
+    inputs, outputs = import_target(target).describe(network)
+    pairs = (("inputs", artifact.inputs, inputs), ("outputs", artifact.outputs, outputs))
+    return [
+        f"agent.json: {name} of {target} are {_format(found)}, expected {_format(expected)}: convert the agent again"
+        for name, found, expected in pairs
+        if found != expected
+    ]
+
+
+def _format(tensors: Iterable[Tensor]) -> str:
+    return "; ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.axes}" for tensor in tensors)
 
 
 def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str]:

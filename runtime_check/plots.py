@@ -15,6 +15,7 @@ from runtime_check.results import AgentResult
 Float64 = NDArray[np.float64]
 
 WIDTH, HEIGHT = 460, 250
+COLOURS = 12  # in the page's style
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 14, 12, 40
 _MARGIN_BINS_PER_DECADE = 6
 
@@ -56,6 +57,11 @@ class _Axis:
         return [(float(pixel), f"{value:g}") for pixel, value in zip(self.place(values), values.round(9), strict=True)]
 
 
+def colour(index: int) -> str:
+    """Return the end of a CSS class for the backend at this place; after the last colour, the first comes ``again``."""
+    return str(index) if index < COLOURS else f"{index % COLOURS} again"
+
+
 def draw_plots(result: AgentResult) -> list[Plot]:
     """Return the plots for which there is something to show."""
     plots = (draw_errors(result), draw_margins(result), draw_returns(result))
@@ -83,8 +89,8 @@ def draw_errors(result: AgentResult) -> Plot | None:
         steps = (np.arange(profile.filled) + 0.5) * profile.steps_per_bin
         shown = profile.error[: profile.filled] > 0
         points = x_axis.place(steps[shown]), y_axis.place(profile.error[: profile.filled][shown])
-        parts.append(_polyline(*points, f"line c{index}"))
-    caption = "Largest error of any Q-value over the episodes, step by step. Dashed: the smallest error allowed there."
+        parts.append(_polyline(*points, f"line c{colour(index)}"))
+    caption = "Largest error of any Q-value at each step. Red and dashed: the smallest error allowed there."
     return Plot("Error over time", caption, _svg(parts, "Error over time"), tuple(profiles))
 
 
@@ -134,7 +140,7 @@ def draw_returns(result: AgentResult) -> Plot | None:
         parts.append(f'<text class="row" x="{_LEFT + 20}" y="{middle + 4:.1f}">{escape(name)}</text>')
         for place, pixel in enumerate(x_axis.place(values)):
             height = middle + (place % 5 - 2) * 3  # so that equal returns stay visible beside each other
-            parts.append(f'<circle class="dot f{index}" cx="{pixel:.1f}" cy="{height:.1f}" r="3.5"/>')
+            parts.append(f'<circle class="dot f{colour(index)}" cx="{pixel:.1f}" cy="{height:.1f}" r="3.5"/>')
         mean = float(x_axis.place([float(np.mean(values))])[0])
         parts.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" ')
         parts.append(f'y1="{middle - 11:.1f}" y2="{middle + 11:.1f}"/>')

@@ -10,17 +10,20 @@ import base64
 import json
 import os
 import platform
+import secrets
+import shutil
+import signal
 import tempfile
 import textwrap
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TextIO
 
+import ale_py
 import cv2
 import jinja2
 import numpy as np
@@ -28,6 +31,7 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from convert import __version__
+from convert.errors import UnwritableOutput
 from runtime_check import plots
 from runtime_check.check import Options
 from runtime_check.compare import Tolerance
@@ -205,7 +209,8 @@ def combine_verdicts(counts: Mapping[str, int]) -> str:
 class ReportWriter:
     """Collects a report agent by agent, in files aside; `finish` puts it in place.
 
-    A context manager: what is not finished is removed.
+    A context manager: what is not finished is removed. Files are staged in the report's own folder, which may be
+    where another disk is mounted.
     """
 
     def __init__(self, directory: Path | None, options: Options) -> None:
@@ -214,26 +219,20 @@ class ReportWriter:
         Args:
             directory: where it goes; None to have the JSON document alone, for `finish` to return.
             options: how the agents are checked.
-
-        Raises:
-            OSError: the folder above it cannot be made or written.
         """
         self._directory = directory
+        self._is_new = directory is not None and not directory.exists()
+        self._aside = (directory or Path(tempfile.gettempdir())) / f".atari-check-{secrets.token_hex(8)}"
         self._options = options
         self._counts: dict[str, int] = {}
         self._sections = 0
         self._stack = ExitStack()
-        if directory is not None:
-            directory.parent.mkdir(parents=True, exist_ok=True)
-        parent = directory.parent if directory is not None else None
-        self._aside = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix=".atari-check-", dir=parent)))
-        self._files = {
-            name: self._stack.enter_context((self._aside / name).open("w", encoding="utf-8"))
-            for name in ("agents", "rows", "sections", LOG_NAME)
-        }
+        self._files: dict[str, TextIO] = {}
         loader = jinja2.PackageLoader("runtime_check")
         self._templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         self._templates.globals |= {
+            "colours": plots.COLOURS,
+            "colour_of": plots.colour,
             "number_of": _number,
             "format_returns": format_returns,
             "format_tolerance": format_tolerance,
@@ -241,14 +240,33 @@ class ReportWriter:
         }
 
     def __enter__(self) -> Self:
-        """Return itself."""
+        """Open the files.
+
+        Raises:
+            UnwritableOutput: the folder cannot be made or written.
+        """
+        with self._writing():
+            if self._directory is not None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            self._aside.mkdir(mode=0o700)
+            for name in ("agents", "rows", "sections", LOG_NAME):
+                self._files[name] = self._stack.enter_context(_create(self._aside / name))
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Remove what was written aside."""
-        self._stack.close()
+        with suppress(OSError):  # what cannot be written any more is not wanted any more
+            self._stack.close()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written aside, and the folder where this run made it and nothing is in it."""
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._directory is not None and self._is_new:
+            with suppress(OSError):
+                self._directory.rmdir()
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -256,17 +274,29 @@ class ReportWriter:
         return self._counts
 
     def add_episode(self, folder: Path, backend: str, mode: str, log: EpisodeLog) -> None:
-        """Add an episode's log."""
+        """Add an episode's log.
+
+        Raises:
+            UnwritableOutput: the disk is full, or something like it.
+        """
         head = json.dumps({"folder": str(folder), "backend": backend, "mode": mode})
-        self._files[LOG_NAME].write(f"{head[:-1]}, {to_json_line(log)[1:]}\n")
+        with self._writing():
+            self._files[LOG_NAME].write(f"{head[:-1]}, {to_json_line(log)[1:]}\n")
 
     def add_agent(self, document: Document, result: AgentResult | None) -> None:
-        """Add an agent's result, or the document of one that could not be checked."""
+        """Add an agent's result, or the document of one that could not be checked.
+
+        Raises:
+            UnwritableOutput: the disk is full, or something like it.
+        """
         number = sum(self._counts.values())
         self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
-        self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
-        if self._directory is None:
-            return
+        with self._writing():
+            self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
+            if self._directory is not None:
+                self._add_to_page(document, result, number)
+
+    def _add_to_page(self, document: Document, result: AgentResult | None, number: int) -> None:
         has_section = document["verdict"] != AGREE or self._sections < _MAX_AGREEING_SECTIONS
         rows = self._templates.get_template("rows.html")
         self._files["rows"].write(rows.render(agent=document, number=number, has_section=has_section))
@@ -276,21 +306,38 @@ class ReportWriter:
             self._files["sections"].write(section.render(agent=document, number=number, **_illustrate(result)))
 
     def finish(self) -> Iterator[str]:
-        """Put the report in place, and return ``check.json`` in pieces."""
-        for file in self._files.values():
-            file.close()
-        self._write_json()
-        if self._directory is not None:
-            self._write_html()
-            self._directory.mkdir(exist_ok=True)
-            # The document that carries the verdict comes last.
-            for name in (LOG_NAME, HTML_NAME, JSON_NAME):
-                os.replace(self._aside / name, self._directory / name)
+        """Put the report in place, and return ``check.json`` in pieces.
+
+        Raises:
+            UnwritableOutput: the disk is full, or something like it.
+        """
+        with self._writing():
+            for file in self._files.values():
+                file.close()
+            self._write_json()
+            if self._directory is not None:
+                self._write_html()
+                with _hold_signals():
+                    # The document that carries the verdict comes last.
+                    for name in (LOG_NAME, HTML_NAME, JSON_NAME):
+                        os.replace(self._aside / name, self._directory / name)
         return _read_lines((self._directory or self._aside) / JSON_NAME)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell an error of the report from those of the agents."""
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            place = self._directory or self._aside.parent
+            raise UnwritableOutput(
+                f"{place}: the report cannot be written ({error}): make room, or name another folder with --report"
+            ) from error
 
     def _write_json(self) -> None:
         head = _dump(self._describe_run())
-        with (self._aside / JSON_NAME).open("w", encoding="utf-8") as out:
+        with _create(self._aside / JSON_NAME) as out:
             out.write(head[: head.rindex("\n}")] + ',\n  "agents": [')
             out.writelines(_read_lines(self._aside / "agents"))
             out.write("\n  ]\n}\n")
@@ -303,7 +350,7 @@ class ReportWriter:
             hidden=sum(self._counts.values()) - self._sections,
             log_name=LOG_NAME,
         )
-        with (self._aside / HTML_NAME).open("w", encoding="utf-8") as out:
+        with _create(self._aside / HTML_NAME) as out:
             out.writelines(page)
 
     def _describe_run(self) -> Document:
@@ -317,7 +364,9 @@ class ReportWriter:
             "versions": {
                 "atari-convert": __version__,
                 "python": platform.python_version(),
-                **{name: version(name) for name in ("ale-py", "numpy", "opencv-python-headless")},
+                "ale-py": ale_py.__version__,
+                "numpy": np.__version__,
+                "opencv": cv2.__version__,
             },
             "platform": platform.platform(),
         }
@@ -350,6 +399,28 @@ def _illustrate_exhibit(exhibit: Exhibit, actions: tuple[str, ...]) -> dict[str,
 def _to_data_url(frame: NDArray[np.uint8]) -> str:
     _, png = cv2.imencode(".png", frame)
     return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode("ascii")
+
+
+@contextmanager
+def _hold_signals() -> Iterator[None]:
+    """Let Ctrl-C and SIGTERM wait. Not by a mask, which is one thread's own: another thread would take the signal."""
+    held: list[int] = []
+    handlers = {
+        number: signal.signal(number, lambda number, _: held.append(number))
+        for number in (signal.SIGINT, signal.SIGTERM)
+    }
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for caught in held:
+            signal.raise_signal(caught)
+
+
+def _create(path: Path) -> TextIO:
+    """Open a file to write. The name of a folder need not be UTF-8."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
 
 
 def _dump(document: Document) -> str:

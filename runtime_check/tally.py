@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime_check.compare import Comparison, Float64
+from runtime_check.compare import TIE, Comparison, Float64
 
 MAX_LISTED = 100
 
@@ -34,9 +34,8 @@ class Tally:
     """All that is kept of a backend's answers; its size does not depend on how many there were.
 
     agreeing: on how many of the steps the action was the oracle's. faults: why answers could not be had or compared,
-    the first of each kind. max_error and where it was:
-    (episode, step). max_ratio: the largest error of any output as a multiple of what was allowed there. listed: the
-    first 100 ties and wrong actions.
+    the first of each kind. max_error and where it was: (episode, step). max_ratio: the largest error of any output as
+    a multiple of what was allowed there. listed: the first 100 wrong actions, and ties while there is room.
     """
 
     steps: int = 0
@@ -78,10 +77,10 @@ class Tally:
             self.max_ratio = max(self.max_ratio, float(comparison.ratio[finite].max()))
             self.errors.add(error)
             self.profile.add(steps[finite], error, allowed)
-        for place in np.flatnonzero(comparison.action != comparison.best):
+        for place, kind in comparison.kinds.items():
             self.add_disagreement(
                 Disagreement(
-                    "tie" if comparison.tie[place] else "wrong",
+                    kind,
                     "shadow",
                     int(episodes[place]),
                     int(steps[place]),
@@ -93,11 +92,14 @@ class Tally:
             )
 
     def add_disagreement(self, disagreement: Disagreement) -> None:
-        """Count a tie or wrong action, and list it while there is room."""
-        if disagreement.kind == "tie":
+        """Count a tie or wrong action, and list it while there is room; a wrong action takes the room of a tie."""
+        if disagreement.kind == TIE:
             self.ties += 1
         else:
             self.wrong += 1
+            ties = [other for other in self.listed if other.kind == TIE]
+            if ties and len(self.listed) == MAX_LISTED:
+                self.listed.remove(ties[-1])
         if len(self.listed) < MAX_LISTED:
             self.listed.append(disagreement)
 

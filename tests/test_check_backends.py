@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -92,6 +93,50 @@ def test_a_missing_gpu_is_an_error_and_not_the_cpu(name, agents):
     folder, source = next(iter(agents.items()))
     with pytest.raises(BackendUnavailable, match=f"backend '{name}' sees no GPU.*--device gpu"):
         _open(name, folder, source, device="gpu")
+
+
+@pytest.mark.parametrize("name", [backend.name for backend in list_backends() if "litert" not in backend.name])
+def test_the_device_is_chosen_before_anything_is_opened(name, agents, tmp_path):
+    """Opening may start a runtime, which reads its settings but once."""
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    agent = read_record(next(iter(agents))).agent
+    with pytest.raises(BackendUnavailable, match=r"sees no GPU.*--device gpu"):
+        import_backend(name).open_artefact(tmp_path / "nowhere", agent, Settings("gpu"))
+
+
+@pytest.mark.parametrize("name", ["keras", "tensorflow"])
+def test_tensorflow_is_not_started_before_its_memory_is_set_up(name):
+    """In a process of its own. What may be set before the start only is refused after it."""
+    code = (
+        "from pathlib import Path\n"
+        "from convert.errors import BackendUnavailable\n"
+        "from runtime_check.backends import Settings, import_backend\n"
+        "from runtime_check.backends.tensorflow import tf\n"
+        "try:\n"
+        f"    import_backend({name!r}).open_artefact(Path(), None, Settings('gpu'))\n"
+        "except BackendUnavailable:\n"
+        "    (cpu,) = tf.config.list_physical_devices('CPU')\n"
+        "    two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
+        "    tf.config.set_logical_device_configuration(cpu, two)\n"
+        "    assert len(tf.config.list_logical_devices('CPU')) == 2\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"CUDA_VISIBLE_DEVICES": ""})
+
+
+@pytest.mark.filterwarnings("ignore:Specified provider")
+def test_a_gpu_build_of_onnx_runtime_whose_cuda_does_not_load_is_recorded_as_the_cpu(agents, monkeypatch):
+    onnxruntime = pytest.importorskip("onnxruntime")
+    if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+        pytest.skip("this machine has the GPU build")
+    # What the GPU build says, whether or not its CUDA loads.
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    folder, source = next(iter(agents.items()))
+    description = _open("onnxruntime", folder, source, device="auto").description
+    assert (description.device, description.precision) == ("CPUExecutionProvider", "float32, deterministic")
+    with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider"):
+        _open("onnxruntime", folder, source, device="gpu")
 
 
 @pytest.mark.parametrize(

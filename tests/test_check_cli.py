@@ -76,6 +76,21 @@ def test_good_agents_pass(checked):
             assert outcome["runtime"]["batch"] == 3
 
 
+@pytest.mark.slow
+def test_good_agents_pass_on_five_seeds(converted, tmp_path):
+    report = tmp_path / "report"
+    options = ("--episodes", 5, "--max-steps", 200, "--mode", "both")
+    command = _command(converted, "--source", AGENTS, *options, "--report", report)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    for agent in json.loads((report / "check.json").read_text("utf-8"))["agents"]:
+        assert agent["verdict"] == "agree"
+        assert set(agent["backends"]) == {"checkpoint", "flax", "onnxruntime", "tensorflow"}
+        for outcome in agent["backends"].values():
+            assert outcome["steps"] == 5 * 200 * 2
+            assert outcome["wrong"] == 0
+
+
 def test_the_table_fits_100_columns(checked):
     stdout, _ = checked
     assert max(map(len, stdout.splitlines())) <= 100
@@ -260,6 +275,22 @@ def test_a_backend_without_its_runtime_is_named_and_the_others_run(converted):
     assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_a_runtime_that_one_agent_lacks_keeps_the_results_of_the_others(faulty, converted, tmp_path):
+    tree, report = tmp_path / "tree", tmp_path / "report"
+    shutil.copytree(faulty / "bad", tree / "a")
+    shutil.copytree(converted / FOLDER, tree / "b")
+    record = json.loads((tree / "a/agent.json").read_text("utf-8"))
+    (tree / "a/agent.json").write_text(json.dumps(record | {"artifacts": {"onnx": record["artifacts"]["onnx"]}}))
+    code = "import sys\nsys.modules['jax'] = None\nfrom runtime_check.cli import main\nmain()\n"
+    command = [sys.executable, "-c", code, tree, "--source", AGENTS, "--max-steps", "2", "--report", report]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert done.returncode == 1
+    assert "0 agents agree, 1 disagree, 1 could not be checked" in done.stdout
+    assert "needs jax: pip install 'atari-convert[flax]'" in done.stderr
+    document = json.loads((report / "check.json").read_text("utf-8"))
+    assert [agent["verdict"] for agent in document["agents"]] == ["disagree", "unchecked"]
+
+
 def test_help_is_quick_and_loads_no_framework():
     code = (
         "import sys\n"
@@ -305,3 +336,107 @@ def test_progress_on_a_terminal_and_a_clean_end_by_a_signal(converted, tmp_path,
     assert stdout == ""
     assert list(tmp_path.iterdir()) == []
     os.close(terminal)
+
+
+FLAX_AND_TENSORFLOW = ("--backend", "flax", "--backend", "tensorflow")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("wait", [0.0, 0.2, 0.7])
+def test_no_press_is_lost_in_a_runtime(converted, tmp_path, wait):
+    options = ("--source", AGENTS, *FLAX_AND_TENSORFLOW, "--episodes", 2, "--report", tmp_path / "report")
+    process, terminal = _start_on_terminal(converted / FOLDER, *options)
+    while b"steps/s" not in os.read(terminal, 4096):
+        pass
+    time.sleep(wait)
+    os.killpg(process.pid, signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert list(tmp_path.iterdir()) == []
+    os.close(terminal)
+
+
+@pytest.mark.slow
+def test_a_press_within_a_callback_of_the_garbage_collector_ends_the_check(converted, tmp_path):
+    """JAX has such a callback, and an exception that is raised in one is dropped."""
+    code = (
+        "import gc, os, signal, jax\n"
+        "from runtime_check import cli\n"
+        "def press(phase, info):\n"
+        "    if signal.getsignal(signal.SIGINT) is not signal.default_int_handler:\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "gc.callbacks.append(press)\n"
+        "cli.main()\n"
+    )
+    options = ["--source", AGENTS, "--max-steps", "2", "--report", tmp_path / "report"]
+    command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *FLAX_AND_TENSORFLOW, *options])]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr.splitlines() == ["", "interrupted: no half report is left"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_press_while_the_report_is_put_in_place_waits_for_it(converted, tmp_path):
+    code = (
+        "import os, signal, sys\n"
+        "from runtime_check.cli import main\n"
+        "def press(event, arguments):\n"
+        "    if event == 'os.rename' and 'check.html' in str(arguments):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.addaudithook(press)\n"
+        "main()\n"
+    )
+    report = tmp_path / "report"
+    options = ["--source", AGENTS, "--backend", "onnxruntime", "--max-steps", "2", "--report", report]
+    command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *options])]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted: no half report is left\n")
+    assert sorted(path.name for path in report.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
+
+
+@pytest.mark.parametrize("package", ["ale_py", "cv2", "jinja2", "threadpoolctl"])
+def test_a_missing_extra_is_one_line(package, converted):
+    code = f"import sys\nsys.modules[{package!r}] = None\nfrom runtime_check.cli import main\nmain()\n"
+    command = [sys.executable, "-c", code, str(converted), "--source", str(AGENTS)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == f"error: atari-check needs {package}: pip install 'atari-convert[check]'\n"
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A folder on a disk of its own, of 64 KiB."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", place], capture_output=True).returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_report_goes_to_where_a_disk_is_mounted_and_a_full_one_is_not_the_agents_fault(converted, small_disk):
+    check = (converted / FOLDER, "--source", AGENTS, "--backend", "onnxruntime")
+    assert _run(*check, "--max-steps", 2, "--report", small_disk).exit_code == 0
+    names = ["check.html", "check.json", "episodes.jsonl"]
+    assert sorted(path.name for path in small_disk.iterdir()) == names
+    first = (small_disk / "check.json").read_bytes()
+    done = _run(*check, "--max-steps", 300, "--episodes", 40, "--report", small_disk)
+    assert done.exit_code == 2
+    assert re.fullmatch(rf"error: {small_disk}: the report cannot be written .*No space left.*--report\n", done.stderr)
+    assert sorted(path.name for path in small_disk.iterdir()) == names
+    assert (small_disk / "check.json").read_bytes() == first
+
+
+def test_a_folder_whose_name_is_not_text_is_reported(converted, tmp_path):
+    folder = Path(os.fsdecode(bytes(tmp_path) + b"/p\xffng"))
+    folder.mkdir()
+    for name in ("agent.json", "model.onnx"):
+        shutil.copy(converted / FOLDER / name, folder)
+    report = tmp_path / "report"
+    options = ("--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 2, "--report", report)
+    done = subprocess.run(_command(folder, *options), capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "p\\udcffng" in done.stdout
+    assert "p\\udcffng" in (report / "check.html").read_text("utf-8")
+    document = json.loads((report / "check.json").read_text("utf-8"))
+    assert Path(document["agents"][0]["folder"]) == folder

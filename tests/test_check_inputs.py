@@ -29,6 +29,18 @@ def test_agent_folders_are_found_in_order_and_not_in_what_is_hidden(converted, t
     assert list(find_agent_folders([tmp_path / "a"])) == [tmp_path / "a"]
 
 
+def test_links_are_followed_and_each_agent_is_found_once(converted, tmp_path):
+    tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
+    for folder in (tree / "b", elsewhere):
+        folder.mkdir(parents=True)
+        shutil.copy(converted / FOLDER / "agent.json", folder)
+    (tree / "a").symlink_to(elsewhere)
+    (tree / "c").symlink_to(tree / "b")
+    (tree / "loop").symlink_to(tree)
+    assert find_agent_folders([tree]) == [tree / "a", tree / "b"]
+    assert find_agent_folders([tree / "c", tree, tree / "b/../b"]) == [tree / "c", tree / "a"]
+
+
 def test_a_folder_without_agents_is_refused(tmp_path):
     with pytest.raises(CheckError, match=r"no agent\.json in it or below"):
         list(find_agent_folders([tmp_path]))
@@ -92,3 +104,7 @@ def test_a_symbolic_link_is_no_part_of_an_artefact(converted, record, tmp_path):
     (folder / "saved_model/variables").symlink_to(tmp_path / "variables")
     (change,) = find_changes(folder, "tensorflow", record.artifacts["tensorflow"])
     assert change == "saved_model/variables is a symbolic link, which atari-convert never writes"
+    (folder / "model.onnx").rename(tmp_path / "model.onnx")
+    (folder / "model.onnx").symlink_to(tmp_path / "model.onnx")
+    (change,) = find_changes(folder, "onnx", record.artifacts["onnx"])
+    assert change == "model.onnx is a symbolic link, which atari-convert never writes"

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 from builders import AGENTS, BREAKOUT, PONG
@@ -33,6 +37,18 @@ def test_good_artefacts_pass(further, agent):
         assert result.backends[name].tally.agreement == 1
         assert result.backends[name].solo.identical == 1
     assert result.backends["litert-int8"].tally.agreement > find_backend("litert-int8").bound.agreement
+
+
+@pytest.mark.parametrize("runtime", ["jax", "tensorflow", "torch"])
+def test_keras_answers_alike_on_each_of_its_backends(further, runtime):
+    folder = further.joinpath(*BREAKOUT.parts[-4:]).with_suffix("")
+    command = [sys.executable, "-m", "runtime_check", folder, "--source", AGENTS, "--backend", "keras", "--json"]
+    done = subprocess.run(
+        [*command, "--max-steps", "5"], env=os.environ | {"KERAS_BACKEND": runtime}, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    (agent,) = json.loads(done.stdout)["agents"]
+    assert f", {runtime} " in agent["backends"]["keras"]["runtime"]["version"]
 
 
 def _check(folder, backend):

@@ -118,6 +118,14 @@ def test_lists_are_bounded_and_counts_are_not():
     assert (tally.wrong, len(tally.listed)) == (300, MAX_LISTED)
 
 
+def test_a_wrong_action_is_listed_in_the_place_of_a_tie():
+    tally = _tally([[1.0, 2.0]] * MAX_LISTED, [[2.0, 1.99]] * MAX_LISTED)
+    assert (tally.ties, {entry.kind for entry in tally.listed}) == (MAX_LISTED, {"tie"})
+    tally.add(_compare([[1.0, 2.0]], [[2.0, 1.0]]), np.zeros(1, np.int64), np.array([500]))
+    assert len(tally.listed) == MAX_LISTED
+    assert (tally.listed[-1].kind, tally.listed[-1].step) == ("wrong", 500)
+
+
 def test_the_defaults_are_those_of_the_docs():
     assert (DEFAULT_ATOL, DEFAULT_RTOL) == (2e-5, 2e-5)
 

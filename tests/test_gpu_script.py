@@ -8,7 +8,20 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 SCRIPT = Path(__file__).with_name("gpu_check.sh")
+
+
+def test_the_script_fails_where_nothing_can_be_measured(converted, tmp_path):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    shutil.copytree(converted, tmp_path / "converted")
+    settings = {"PYTHON": sys.executable, "BACKENDS": "checkpoint"}
+    done = subprocess.run(["sh", SCRIPT, tmp_path], env=os.environ | settings, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (2, f"nothing could be measured: see {tmp_path}/summary.txt\n")
+    assert "backend 'checkpoint' sees no GPU" in (tmp_path / "summary.txt").read_text("utf-8")
 
 
 def test_the_script_checks_each_backend_in_both_precisions(converted, tmp_path):

@@ -15,8 +15,8 @@ import pytest
 from convert.agent import Agent, File, HeadSpec, Identity
 from convert.errors import RomUnavailable
 from runtime_check import report as report_module
-from runtime_check.backends import Bound, Description
-from runtime_check.check import Options
+from runtime_check.backends import Bound, Description, list_backends
+from runtime_check.check import Options, drop_least
 from runtime_check.compare import Tolerance, compare_outputs
 from runtime_check.plots import draw_plots
 from runtime_check.protocols import PROTOCOLS
@@ -26,6 +26,7 @@ from runtime_check.results import AgentResult, BackendResult, Exhibit, Returns
 
 SCHEMA = json.loads(files("runtime_check").joinpath("check.schema.json").read_text("utf-8"))
 TOLERANCE = Tolerance(1e-5, 1e-5)
+OPTIONS = Options()
 
 
 def _make_result(
@@ -57,8 +58,8 @@ def _make_result(
     return result
 
 
-def _write(tmp_path: Path, *results: AgentResult) -> tuple[dict, str]:
-    with ReportWriter(tmp_path / "report", Options()) as writer:
+def _write(tmp_path: Path, *results: AgentResult, options: Options = OPTIONS) -> tuple[dict, str]:
+    with ReportWriter(tmp_path / "report", options) as writer:
         for result in results:
             writer.add_agent(describe_result(result), result)
         document = json.loads("".join(writer.finish()))
@@ -80,6 +81,22 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
     assert "<script>" not in page
     assert "<img src=x>" not in page
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+
+
+def test_a_record_that_misleads_has_no_backend_that_agrees(tmp_path):
+    result = replace(_make_result(), faults=["agent.json: protocol is not that of this agent"], backends={})
+    document, page = _write(tmp_path, result)
+    assert (document["verdict"], document["agents"][0]["backends"]) == ("disagree", {})
+    assert 'class="verdict agree"' not in page
+    assert "protocol is not that of this agent" in page
+    assert "protocol is not that of this agent" in format_agent(document["agents"][0])
+
+
+def test_a_report_of_solo_play_alone_says_what_was_measured(tmp_path):
+    _, page = _write(tmp_path, _make_result(), options=Options(shadow=False, solo=True))
+    assert "Errors were measured on three\nobservations only" in page
+    _, page = _write(tmp_path, _make_result(), options=Options(solo=True))
+    assert "within the allowed error, on every step that was compared" in page
 
 
 def test_rounded_weights_are_held_to_a_bound_that_the_report_states(tmp_path):
@@ -165,6 +182,32 @@ def test_plots_take_every_result(error, steps, tolerance):
     for plot in draw_plots(result):
         assert plot.svg.startswith("<svg")
         assert not re.search(r"nan|inf", plot.svg)
+
+
+def test_every_backend_has_a_line_that_is_seen_and_told_from_the_others(tmp_path):
+    names = [backend.name for backend in list_backends() if backend.name != "checkpoint"]
+    _, page = _write(tmp_path, _make_result(**{name: BackendResult(name) for name in names}))
+    lines = re.findall(r'<polyline class="line ([^"]*)"', page)
+    assert len(set(lines)) == len(names) + 1
+    assert all(f".{line.split()[0]} {{ stroke: var(--{line.split()[0]}); }}" in page for line in lines)
+
+
+def test_pictures_are_of_wrong_actions_first_and_of_every_backend():
+    def make_exhibit(step: int, kind: str, *backends: str) -> Exhibit:
+        return Exhibit("shadow", 0, step, kind, backends, np.zeros((4, 84, 84), np.uint8), {})
+
+    exhibits = [make_exhibit(step, "tie", "keras") for step in range(2)]
+    for step in range(2, 12):
+        exhibits.append(make_exhibit(step, "wrong", "flax"))
+        if len(exhibits) > 4:
+            drop_least(exhibits)
+    assert [exhibit.step for exhibit in exhibits] == [2, 3, 4, 5]
+    exhibits.append(make_exhibit(12, "wrong", "flax", "nnx"))
+    drop_least(exhibits)
+    assert [exhibit.step for exhibit in exhibits] == [2, 3, 4, 12]
+    exhibits.append(make_exhibit(13, "tie", "torch"))
+    drop_least(exhibits)
+    assert [exhibit.step for exhibit in exhibits] == [2, 3, 4, 12]
 
 
 def test_pictures_show_the_frames_and_whose_action_is_off(tmp_path):

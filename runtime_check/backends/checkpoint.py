@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -58,30 +59,37 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
         ValueError: it is not a checkpoint.
         RuntimeError: its weights are not those of the release's network.
     """
-    gpu = choose_gpu(settings, "checkpoint", has_gpu=torch.cuda.is_available())
-    device = torch.device("cuda" if gpu else "cpu")
-    set_precision(tf32=settings.tf32)
+    device = choose_device(settings, "checkpoint")
     state = read_state_dict(path)
     model = AtariNet(agent.head.actions, state.get("_AtariNet__support"))
     model.load_state_dict(state, strict=True)
-    model.eval().to(device)
-
-    @torch.inference_mode()
-    def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
-        outputs = model(torch.from_numpy(obs_nchw).to(device))
-        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
-
-    return Runtime(answer, describe(device, settings))
+    return run_torch(model.eval().to(device), device, settings, "eager")
 
 
-def set_precision(*, tf32: bool) -> None:
-    """Switch TF32 for all of torch, and its choice of kernels to deterministic ones."""
+def choose_device(settings: Settings, name: str) -> torch.device:
+    """Return the device on which torch is to run; switch TF32 for all of torch, and to deterministic kernels.
+
+    Raises:
+        BackendUnavailable: a GPU was asked for, and torch sees none.
+    """
     # cuBLAS reads this variable when it starts, and is not deterministic without it.
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = tf32
-    torch.backends.cuda.matmul.allow_tf32 = tf32
+    torch.backends.cudnn.allow_tf32 = settings.tf32
+    torch.backends.cuda.matmul.allow_tf32 = settings.tf32
+    return torch.device("cuda" if choose_gpu(settings, name, has_gpu=torch.cuda.is_available()) else "cpu")
+
+
+def run_torch(module: Any, device: torch.device, settings: Settings, graph: str) -> Runtime:
+    """Run a module that a backend has put on a device."""
+
+    @torch.inference_mode()
+    def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        outputs = module(torch.from_numpy(obs_nchw).to(device))
+        return {name: tensor.cpu().numpy() for name, tensor in outputs.items()}
+
+    return Runtime(answer, describe(device, settings, graph))
 
 
 def describe(device: torch.device, settings: Settings, graph: str = "eager") -> Description:

@@ -11,7 +11,7 @@ from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.targets.dopamine import GIN_NAME, read_bundle, to_gin
 from runtime_check.backends import Runtime, Settings
-from runtime_check.backends.flax import run_linen
+from runtime_check.backends.flax import choose_device, run_linen
 
 TARGET = "dopamine"
 EXTRA = "flax"
@@ -28,6 +28,7 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
             the one of this agent.
         Exception: Flax's own.
     """
+    device = choose_device(settings, "dopamine")
     if (path / GIN_NAME).read_bytes() != to_gin(agent).encode():
         raise UnreadableArtefact(f"{path / GIN_NAME}: not as atari-convert writes it for this agent")
-    return run_linen(read_bundle(path).online_params, agent, settings, "dopamine")
+    return run_linen(read_bundle(path).online_params, agent, device, settings)

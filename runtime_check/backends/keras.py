@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent
+from convert.errors import BackendUnavailable
 from convert.native_logs import without_native_logs
-from runtime_check.backends import Description, Runtime, Settings, choose_gpu, to_nhwc
+from runtime_check.backends import Description, Runtime, Settings, import_backend, to_nhwc
 
 with without_native_logs():
     import keras
@@ -19,54 +22,37 @@ TARGET = "keras"
 EXTRA = "keras"
 PACKAGES = ("keras", "h5py")
 
+# The backend here that prepares each of Keras' backends.
+_RUNTIMES = {"tensorflow": "tensorflow", "jax": "flax", "torch": "checkpoint"}
+
 
 def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # noqa: ARG001
     """Open a Keras model.
 
     Raises:
-        BackendUnavailable: a GPU was asked for, and Keras' backend sees none.
+        BackendUnavailable: a GPU was asked for and Keras' backend sees none, or an answer came from the CPU.
         Exception: Keras' own.
     """
-    gpu = choose_gpu(settings, "keras", has_gpu=bool(keras.distribution.list_devices("gpu")))
-    device = "gpu:0" if gpu else "cpu:0"
-    precision = _set_precision(tf32=settings.tf32)
+    description = _prepare(settings)
+    is_gpu = description.device != "cpu"
+    device = "gpu:0" if is_gpu else "cpu:0"
     with keras.device(device):
         model: Any = keras.models.load_model(path, compile=False)
 
     def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
         with keras.device(device):
-            outputs: dict[str, NDArray[np.float32]] = model.predict_on_batch(to_nhwc(obs_nchw))
-        return outputs
+            outputs = model(to_nhwc(obs_nchw), training=False)
+        if is_gpu and any("cpu" in str(tensor.device).lower() for tensor in outputs.values()):
+            raise BackendUnavailable(f"{path}: Keras answered from the CPU although it was to use a GPU")
+        return {name: keras.ops.convert_to_numpy(tensor) for name, tensor in outputs.items()}
 
-    return Runtime(
-        answer,
-        Description(
-            "keras",
-            f"{keras.__version__}, {keras.backend.backend()}",
-            device,
-            precision,
-            "predict_on_batch",
-            None,
-            settings.batch,
-        ),
-    )
+    return Runtime(answer, description)
 
 
-def _set_precision(*, tf32: bool) -> str:
-    """Switch TF32 in Keras' backend, and return how."""
+def _prepare(settings: Settings) -> Description:
+    """Choose the device as the backend of Keras' own runtime does, before Keras looks at its devices."""
     name = keras.backend.backend()
-    if name == "tensorflow":
-        import tensorflow as tf
-
-        tf.config.experimental.enable_tensor_float_32_execution(tf32)
-        return f"tensor_float_32_execution={tf32}"
-    if name == "jax":
-        import jax
-
-        precision = "tensorfloat32" if tf32 else "highest"
-        jax.config.update("jax_default_matmul_precision", precision)  # type: ignore[no-untyped-call]
-        return f"jax_default_matmul_precision={precision}"
-    from runtime_check.backends.checkpoint import set_precision
-
-    set_precision(tf32=tf32)
-    return f"allow_tf32={tf32}"
+    runtime: Any = import_backend(_RUNTIMES[name])
+    description: Description = runtime.describe(runtime.choose_device(settings, "keras"), settings)
+    version = f"{keras.__version__}, {name} {sys.modules[name].__version__}"
+    return replace(description, library="keras", version=version, graph="eager")

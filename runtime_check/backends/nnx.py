@@ -7,7 +7,7 @@ from pathlib import Path
 from convert.agent import Agent
 from convert.targets.nnx import open_module
 from runtime_check.backends import Runtime, Settings
-from runtime_check.backends.flax import run_jax
+from runtime_check.backends.flax import choose_device, run_jax
 
 TARGET = "nnx"
 EXTRA = "nnx"
@@ -22,5 +22,6 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
         UnreadableArtefact: the folder is damaged.
         Exception: Flax's own.
     """
+    device = choose_device(settings, "nnx")
     apply, state = open_module(path, agent)
-    return run_jax(apply, state, settings, "nnx")
+    return run_jax(apply, state, device, settings)

@@ -23,6 +23,8 @@ _CPU = "CPUExecutionProvider"
 def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # noqa: ARG001
     """Open an ONNX model.
 
+    A GPU build whose CUDA does not load falls back to the CPU, which is no error unless a GPU was asked for.
+
     Raises:
         BackendUnavailable: a GPU was asked for, and ONNX Runtime has none or fell back to the CPU.
         Exception: ONNX Runtime's own, which have no common base.
@@ -38,7 +40,7 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
     # From bytes, so that nothing outside of the file, whose checksum was verified, can be a part of the model.
     session = onnxruntime.InferenceSession(path.read_bytes(), options, providers=[cuda, _CPU] if gpu else [_CPU])
     provider = session.get_providers()[0]
-    if gpu and provider != _CUDA:
+    if settings.device == "gpu" and provider != _CUDA:
         raise BackendUnavailable(f"{path}: ONNX Runtime fell back to {provider}: its CUDA and cuDNN do not load")
     names = [output.name for output in session.get_outputs()]
 
@@ -51,7 +53,7 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
             "onnxruntime",
             onnxruntime.__version__,
             provider,
-            f"use_tf32={int(settings.tf32)}, deterministic" if gpu else "float32, deterministic",
+            f"use_tf32={int(settings.tf32)}, deterministic" if provider == _CUDA else "float32, deterministic",
             options.graph_optimization_level.name,
             options.intra_op_num_threads or None,
             settings.batch,

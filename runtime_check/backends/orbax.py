@@ -7,7 +7,7 @@ from pathlib import Path
 from convert import orbax_folders
 from convert.agent import Agent
 from runtime_check.backends import Runtime, Settings
-from runtime_check.backends.flax import run_linen
+from runtime_check.backends.flax import choose_device, run_linen
 
 TARGET = "orbax"
 EXTRA = "orbax,flax"
@@ -22,4 +22,5 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
         UnreadableArtefact: the folder is damaged.
         Exception: Flax's own.
     """
-    return run_linen(orbax_folders.restore(path), agent, settings, "orbax")
+    device = choose_device(settings, "orbax")
+    return run_linen(orbax_folders.restore(path), agent, device, settings)

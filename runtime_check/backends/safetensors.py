@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
 from safetensors.torch import load_file
 
 from convert.agent import Agent
 from convert.torch_modules import NatureCNN
-from runtime_check.backends import Runtime, Settings, choose_gpu
-from runtime_check.backends.checkpoint import set_precision
-from runtime_check.backends.torch import run_torch
+from runtime_check.backends import Runtime, Settings
+from runtime_check.backends.checkpoint import choose_device, run_torch
 
 TARGET = "safetensors"
 EXTRA = "safetensors"
@@ -25,9 +23,7 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
         BackendUnavailable: a GPU was asked for, and torch sees none.
         Exception: safetensors' and torch's own.
     """
-    gpu = choose_gpu(settings, "safetensors", has_gpu=torch.cuda.is_available())
-    device = torch.device("cuda" if gpu else "cpu")
-    set_precision(tf32=settings.tf32)
+    device = choose_device(settings, "safetensors")
     module = NatureCNN(agent.head.actions, agent.head.atoms)
     module.load_state_dict(load_file(path / "model.safetensors"), strict=True)
     return run_torch(module.eval().to(device), device, settings, "eager")
