@@ -2,8 +2,9 @@
 
 Each part runs alone on what the whole check sees: the emulators, the oracle, each backend. All are opened afresh,
 so that what a runtime compiles on its first batches counts in the part as it does in the whole. Emulators are opened
-within the whole, too; a second ratio leaves that out of the parts. Memory is the peak of fresh processes that check few
-and many episodes, and few and many agents, with all backends.
+within the whole, too; a second ratio leaves that out of the parts. A third takes the parts in turns, batch by batch:
+then each finds the processor's cache full of the others' weights, as it does in the whole. Memory is the peak of fresh
+processes that check few and many episodes, and few and many agents, with all backends.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
@@ -63,20 +64,24 @@ def measure_speed(folder: Path, out: Path, arguments: argparse.Namespace) -> dic
     steps = sum(map(len, batches))
     parts = dict(zip(("opening", "emulators"), time_emulators(agent, options, actions), strict=True))
     oracle = read_oracle(source)
-    parts["oracle"] = time_each(lambda obs: compute_outputs(oracle, obs), batches)
-    for name in NAMES:
-        parts[name] = time_each(open_runtime(name, folder, source, options).answer, batches)
+    judges: dict[str, Callable[[np.ndarray], object]] = {"oracle": lambda obs: compute_outputs(oracle, obs)}
+    judges |= {name: open_runtime(name, folder, source, options).answer for name in NAMES}
+    parts |= {name: time_each([judge], batches) for name, judge in judges.items()}
+    turns = parts["emulators"] + time_each(judges.values(), batches)
     whole = time_check(folder, options)
     print(f"{folder.relative_to(out)}: {steps} steps, {arguments.width} side by side")
     for name, seconds in parts.items():
         print(f"  {name:<14}{seconds / steps * 1e3:8.3f} ms a step")
-    for name, seconds in (("sum of parts", sum(parts.values())), ("whole check", whole)):
+    for name, seconds in (("sum of parts", sum(parts.values())), ("in turns", turns), ("whole check", whole)):
         print(f"  {name:<14}{seconds / steps * 1e3:8.3f} ms a step, {steps / seconds:.0f} steps/s")
     slowest = max(NAMES, key=lambda name: parts[name])
     stepping = sum(parts.values()) - parts["opening"]
-    print(f"  ratio {sum(parts.values()) / whole:.2f}, {stepping / whole:.2f} with no opening among the parts")
+    print(
+        f"  ratio {sum(parts.values()) / whole:.2f}, {stepping / whole:.2f} with no opening among the parts, ", end=""
+    )
+    print(f"{turns / whole:.2f} in turns")
     print(f"  oracle {parts['oracle'] / parts[slowest]:.2f} of {slowest}\n")
-    return {"agent": str(folder.relative_to(out)), "steps": steps, "parts": parts, "whole": whole}
+    return {"agent": str(folder.relative_to(out)), "steps": steps, "parts": parts, "turns": turns, "whole": whole}
 
 
 def record(agent: Agent, source: Path, options: Options) -> tuple[list[np.ndarray], list[np.ndarray]]:
@@ -115,10 +120,12 @@ def time_emulators(agent: Agent, options: Options, actions: list[np.ndarray]) ->
     return opened - started, time.perf_counter() - opened
 
 
-def time_each(function: Callable[[np.ndarray], object], batches: list[np.ndarray]) -> float:
+def time_each(functions: Collection[Callable[[np.ndarray], object]], batches: list[np.ndarray]) -> float:
+    """Time functions of a batch, by turns."""
     started = time.perf_counter()
     for batch in batches:
-        function(batch)
+        for function in functions:
+            function(batch)
     return time.perf_counter() - started
 
 
