@@ -35,13 +35,16 @@ def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # n
     """
     description = _prepare(settings)
     is_gpu = description.device != "cpu"
+    description = replace(description, graph="eager" if is_gpu else "predict_on_batch")
     device = "gpu:0" if is_gpu else "cpu:0"
     with keras.device(device):
         model: Any = keras.models.load_model(path, compile=False)
 
     def answer(obs_nchw: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:
+        obs_nhwc = to_nhwc(obs_nchw)
         with keras.device(device):
-            outputs = model(to_nhwc(obs_nchw), training=False)
+            # Compiled is three times faster, and gives NumPy arrays, which do not tell where they come from.
+            outputs = model(obs_nhwc, training=False) if is_gpu else model.predict_on_batch(obs_nhwc)
         if is_gpu and any("cpu" in str(tensor.device).lower() for tensor in outputs.values()):
             raise BackendUnavailable(f"{path}: Keras answered from the CPU although it was to use a GPU")
         return {name: keras.ops.convert_to_numpy(tensor) for name, tensor in outputs.items()}
@@ -55,4 +58,4 @@ def _prepare(settings: Settings) -> Description:
     runtime: Any = import_backend(_RUNTIMES[name])
     description: Description = runtime.describe(runtime.choose_device(settings, "keras"), settings)
     version = f"{keras.__version__}, {name} {sys.modules[name].__version__}"
-    return replace(description, library="keras", version=version, graph="eager")
+    return replace(description, library="keras", version=version)
