@@ -446,10 +446,12 @@ def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
 
 def _check_summary(path: str | None) -> None:
     """Refuse before the work what could not be written after it."""
-    folder = os.path.dirname(os.path.abspath(path or "."))
-    if path and not os.path.isdir(folder):
+    if path is None:
+        return
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
         raise click.BadParameter(f"the folder of {path} does not exist", param_hint="--summary")
-    if path and not os.access(path if os.path.exists(path) else folder, os.W_OK):
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
         raise click.BadParameter(f"{path} cannot be written", param_hint="--summary")
 
 

@@ -221,19 +221,11 @@ def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
 
 
 def _walk(top: str) -> Iterator[Found]:
-    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents.
-
-    Links are followed, and every folder is searched once, by the first of its names.
-    """
-    searched = set()
-    for folder, folders, names in os.walk(top, onerror=_refuse, followlinks=True):
-        status = os.stat(folder)
-        is_new = (status.st_dev, status.st_ino) not in searched
-        searched.add((status.st_dev, status.st_ino))
-        if not is_new or (folder != top and _is_agent([*folders, *names])):
+    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents."""
+    for folder, folders, names in storage.walk_links(top, _refuse):
+        if folder != top and _is_agent([*folders, *names]):
             folders.clear()
             continue
-        folders.sort()
         for name in names:
             if _is_checkpoint(name):
                 yield _look_at(str(Path(folder, name)))

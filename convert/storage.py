@@ -17,6 +17,7 @@ from urllib.parse import unquote, urlsplit
 from convert.errors import MissingExtra, SelectionError, Unreachable, UnreadableCheckpoint, UnwritableOutput
 
 Result = TypeVar("Result")
+Level = tuple[str, list[str], list[str]]
 
 WAITS = (0.5, 1.0, 2.0, 4.0)  # seconds before each further try of a request that failed
 
@@ -61,6 +62,22 @@ def normalise(name: str) -> str:
 def join(base: str, path: str) -> str:
     """Return the place of a relative path, ``/`` between its parts, below a folder or URL."""
     return f"{base}/{path}" if is_url(base) else str(Path(base, path))
+
+
+def walk_links(top: str | Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Level]:
+    """Yield the folders and file names in a local folder, then in each folder below, as `os.walk` does.
+
+    Links are followed, and every folder is entered once, by the first of its names in their order.
+    """
+    entered = set()
+    for folder, folders, names in os.walk(str(top), onerror=on_error, followlinks=True):
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in entered:
+            folders.clear()
+            continue
+        entered.add((status.st_dev, status.st_ino))
+        folders.sort()
+        yield folder, folders, names
 
 
 def path_of(name: str) -> str:

@@ -68,6 +68,11 @@ def to_network(form: Form, values: Mapping[str, Float32]) -> Network:
     return from_arrays(values, form.strides, form.paddings)
 
 
+def make_zeros(form: Form) -> Network:
+    """Return the network of a form whose values are all 0."""
+    return to_network(form, {name: np.zeros(shape, np.float32) for name, shape in form.shapes})
+
+
 def make_template(serialize: Callable[[dict[str, Float32]], bytes], shapes: Shapes) -> Template:
     """Return the template of what ``serialize`` makes of arrays of these shapes, float32 and little-endian in the file.
 

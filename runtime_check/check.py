@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from convert.agent import Agent, Record, read_record
 from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
 from convert.network import Network
-from convert.pipeline import read_checkpoint
+from convert.template import make_zeros, nature_form
 from runtime_check.backends import (
     REFERENCE,
     Backend,
@@ -184,7 +184,8 @@ def _begin(
 
 def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
     settings = Settings(options.device, options.tf32, options.width)
-    network = read_checkpoint(result.source)
+    head = result.agent.head
+    network = make_zeros(nature_form(head.actions, head.atoms))
     for backend in backends:
         _open(result, record, network, backend, settings)
     if result.backends[REFERENCE].runtime is None:

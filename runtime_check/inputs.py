@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 from convert.agent import RECORD_NAME, Agent, Artifact, File, Record, Tensor, to_json
 from convert.errors import CheckError, CheckpointError
 from convert.network import Network
+from convert.storage import walk_links
 from convert.targets import find_target, import_target
 from runtime_check.oracle import Oracle
 from runtime_check.protocols import find_actions
@@ -36,17 +36,13 @@ def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
 
 
 def _walk(path: Path) -> Iterator[Path]:
-    """Yield the agents' folders in and below a path. Links are followed, which may lead in a circle."""
-    entered: set[str] = set()
-    for folder, subfolders, files in os.walk(path, followlinks=True):
-        real = os.path.realpath(folder)
-        # What a conversion has staged is not published.
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        if real in entered or RECORD_NAME in files:
+    """Yield the agents' folders in and below a path."""
+    for folder, subfolders, files in walk_links(path):
+        if RECORD_NAME in files:
             subfolders.clear()
-        if real not in entered and RECORD_NAME in files:
             yield Path(folder)
-        entered.add(real)
+        # What a conversion has staged is not published.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
 
 
 class Sources:

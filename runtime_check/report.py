@@ -32,6 +32,7 @@ from numpy.typing import NDArray
 
 from convert import __version__
 from convert.errors import UnwritableOutput
+from convert.signals import hold_signals
 from runtime_check import plots
 from runtime_check.check import Options
 from runtime_check.compare import Tolerance
@@ -317,7 +318,7 @@ class ReportWriter:
             self._write_json()
             if self._directory is not None:
                 self._write_html()
-                with _hold_signals():
+                with hold_signals(signal.SIGINT, signal.SIGTERM):
                     # The document that carries the verdict comes last.
                     for name in (LOG_NAME, HTML_NAME, JSON_NAME):
                         os.replace(self._aside / name, self._directory / name)
@@ -399,23 +400,6 @@ def _illustrate_exhibit(exhibit: Exhibit, actions: tuple[str, ...]) -> dict[str,
 def _to_data_url(frame: NDArray[np.uint8]) -> str:
     _, png = cv2.imencode(".png", frame)
     return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode("ascii")
-
-
-@contextmanager
-def _hold_signals() -> Iterator[None]:
-    """Let Ctrl-C and SIGTERM wait. Not by a mask, which is one thread's own: another thread would take the signal."""
-    held: list[int] = []
-    handlers = {
-        number: signal.signal(number, lambda number, _: held.append(number))
-        for number in (signal.SIGINT, signal.SIGTERM)
-    }
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        for caught in held:
-            signal.raise_signal(caught)
 
 
 def _create(path: Path) -> TextIO:

@@ -312,7 +312,10 @@ def test_a_wrong_action_in_solo_play_is_judged_where_the_episodes_part(converted
     result = _check(folder, "onnxruntime", episodes=2, shadow=False, solo=True)
     outcome = result.backends["onnxruntime"]
     assert (outcome.solo.episodes, outcome.solo.identical, outcome.tally.wrong) == (2, 0, 2)
-    assert outcome.reasons[-1] == "2 wrong actions"
+    *before, after = outcome.reasons
+    assert before[0] == "before solo play: 2 wrong actions"
+    assert before[1].startswith("before solo play: error above the allowed on 3 of 3 steps, up to ")
+    assert (len(before), after) == (2, "2 wrong actions")
     for listed in outcome.tally.listed:
         assert (listed.mode, listed.kind) == ("solo", "wrong")
         assert listed.margin > 2 * listed.allowed

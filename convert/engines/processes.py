@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +24,7 @@ from convert.bulk import Engine, Outcome, Work, convert_job
 from convert.errors import WorkerDied
 from convert.pipeline import load_frameworks
 from convert.selection import Job
+from convert.signals import hold_signals
 
 # Every job takes and frees the same large buffers. Memory that goes back to the system in between costs page faults
 # when it is taken again: 12 ms for an inflated checkpoint of 9 MB. Other C libraries than glibc ignore these.
@@ -114,22 +114,16 @@ def _start(work: Work) -> _Worker:
 def _deaf_to_interrupts() -> Iterator[None]:
     """Start processes that do not hear Ctrl-C, which reaches every one: the first decides, the others would print.
 
-    They inherit that the signal is blocked. Here, where another thread may receive it, it waits until they are started,
-    for a process that is half started would print as well.
+    They inherit that the signal is blocked. Here it waits until they are started, for a process that is half started
+    would print as well.
     """
     resource_tracker.ensure_running()  # its own start, which a first process brings, would let the signal through
-    pressed: list[int] = []
-    in_main = threading.current_thread() is threading.main_thread()  # elsewhere, nothing is interrupted
-    handler = signal.signal(signal.SIGINT, lambda number, _: pressed.append(number)) if in_main else None
-    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-        if in_main:
-            signal.signal(signal.SIGINT, handler)
-    if pressed:
-        signal.raise_signal(signal.SIGINT)
+    with hold_signals(signal.SIGINT):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:

@@ -10,7 +10,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import serialization
 
 from convert.agent import Agent, Tensor
@@ -19,7 +18,7 @@ from convert.linen import make_policy
 from convert.network import Float32, Network
 from convert.params import flatten, from_params, support_of, to_params, unflatten
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
-from convert.template import Form, Template, extract, form_of, make_template, nature_form, to_network, write_file
+from convert.template import Form, Template, extract, form_of, make_template, make_zeros, nature_form, write_file
 
 PATH = "params.msgpack"
 FORMAT_VERSION = 1
@@ -57,8 +56,7 @@ def _unpack(data: bytes, path: Path) -> Any:
 
 @lru_cache(maxsize=64)
 def _find_template(form: Form) -> Template:
-    zeros = {name: np.zeros(shape, np.float32) for name, shape in form.shapes}
-    shapes = {name: leaf.shape for name, leaf in flatten(to_params(to_network(form, zeros))).items()}
+    shapes = {name: leaf.shape for name, leaf in flatten(to_params(make_zeros(form))).items()}
 
     def serialize(leaves: dict[str, Float32]) -> bytes:
         return bytes(serialization.msgpack_serialize(unflatten(leaves)))

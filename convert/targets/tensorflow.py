@@ -27,7 +27,7 @@ from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays, from_arrays
 from convert.quiet_tensorflow import tf
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
-from convert.template import Form, form_of, to_network
+from convert.template import Form, form_of, make_zeros
 
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 
@@ -127,7 +127,7 @@ class _Model(tf.Module):  # type: ignore[misc]
     """The network in TensorFlow's layout. Its attributes name the variables: ``convs/0/kernel``, ``head/bias`` …"""
 
     def __init__(self, form: Form) -> None:
-        zeros = to_network(form, {name: np.zeros(shape, np.float32) for name, shape in form.shapes})
+        zeros = make_zeros(form)
         variables = {
             key: tf.Variable(array, name=key, trainable=key != "head/support")
             for key, array in sorted(_variables_from_network(zeros).items())
