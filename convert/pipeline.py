@@ -10,6 +10,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from convert import __version__
 from convert.agent import (
     Agent,
@@ -126,7 +128,7 @@ def load_frameworks(targets: Collection[str]) -> None:
 
 def read_network(data: bytes, name: str) -> Network:
     """Read the bytes of a checkpoint of the release; ``name`` is how messages call it."""
-    from convert.sources import atari_agents  # imports torch, which a run that finds all current does not need
+    from convert.sources import atari_agents
 
     return atari_agents.read(data, name)
 
@@ -227,7 +229,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
 
 def own_versions() -> dict[str, str]:
     """Return the versions of what reads checkpoints."""
-    return {"atari-convert": __version__} | {name: sys.modules[name].__version__ for name in ("numpy", "torch")}
+    return {"atari-convert": __version__, "numpy": np.__version__}
 
 
 def _default_path(source: Path, identity: Identity) -> str:

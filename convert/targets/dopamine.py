@@ -17,9 +17,9 @@ from typing import Any
 
 import numpy as np
 
-from convert import restricted_pickle
 from convert.agent import Agent, Record, Tensor, from_json, to_json
 from convert.errors import ArtefactMissing, TargetError, UnreadableArtefact
+from convert.formats import numpy_pickles
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
 from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
@@ -140,7 +140,7 @@ def read_bundle(path: Path) -> Bundle:
     if size > LARGEST_CHECKPOINT:
         raise UnreadableArtefact(f"{checkpoint}: {size} bytes, expected at most {LARGEST_CHECKPOINT}")
     try:
-        content = restricted_pickle.loads(checkpoint.read_bytes())
+        content = numpy_pickles.loads(checkpoint.read_bytes())
     except ValueError as error:
         raise UnreadableArtefact(f"{checkpoint}: {error}: not opened") from error
     steps = content.get("training_steps") if isinstance(content, Mapping) else None
