@@ -29,7 +29,7 @@ from convert.games import load_games
 from convert.network import Float32, Network, find_differences
 from convert.publish import describe_files, find_record, is_intact, is_settled, open_folder, publish
 from convert.storage import read_source
-from convert.targets import Policy, QuantizedModule, find_target, import_target
+from convert.targets import Policy, QuantizedModule, describe_tensors, find_target, import_target
 
 
 @dataclass(frozen=True)
@@ -217,7 +217,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
             f"{agent.source.path}: {name} does not read back as it was written ({'; '.join(differences)}): "
             "a bug of atari-convert, please report it; nothing was published"
         )
-    inputs, outputs = module.describe(network)
+    inputs, outputs = describe_tensors(target, agent.head)
     return Artifact(
         target.format_version,
         describe_files(folder, target.path),

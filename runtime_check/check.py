@@ -16,8 +16,6 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
 from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
-from convert.network import Network
-from convert.template import make_zeros, nature_form
 from runtime_check.backends import (
     REFERENCE,
     Backend,
@@ -184,10 +182,8 @@ def _begin(
 
 def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
     settings = Settings(options.device, options.tf32, options.width)
-    head = result.agent.head
-    network = make_zeros(nature_form(head.actions, head.atoms))
     for backend in backends:
-        _open(result, record, network, backend, settings)
+        _open(result, record, backend, settings)
     if result.backends[REFERENCE].runtime is None:
         raise _reference_failed(result)
 
@@ -196,7 +192,7 @@ def _reference_failed(result: AgentResult) -> CheckError:
     return CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
 
 
-def _open(result: AgentResult, record: Record, network: Network, backend: Backend, settings: Settings) -> None:
+def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
     """Hold an artefact against its record and open it; what keeps it closed becomes a fault of the backend."""
     module, outcome = import_backend(backend.name), result.backends[backend.name]
     path = result.source
@@ -204,7 +200,7 @@ def _open(result: AgentResult, record: Record, network: Network, backend: Backen
         artifact = record.artifacts[backend.target]
         path = find_artefact(result.folder, backend.target)
         faults = find_changes(result.folder, backend.target, artifact)
-        faults += find_tensor_faults(backend.target, artifact, network)
+        faults += find_tensor_faults(backend.target, artifact, record.agent.head)
         if faults:
             outcome.fail("; ".join(faults))
             return

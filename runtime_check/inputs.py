@@ -10,11 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.agent import RECORD_NAME, Agent, Artifact, File, Record, Tensor, to_json
+from convert.agent import RECORD_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor, to_json
 from convert.errors import CheckError, CheckpointError
-from convert.network import Network
 from convert.storage import walk_links
-from convert.targets import find_target, import_target
+from convert.targets import describe_tensors, find_target
 from runtime_check.oracle import Oracle
 from runtime_check.protocols import find_actions
 
@@ -116,13 +115,9 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     return changes
 
 
-def find_tensor_faults(target: str, artifact: Artifact, network: Network) -> list[str]:
-    """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own.
-
-    Raises:
-        MissingExtra: the target's framework is not installed.
-    """
-    inputs, outputs = import_target(target).describe(network)
+def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[str]:
+    """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own."""
+    inputs, outputs = describe_tensors(find_target(target), head)
     pairs = (("inputs", artifact.inputs, inputs), ("outputs", artifact.outputs, outputs))
     return [
         f"agent.json: {name} of {target} are {_format(found)}, expected {_format(expected)}: convert the agent again"

@@ -20,7 +20,6 @@ FUNCTIONS = """
 import numpy as np
 
 from convert.network import arrays, from_arrays
-from convert.targets import OBSERVATION_NCHW, describe_outputs
 from runtime_check.oracle import Oracle, compute_q_values
 
 
@@ -46,10 +45,6 @@ def load(path, agent):
         None,
     )
     return lambda observation: {"q_values": compute_q_values(oracle, observation).astype(np.float32)}
-
-
-def describe(network):
-    return (OBSERVATION_NCHW,), describe_outputs(network)
 """
 
 

@@ -15,6 +15,7 @@ import pytest
 import tensorflow as tf
 
 from convert import layout
+from convert.agent import describe_head
 from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.native_logs import without_native_logs
 from convert.network import (
@@ -26,6 +27,7 @@ from convert.network import (
     find_differences,
     from_arrays,
 )
+from convert.targets import describe_tensors, find_target
 from convert.targets import tensorflow as target
 from convert.template import nature_form
 from runtime_check.oracle import Oracle, compute_q_values
@@ -123,7 +125,7 @@ def test_describes_the_signature(actions, atoms, tmp_path):
     network = _random_network(actions, atoms)
     target.write(network, AGENT, tmp_path / "saved_model")
     signature = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
-    (observation,), outputs = target.describe(network)
+    (observation,), outputs = describe_tensors(find_target("tensorflow"), describe_head(network))
     (spec,) = signature.structured_input_signature[1].values()
     assert (observation.name, observation.dtype, observation.shape) == (spec.name, spec.dtype.name, tuple(spec.shape))
     found = {name: (spec.dtype.name, tuple(spec.shape)) for name, spec in signature.structured_outputs.items()}
@@ -135,6 +137,7 @@ _WRITE_ALL = """
 import sys
 from pathlib import Path
 from convert.native_logs import without_native_logs
+from convert.targets import describe_tensors, find_target
 from convert.targets import tensorflow as target
 from test_target_tensorflow import write_some
 write_some(Path(sys.argv[1]), reverse=True)

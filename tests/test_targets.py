@@ -254,6 +254,26 @@ def test_every_target_describes_itself_without_its_framework():
     assert all(target.summary and target.extra and target.format_version >= 1 for target in known.values())
 
 
+def test_inputs_and_outputs_of_every_target_are_known_without_any_framework():
+    code = """
+import sys
+from convert import targets
+from convert.agent import HeadSpec
+for target in targets.list_targets():
+    (observation,), outputs = targets.describe_tensors(target, HeadSpec("categorical", 4, 2, (-1.0, 1.0)))
+    sizes = dict(batch=None, frame=4, height=84, width=84)
+    assert observation.shape == tuple(sizes[axis] for axis in observation.axes), target
+    assert observation.axes[1] == ("frame" if target.axes == "NCHW" else "height"), target
+    assert [(output.name, output.shape) for output in outputs] == [("q_values", (None, 4)), ("logits", (None, 4, 2))]
+    (q_values,) = targets.describe_tensors(target, HeadSpec("q", 6))[1]
+    assert q_values.shape == (None, 6), target
+frameworks = {"torch", "tensorflow", "jax", "flax", "onnx", "keras", "safetensors", "orbax", "ai_edge_litert"}
+print(frameworks & sys.modules.keys())
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "set()\n"
+
+
 def test_an_unknown_target_lists_the_known_ones_closest_first():
     with pytest.raises(UnknownTarget, match=r"no target 'onx'; did you mean onnx\? Known: checkpoint, "):
         targets.find_target("onx")

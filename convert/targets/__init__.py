@@ -3,13 +3,14 @@
 A target module begins with literal constants, which are read from its source without running it:
 
     PATH            what it writes, relative to the agent's folder
+    AXES            the order of an observation's axes: ``NCHW`` or ``NHWC``
     FORMAT_VERSION  raised when the same agent would be written differently
     EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
     PACKAGES        the packages it imports
     IN_ALL          whether ``--to all`` means it too
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
-and holds four functions, see `TargetModule`. Dashes in a target's name are underscores in its module's.
+and holds three functions, see `TargetModule`. Dashes in a target's name are underscores in its module's.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent, Tensor
+from convert.agent import Agent, HeadSpec, Tensor
 from convert.errors import MissingExtra, UnknownTarget
-from convert.network import FRAMES, HEIGHT, WIDTH, CategoricalHead, Network
+from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
 Policy = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 
@@ -46,10 +47,7 @@ class TargetModule(Protocol):
         """Read the artefact back, bit for bit. What the format cannot hold comes from ``agent``."""
 
     def load(self, path: Path, agent: Agent) -> Policy:
-        """Load the artefact with its own runtime: observations in ``describe``'s layout to its outputs by name."""
-
-    def describe(self, network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-        """Return the artefact's inputs and outputs."""
+        """Load the artefact with its own runtime: observations in the order of ``AXES`` to outputs by name."""
 
 
 class QuantizedModule(TargetModule, Protocol):
@@ -66,6 +64,7 @@ class Target:
     name: str
     summary: str
     path: str
+    axes: str
     format_version: int
     extra: str
     packages: tuple[str, ...]
@@ -123,17 +122,15 @@ def missing_extra(target: Target) -> MissingExtra:
     return MissingExtra(f"target {target.name!r} needs {packages}: pip install 'atari-convert[{target.extra}]'")
 
 
-def describe_outputs(network: Network) -> tuple[Tensor, ...]:
-    """Return the outputs that every target names alike: ``q_values``, and ``logits`` of a categorical head."""
-    head = network.head
-    q_values = Tensor("q_values", "float32", (None, head.actions), ("batch", "action"))
-    if not isinstance(head, CategoricalHead):
-        return (q_values,)
-    return q_values, Tensor("logits", "float32", (None, head.actions, head.atoms), ("batch", "action", "atom"))
-
-
-OBSERVATION_NCHW = Tensor("observation", "uint8", (None, FRAMES, HEIGHT, WIDTH), ("batch", "frame", "height", "width"))
-OBSERVATION_NHWC = Tensor("observation", "uint8", (None, HEIGHT, WIDTH, FRAMES), ("batch", "height", "width", "frame"))
+def describe_tensors(target: Target, head: HeadSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs and outputs of a target's artefact: they follow from its axis order and the agent's head."""
+    outputs = [Tensor("q_values", "float32", (None, head.actions), ("batch", "action"))]
+    if head.atoms is not None:
+        outputs.append(Tensor("logits", "float32", (None, head.actions, head.atoms), ("batch", "action", "atom")))
+    sizes = {"N": None, "C": FRAMES, "H": HEIGHT, "W": WIDTH}
+    names = {"N": "batch", "C": "frame", "H": "height", "W": "width"}
+    shape, axes = tuple(sizes[axis] for axis in target.axes), tuple(names[axis] for axis in target.axes)
+    return (Tensor("observation", "uint8", shape, axes),), tuple(outputs)
 
 
 @cache
@@ -161,12 +158,13 @@ def _read_constants(name: str) -> Target:
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("PATH", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
+        and statement.targets[0].id in ("PATH", "AXES", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
     }
     return Target(
         name,
         (ast.get_docstring(tree) or "").splitlines()[0],
         constants["PATH"],
+        constants["AXES"],
         constants["FORMAT_VERSION"],
         constants["EXTRA"],
         constants["PACKAGES"],

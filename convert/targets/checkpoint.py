@@ -12,14 +12,15 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from convert.agent import Agent, Identity, Tensor
+from convert.agent import Agent, Identity
 from convert.errors import UnreadableCheckpoint
 from convert.named import to_named
 from convert.network import Network, arrays
 from convert.sources import atari_agents
-from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+from convert.targets import Policy
 
 PATH = "checkpoint"
+AXES = "NCHW"
 FORMAT_VERSION = 1
 EXTRA = "torch"
 PACKAGES = ("torch",)
@@ -55,11 +56,6 @@ def load(path: Path, agent: Agent) -> Policy:
     module = make_module(network)
     module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()})
     return make_policy(module)
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs and outputs of the network that the weights belong to."""
-    return (OBSERVATION_NCHW,), describe_outputs(network)
 
 
 def name_checkpoint(identity: Identity) -> PurePosixPath:

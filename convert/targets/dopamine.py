@@ -17,14 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from convert.agent import Agent, Record, Tensor, from_json, to_json
+from convert.agent import Agent, Record, from_json, to_json
 from convert.errors import ArtefactMissing, TargetError, UnreadableArtefact
 from convert.formats import numpy_pickles
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 
 PATH = "dopamine"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "flax"
 PACKAGES = ("numpy",)
@@ -93,11 +94,6 @@ def load(path: Path, agent: Agent) -> Policy:
     from convert.linen import make_policy  # only acting needs JAX; writing and reading back do not
 
     return make_policy(agent, read_bundle(path).online_params)
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs and outputs of the network that ``agent.gin`` binds; Dopamine calls it without the batch."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)
 
 
 def iteration_of(step: int | None) -> int:

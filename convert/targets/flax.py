@@ -12,15 +12,16 @@ from typing import Any
 
 from flax import serialization
 
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.linen import make_policy
 from convert.network import Float32, Network
 from convert.params import flatten, from_params, support_of, to_params, unflatten
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 from convert.template import Form, Template, extract, form_of, make_template, make_zeros, nature_form, write_file
 
 PATH = "params.msgpack"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "flax"
 PACKAGES = ("flax", "jax")
@@ -67,8 +68,3 @@ def _find_template(form: Form) -> Template:
 def load(path: Path, agent: Agent) -> Policy:
     """Load the parameters into the Linen module, under ``jit``: uint8[N, 84, 84, 4] to its outputs by name."""
     return make_policy(agent, serialization.msgpack_restore(path.read_bytes()))
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the module's inputs and outputs; it also takes one observation without the batch axis."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)

@@ -17,17 +17,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH, Float32, Network
 from convert.params import from_params, support_of, to_params
 from convert.quiet_tensorflow import tf  # noqa: F401 - the default backend
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 
 import keras  # isort: skip - after TensorFlow's quiet start
 from keras import layers  # isort: skip
 
 PATH = "model.keras"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "keras"
 PACKAGES = ("keras", "h5py", "tensorflow")
@@ -89,11 +90,6 @@ def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
         return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
 
     return policy
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the model's inputs and outputs."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)
 
 
 def make_model(agent: Agent) -> Any:

@@ -11,13 +11,14 @@ from typing import Any
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
 from convert import litert
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
 from convert.params import to_params
 from convert.quiet_tensorflow import tf
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 
 PATH = "model.tflite"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "tensorflow")
@@ -41,11 +42,6 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
     """Load the model with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name."""
     return litert.make_policy(path)
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the model's inputs and outputs."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)
 
 
 def make_converter(network: Network) -> Any:

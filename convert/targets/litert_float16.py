@@ -9,11 +9,12 @@ from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.network import Network
 from convert.quiet_tensorflow import tf
-from convert.targets.litert import describe, load, make_converter
+from convert.targets.litert import load, make_converter
 
-__all__ = ["describe", "find_losses", "load", "read", "write"]
+__all__ = ["find_losses", "load", "read", "write"]
 
 PATH = "model_float16.tflite"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "tensorflow")

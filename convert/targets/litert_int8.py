@@ -18,11 +18,12 @@ from convert.layout import nhwc_from_nchw
 from convert.native_logs import without_native_logs
 from convert.network import Network
 from convert.quiet_tensorflow import tf
-from convert.targets.litert import describe, load, make_converter
+from convert.targets.litert import load, make_converter
 
-__all__ = ["describe", "find_losses", "load", "read", "write"]
+__all__ = ["find_losses", "load", "read", "write"]
 
 PATH = "model_int8.tflite"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "tensorflow")

@@ -15,14 +15,15 @@ from flax import nnx
 from numpy.typing import NDArray
 
 from convert import orbax_folders
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.network import CategoricalHead, Float32, Network
 from convert.nnx import NatureCNN
 from convert.params import from_params, to_params
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 
 PATH = "nnx"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "nnx"
 PACKAGES = ("flax", "jax", "orbax.checkpoint")
@@ -82,8 +83,3 @@ def open_module(path: Path, agent: Agent) -> tuple[Callable[[Any, Any], dict[str
         return nnx.merge(graph, state)(observation)
 
     return apply, state
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the module's inputs and outputs; it also takes one observation without the batch axis."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)

@@ -14,13 +14,14 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from convert.agent import Agent, Tensor
+from convert.agent import Agent, Tensor, describe_head
 from convert.errors import UnreadableArtefact
 from convert.network import CategoricalHead, Float32, Network, arrays, from_arrays
-from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+from convert.targets import Policy, describe_tensors, find_target
 from convert.template import Form, Template, extract, form_of, make_template, nature_form, to_network, write_file
 
 PATH = "model.onnx"
+AXES = "NCHW"
 FORMAT_VERSION = 1
 EXTRA = "onnx"
 PACKAGES = ("onnx",)
@@ -73,11 +74,6 @@ def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
     return lambda observation: dict(zip(names, session.run(names, {"observation": observation}), strict=True))
 
 
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the graph's inputs and outputs."""
-    return (OBSERVATION_NCHW,), describe_outputs(network)
-
-
 @lru_cache(maxsize=64)
 def _find_template(form: Form) -> Template:
     def serialize(weights: dict[str, Float32]) -> bytes:
@@ -94,7 +90,7 @@ def _serialize_metadata(agent: Agent) -> bytes:
 
 
 def _build_model(network: Network) -> onnx.ModelProto:
-    inputs, outputs = describe(network)
+    inputs, outputs = describe_tensors(find_target("onnx"), describe_head(network))
     graph = helper.make_graph(
         _build_nodes(network),
         "agent",

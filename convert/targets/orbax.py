@@ -8,13 +8,14 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert import orbax_folders
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.network import Network
 from convert.params import from_params, support_of, to_params
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 
 PATH = "orbax"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "orbax"
 PACKAGES = ("orbax.checkpoint",)
@@ -44,8 +45,3 @@ def load(path: Path, agent: Agent) -> Policy:
     from convert.linen import make_policy  # the checkpoint alone needs no Flax
 
     return make_policy(agent, orbax_folders.restore(path))
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the Linen module's inputs and outputs."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)

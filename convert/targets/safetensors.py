@@ -11,14 +11,15 @@ from pathlib import Path
 import safetensors
 import safetensors.numpy
 
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.model_card import to_model_card
 from convert.named import from_named, to_named
 from convert.network import NATURE_STRIDES, Network
-from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+from convert.targets import Policy
 
 PATH = "huggingface"
+AXES = "NCHW"
 FORMAT_VERSION = 1
 EXTRA = "safetensors"
 PACKAGES = ("safetensors",)
@@ -64,11 +65,6 @@ def load(path: Path, agent: Agent) -> Policy:
     module = NatureCNN(agent.head.actions, agent.head.atoms).eval()
     module.load_state_dict(load_file(path / WEIGHTS_NAME))
     return make_policy(module)
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs and outputs of the network that the weights belong to."""
-    return (OBSERVATION_NCHW,), describe_outputs(network)
 
 
 def to_config(agent: Agent) -> dict[str, object]:

@@ -22,16 +22,17 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from convert import layout
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays, from_arrays
 from convert.quiet_tensorflow import tf
-from convert.targets import OBSERVATION_NHWC, Policy, describe_outputs
+from convert.targets import Policy
 from convert.template import Form, form_of, make_zeros
 
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 
 PATH = "saved_model"
+AXES = "NHWC"
 FORMAT_VERSION = 1
 PACKAGES = ("tensorflow",)
 IN_ALL = True
@@ -103,11 +104,6 @@ def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
     return policy
 
 
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs and outputs of the signature ``serving_default``."""
-    return (OBSERVATION_NHWC,), describe_outputs(network)
-
-
 class _Affine(tf.Module):  # type: ignore[misc]
     """The variables of one layer."""
 
@@ -140,7 +136,7 @@ class _Model(tf.Module):  # type: ignore[misc]
         self.head = _Head(variables["head/kernel"], variables["head/bias"], variables.get("head/support"))
         self._form = form
 
-    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name=OBSERVATION_NHWC.name)])  # type: ignore[untyped-decorator]
+    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name="observation")])  # type: ignore[untyped-decorator]
     def serve(self, observation: Any) -> dict[str, Any]:
         x = tf.cast(observation, tf.float32) / 255.0
         for conv, stride, padding in zip(self.convs, self._form.strides, self._form.paddings, strict=True):

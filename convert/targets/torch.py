@@ -15,14 +15,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.agent import Agent, Tensor
+from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.named import from_named, to_named
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network
-from convert.targets import OBSERVATION_NCHW, Policy, describe_outputs
+from convert.targets import Policy
 from convert.torch_modules import make_module, make_policy
 
 PATH = "torch"
+AXES = "NCHW"
 FORMAT_VERSION = 1
 EXTRA = "torch"
 PACKAGES = ("torch",)
@@ -94,11 +95,6 @@ def open_program(path: Path) -> torch.export.ExportedProgram:
         return torch.export.load(program)
     except Exception as error:  # torch promises no class of error for damaged input
         raise _unreadable(program, error) from error
-
-
-def describe(network: Network) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the program's and the module's inputs and outputs."""
-    return (OBSERVATION_NCHW,), describe_outputs(network)
 
 
 def _check_program(path: Path, expected: dict[str, Float32]) -> None:
