@@ -24,6 +24,7 @@ from convert.agent import (
     name_actions,
     read_record,
 )
+from convert.artefacts import open_screened
 from convert.errors import ArtefactMissing, CheckpointError, RoundTripError
 from convert.games import load_games
 from convert.network import Float32, Network, find_differences
@@ -262,6 +263,7 @@ def load_agent(folder: str | Path, target: str) -> LoadedAgent:
     Raises:
         RecordError: the folder has no readable ``agent.json``.
         ArtefactMissing: it holds no artefact of this target.
+        UnreadableArtefact: the artefact is damaged, or holds what the target does not write.
         MissingExtra: the target's framework is not installed.
     """
     folder = Path(folder)
@@ -270,8 +272,9 @@ def load_agent(folder: str | Path, target: str) -> LoadedAgent:
         find_target(target)
         found = ", ".join(record.artifacts) or "nothing"
         raise ArtefactMissing(f"{folder}: holds {found}, not {target}: atari-convert --to {target} writes it")
-    path = folder / find_target(target).path
-    run = import_target(target).load(path, record.agent)
+    module = import_target(target)
+    with open_screened(target, folder / find_target(target).path, record.agent) as screened:
+        run = module.load(screened.path, record.agent)
     return LoadedAgent(record.agent, target, record.artifacts[target].inputs[0].axes, run)
 
 

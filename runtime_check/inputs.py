@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -113,6 +113,12 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
         elif path.is_file() and path not in recorded:
             changes.append(f"{name} is not in agent.json")
     return changes
+
+
+def is_recorded(artifact: Artifact, files: Mapping[str, bytes]) -> bool:
+    """Tell whether files, by their path relative to the agent's folder, are those of the record."""
+    recorded = {file.path: file.sha256 for file in artifact.files}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == recorded
 
 
 def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[str]:

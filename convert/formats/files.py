@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from convert.errors import UnreadableArtefact
 from convert.formats.bounds import LARGEST
+from convert.formats.documents import join, show
 
 MOST_FILES = 1000
 DEEPEST = 8  # folders below each other
@@ -56,6 +57,19 @@ def read_files(path: Path, largest: int = LARGEST) -> dict[str, bytes]:
     if not files:
         raise UnreadableArtefact(f"{path}: missing or empty: convert the agent again")
     return files
+
+
+def check_names(path: Path, files: Files, expected: Collection[str]) -> None:
+    """Raise unless ``files``, read from a folder, are the expected ones by their path in it.
+
+    Raises:
+        UnreadableArtefact: one is missing, or there is another.
+    """
+    found = {name.removeprefix(f"{path.name}/") for name in files}
+    problems = [f"no {name}" for name in expected if name not in found]
+    problems += [f"unexpected {show(name)}" for name in sorted(found.difference(expected))]
+    if problems:
+        raise UnreadableArtefact(f"{path}: {join(problems)}: convert the agent again")
 
 
 def write_files(folder: Path, files: Files) -> None:

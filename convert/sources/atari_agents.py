@@ -15,6 +15,7 @@ import numpy as np
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
 from convert.formats import torch_files
 from convert.formats.bounds import LARGEST
+from convert.formats.documents import join, show
 from convert.formats.pickles import PickleRefused
 from convert.formats.torch_files import Tensor
 from convert.network import Float32, Network, check_network, find_shape_problems, from_arrays
@@ -38,7 +39,6 @@ KEYS = {
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _LOSSY = "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
 _MEBIBYTES = LARGEST // 2**20
-MOST_KEYS = 20  # in a message
 
 
 def read(data: bytes, name: str) -> Network:
@@ -122,7 +122,7 @@ def _load_state(raw: bytes, name: str) -> dict[Any, Any]:
 
 def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
     problems = [f"no {key}" for key in KEYS if key not in state and key != SUPPORT_KEY]
-    problems += [f"unexpected {key!s:.80}" for key in list(state)[:MOST_KEYS] if key not in KEYS]
+    problems += [f"unexpected {show(key)}" for key in state if key not in KEYS]
     tensors = {}
     for key in KEYS.keys() & state.keys():
         problem = _find_tensor_problem(state[key])
@@ -135,11 +135,9 @@ def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
         arrays = {key: tensor.to_numpy() for key, tensor in tensors.items()}
         problems = [f"{key} {_LOSSY}" for key, array in arrays.items() if not _is_float32(array)]
     if problems:
-        raise WeightMismatch(
-            f"{name}: {'; '.join(sorted(problems) + shape_problems)}: not a state dict of this release"
-        )
+        raise WeightMismatch(f"{name}: {join(sorted(problems) + shape_problems)}: not a state dict of this release")
     if shape_problems:
-        raise UnsupportedArchitecture(f"{name}: {'; '.join(shape_problems)}: not a Nature-CNN of this release")
+        raise UnsupportedArchitecture(f"{name}: {join(shape_problems)}: not a Nature-CNN of this release")
     return {KEYS[key]: array.astype(np.float32, copy=False) for key, array in arrays.items()}
 
 
@@ -162,5 +160,5 @@ def _is_float32(array: np.ndarray[Any, Any]) -> bool:
 
 
 def _list_names(checkpoint: dict[Any, Any]) -> str:
-    names = [f"{key!r:.80}" for key in list(checkpoint)[:6]]
+    names = [repr(show(key)) for key in list(checkpoint)[:6]]
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
