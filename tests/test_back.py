@@ -132,7 +132,7 @@ def test_a_trained_state_dict_comes_back_once_its_program_is_gone(agents, tmp_pa
     folder = shutil.copytree(agents[PONG], tmp_path / "agent")
     state = torch.load(folder / "torch/state_dict.pt", weights_only=True)
     torch.save({name: 2 * value for name, value in state.items()}, folder / "torch/state_dict.pt")
-    with pytest.raises(UnreadableArtefact, match=r"if those were trained on, remove model.pt2"):
+    with pytest.raises(UnreadableArtefact, match=r"if the weights in state_dict.pt were trained on, remove model.pt2"):
         convert.read_agent(folder)
     (folder / "torch/model.pt2").unlink()
     assert np.array_equal(convert.read_agent(folder).hidden.bias, 2 * state["hidden.bias"].numpy())
