@@ -37,7 +37,14 @@ from runtime_check.compare import (
     find_faults,
     scale_of,
 )
-from runtime_check.inputs import Sources, find_artefact, find_changes, find_record_faults, find_tensor_faults
+from runtime_check.inputs import (
+    Sources,
+    find_artefact,
+    find_changes,
+    find_record_faults,
+    find_tensor_faults,
+    find_version_faults,
+)
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
 from runtime_check.replay import Batch, EpisodeLog, Plan, Replay, replay_log
@@ -201,6 +208,7 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
         path = find_artefact(result.folder, backend.target)
         faults = find_changes(result.folder, backend.target, artifact)
         faults += find_tensor_faults(backend.target, artifact, record.agent.head)
+        faults += find_version_faults(backend.target, artifact)
         if faults:
             outcome.fail("; ".join(faults))
             return

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from convert import restricted_pickle
-from convert.agent import Agent, Record, from_json, to_json
+from convert.agent import Agent, Record, from_document, parse_document, to_json
 from convert.errors import ArtefactMissing, TargetError, UnreadableArtefact
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
@@ -115,7 +115,9 @@ def read_origin(path: Path) -> tuple[Agent, str]:
         raise ArtefactMissing(
             f"{path}: no readable {ORIGIN_NAME}: copy it from the dopamine/ folder that atari-convert wrote"
         ) from error
-    return from_json(text, str(origin)).agent, str(json.loads(text).get("weights_sha256"))
+    document = parse_document(text, str(origin))
+    digest = str(document.pop("weights_sha256", None))
+    return from_document(document, str(origin)).agent, digest
 
 
 def _to_origin(agent: Agent, network: Network) -> str:
