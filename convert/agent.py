@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
-import reprlib
 import struct
 import sys
-from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import astuple, dataclass, field
 from functools import partial
@@ -16,8 +15,9 @@ from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
-from convert.errors import RecordError
-from convert.files import open_regular
+from convert.errors import RecordError, UnreadableArtefact
+from convert.formats.documents import LARGEST_DOCUMENT, read_json, show
+from convert.formats.files import read_file
 from convert.games import FULL_ACTION_SET, load_games
 from convert.network import FRAMES, HEIGHT, LARGEST_ACTIONS, LARGEST_ATOMS, WIDTH, CategoricalHead, Network
 
@@ -26,7 +26,6 @@ Value = TypeVar("Value")
 RECORD_NAME = "agent.json"
 UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
 RECORD_FORMAT = 1
-LARGEST_RECORD = 2**20  # bytes; one with every target has about 13,000
 LARGEST_FILE = 2**30  # bytes
 LARGEST_NUMBER = 10**15 - 1  # of 15 digits, which every reader of JSON holds exactly
 
@@ -308,28 +307,15 @@ def read_record(folder: str | Path) -> Record:
         RecordError: there is none, it is not JSON, a field is missing or wrong, or its format is another.
     """
     path = Path(folder, RECORD_NAME)
+    if not os.path.lexists(path):
+        raise RecordError(f"{folder}: no {RECORD_NAME}: not a folder that atari-convert wrote")
     try:
-        text = read_record_text(path)
-    except FileNotFoundError:
-        raise RecordError(f"{folder}: no {RECORD_NAME}: not a folder that atari-convert wrote") from None
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise RecordError(f"{path}: cannot be read ({reason}): convert the agent again") from error
+        text = read_file(path, LARGEST_DOCUMENT).decode("utf-8")
+    except UnreadableArtefact as error:
+        raise RecordError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: cannot be read ({error}): convert the agent again") from error
     return from_json(text, str(path))
-
-
-def read_record_text(path: Path, errors: str = "strict") -> str:
-    """Return the text of a record.
-
-    Raises:
-        OSError: it cannot be read, or is no regular file.
-        ValueError: it is larger than any record, or not UTF-8.
-    """
-    with open_regular(path) as file:
-        data = file.read(LARGEST_RECORD + 1)
-    if len(data) > LARGEST_RECORD:
-        raise ValueError(f"more than {LARGEST_RECORD} bytes, expected about 10,000")
-    return data.decode("utf-8", errors)
 
 
 def from_json(text: str, name: str) -> Record:
@@ -343,44 +329,25 @@ def from_json(text: str, name: str) -> Record:
         RecordError: it is not JSON, its format is another, a field is missing, unknown or wrong, or it contradicts
             itself.
     """
-    return from_document(parse_document(text, name), name)
-
-
-def parse_document(text: str, name: str) -> dict[str, Any]:
-    """Return the JSON object of a record's text, whose names are unique and whose numbers, depth and size are bounded.
-
-    Raises:
-        RecordError: it is another text, or of another format.
-    """
-    if len(text) > LARGEST_RECORD:
-        raise RecordError(f"{name}: more than {LARGEST_RECORD} bytes, expected about 10,000: convert the agent again")
     try:
-        document = json.loads(text, object_pairs_hook=_to_unique, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:
-        raise RecordError(f"{name}: not JSON ({error}): the file is damaged, convert the agent again") from None
-    try:
-        _check_bounds(document)
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair has no place in any file
+        document = read_json(text)
     except ValueError as error:
-        raise RecordError(f"{name}: {error}: the file is damaged, convert the agent again") from None
+        raise RecordError(f"{name}: not JSON ({error}): the file is damaged, convert the agent again") from None
     found = document.get("format_version") if isinstance(document, dict) else None
     if type(found) is not int or found != RECORD_FORMAT:
         raise RecordError(
-            f"{name}: format_version is {_shorten(found)}, expected {RECORD_FORMAT}: convert the agent again"
+            f"{name}: format_version is {_show(found)}, expected {RECORD_FORMAT}: convert the agent again"
         )
-    return cast(dict[str, Any], document)
-
-
-def _to_unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    document = dict(pairs)
-    if len(document) < len(pairs):
-        ((name, _),) = Counter(name for name, _ in pairs).most_common(1)
-        raise ValueError(f"{_shorten(name)} stands there twice")
-    return document
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
+    try:
+        _check_bounds(document)
+        record = _record_from_json(document)
+        # What follows from other fields, such as the protocol from the family, and what has no place in a record.
+        problem = _find_difference(document, _to_document(record)) or find_contradiction(record.agent)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    if problem:
+        raise RecordError(f"{name}: {problem}: the file is damaged, convert the agent again")
+    return record
 
 
 _DEEPEST = 8  # levels; a size in the shape of an artefact's input is on the seventh
@@ -397,34 +364,22 @@ def _check_bounds(document: Any) -> None:
             pending += [(each, depth + 1) for each in inner]
         elif isinstance(value, int | float) and not -1e39 < value < 1e39:
             raise ValueError("a number is larger than any float32")
-
-
-def from_document(document: dict[str, Any], name: str) -> Record:
-    """Return the record that a parsed document holds; see `from_json`."""
-    try:
-        record = _record_from_json(document)
-        # What follows from other fields, such as the protocol from the family, and what has no place in a record.
-        problem = _find_difference(document, _to_document(record)) or find_contradiction(record.agent)
-    except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"no field {error}" if isinstance(error, KeyError) else str(error)
-        raise RecordError(f"{name}: {what}: the file is damaged, convert the agent again") from None
-    if problem:
-        raise RecordError(f"{name}: {problem}: the file is damaged, convert the agent again")
-    return record
+        elif isinstance(value, str):
+            value.encode()  # half of a surrogate pair has no place in any file
 
 
 def _find_difference(found: Any, expected: Any, name: str = "") -> str | None:
     """Return the first place where a document is not what is expected of it."""
     if isinstance(found, dict) and isinstance(expected, dict):
         if unknown := sorted(found.keys() - expected.keys()):
-            return f"unknown field {_shorten(unknown[0])}"
+            return f"unknown field {_show(unknown[0])}"
         pairs = ((found[key], expected[key], key) for key in expected)
     elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
         pairs = ((one, other, name) for one, other in zip(found, expected, strict=True))
     else:
         # 1 is True in Python, and 10 is a way to write 10.0 in JSON.
         is_same = found == expected and isinstance(found, bool) == isinstance(expected, bool)
-        return None if is_same else f"{name} is {_shorten(found)}, expected {_shorten(expected)}"
+        return None if is_same else f"{name} is {_show(found)}, expected {_show(expected)}"
     return next((difference for pair in pairs if (difference := _find_difference(*pair))), None)
 
 
@@ -451,14 +406,14 @@ def _record_from_json(document: dict[str, Any]) -> Record:
     artifacts = {_match(_TARGET, name, "target"): _artifact_from_json(_field(found, name, dict)) for name in found}
     paths = [file.path for artifact in artifacts.values() for file in artifact.files]
     if len(set(paths)) < len(paths):
-        raise ValueError(f"a file is listed twice among {_shorten(paths)}")
+        raise ValueError(f"a file is listed twice among {_show(paths)}")
     return Record(agent, artifacts, _versions_from_json(document))
 
 
 def _head_from_json(document: dict[str, Any]) -> HeadSpec:
     kind = _field(document, "kind", str)
     if kind not in ("q", "categorical"):
-        raise ValueError(f"head kind is {_shorten(kind)}, expected 'q' or 'categorical'")
+        raise ValueError(f"head kind is {_show(kind)}, expected 'q' or 'categorical'")
     actions = _number(document, "actions", 1, LARGEST_ACTIONS)
     if kind == "q":
         if document["atoms"] is not None or document["support"] is not None:
@@ -475,7 +430,7 @@ def _head_from_json(document: dict[str, Any]) -> HeadSpec:
 
 def _to_float32(value: Any) -> float:
     if not isinstance(value, int | float) or isinstance(value, bool):
-        raise TypeError(f"support holds {_shorten(value)}")
+        raise TypeError(f"support holds {_show(value)}")
     number = float(value)
     if struct.unpack("<f", struct.pack("<f", number)) != (number,):
         raise ValueError(f"support holds {value}, which is no float32")
@@ -485,17 +440,17 @@ def _to_float32(value: Any) -> float:
 def _meanings(document: dict[str, Any], key: str, *, actions: int) -> tuple[str, ...]:
     meanings = _field(document, key, list)
     if len(meanings) != actions or not all(name in FULL_ACTION_SET and meanings.count(name) == 1 for name in meanings):
-        raise ValueError(f"{key} are {_shorten(meanings)}, expected the names of {actions} different actions in ALE")
+        raise ValueError(f"{key} are {_show(meanings)}, expected the names of {actions} different actions in ALE")
     return tuple(meanings)
 
 
 def _file_from_json(document: dict[str, Any]) -> File:
     path = _field(document, "path", str)
     if problem := find_path_problem(path):
-        raise ValueError(f"path {_shorten(path)} {problem}")
+        raise ValueError(f"path {_show(path)} {problem}")
     sha256 = _field(document, "sha256", str)
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError(f"sha256 {_shorten(sha256)} is not 64 lower-case hex digits")
+        raise ValueError(f"sha256 {_show(sha256)} is not 64 lower-case hex digits")
     return File(path, _number(document, "size", 0, LARGEST_FILE), sha256)
 
 
@@ -503,7 +458,7 @@ def _tensor_from_json(document: Any) -> Tensor:
     shape = _field(document, "shape", list)
     axes = _field(document, "axes", list)
     if len(shape) != len(axes):
-        raise ValueError(f"shape {_shorten(shape)} has other axes than {_shorten(axes)}")
+        raise ValueError(f"shape {_show(shape)} has other axes than {_show(axes)}")
     return Tensor(
         _name(document, "name"),
         _name(document, "dtype"),
@@ -538,7 +493,7 @@ _VERSION = re.compile(r"[!-~]{1,64}", re.ASCII)
 
 def _match(pattern: re.Pattern[str], text: str, what: str) -> str:
     if not pattern.fullmatch(text):
-        raise ValueError(f"{what} is {_shorten(text)}, expected {pattern.pattern}")
+        raise ValueError(f"{what} is {_show(text)}, expected {pattern.pattern}")
     return text
 
 
@@ -556,14 +511,14 @@ def _number(document: dict[str, Any], key: str, lowest: int = 0, highest: int = 
 def _filled(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
     values = _field(document, key, list)
     if not values or not all(isinstance(value, dict) for value in values):
-        raise TypeError(f"{key} is {_shorten(values)}, expected at least one object, and nothing else")
+        raise TypeError(f"{key} is {_show(values)}, expected at least one object, and nothing else")
     return cast(list[dict[str, Any]], values)
 
 
 def _field(document: dict[str, Any], key: str, kind: type) -> Any:
     value = document[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{key} is {_shorten(value)}, expected {_KINDS[kind]}")
+        raise TypeError(f"{key} is {_show(value)}, expected {_KINDS[kind]}")
     return value
 
 
@@ -574,9 +529,5 @@ def _optional(document: dict[str, Any], key: str, take: Callable[[dict[str, Any]
     return None if document[key] is None else take(document, key)
 
 
-def _shorten(value: object) -> str:
-    return _SHORT.repr(value)
-
-
-_SHORT = reprlib.Repr()
-_SHORT.maxstring = _SHORT.maxother = 80
+def _show(value: object) -> str:
+    return show(repr(value))

@@ -182,7 +182,7 @@ def _read(target: Target, path: Path, agent: Agent) -> Network:
     if target.is_quantized:
         raise UnreadableArtefact(f"{path}: {target.name} has rounded weights: choose a float32 artefact with --from")
     if target.name == TORCH and not (path / torch.PROGRAM_NAME).exists():
-        network = torch.read_state_dict(path)
+        network = torch.read_state_dict(path, agent)
     else:
         network = import_target(target.name).read(path, agent)
     check_network(network, str(path))

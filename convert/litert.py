@@ -12,16 +12,17 @@ from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
+from convert.agent import HeadSpec, describe_head
 from convert.errors import UnreadableArtefact
+from convert.formats import litert_files
+from convert.formats.files import read_file
+from convert.formats.litert_files import CATEGORICAL_TAIL, TRUNK
 from convert.network import Float32, Network, arrays
 from convert.params import from_params, to_params
 from convert.targets import Policy
-
-LARGEST_FILE = 256 * 2**20
+from convert.template import largest_file
 
 _LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
-_TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
-_CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]
 _VALID_PADDING = 1
 _ABSENT = -1
 _DTYPES: dict[int, np.dtype[Any]] = {
@@ -71,22 +72,36 @@ def restore_biases(data: bytes, network: Network) -> bytes:
     return bytes(changed)
 
 
-def read_network(path: Path) -> tuple[Network, Mapping[str, Float32]]:
+def read_network(path: Path, head: HeadSpec) -> tuple[Network, Mapping[str, Float32]]:
     """Return the network that a file holds, as float32, and the largest rounding error of each of its `arrays`.
 
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
+    data = rebuild(path, head)
     try:
-        weights, support = _read_weights(_read_bytes(path))
+        weights, support = _read_weights(data)
         return _to_network(weights, support, "values"), arrays(_to_network(weights, support, "rounding"))
     except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error})") from error
 
 
+def rebuild(path: Path, head: HeadSpec) -> bytes:
+    """Return a file anew, from what was looked at.
+
+    Raises:
+        UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
+    """
+    data = read_file(path, largest_file(head))
+    try:
+        return litert_files.rebuild(data, head)
+    except ValueError as error:
+        raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error}): convert it again") from error
+
+
 def find_losses(path: Path, network: Network) -> list[str]:
     """Return the weights that are further from the network's than the file's own rounding explains."""
-    found, rounding = read_network(path)
+    found, rounding = read_network(path, describe_head(network))
     losses = []
     for name, expected in arrays(network).items():
         actual = arrays(found).get(name)
@@ -98,31 +113,14 @@ def find_losses(path: Path, network: Network) -> list[str]:
 
 
 def make_policy(path: Path) -> Policy:
-    """Load a file with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name.
-
-    Raises:
-        UnreadableArtefact: it is damaged.
-    """
-    try:
-        runner: Any = Interpreter(model_content=_read_bytes(path)).get_signature_runner()
-    except ValueError as error:
-        raise UnreadableArtefact(f"{path}: not a LiteRT model ({error}): convert the agent again") from error
+    """Load a file with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name."""
+    runner: Any = Interpreter(model_content=path.read_bytes()).get_signature_runner()
 
     def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
         outputs: Mapping[str, Float32] = runner(observation=observation)
         return outputs
 
     return policy
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        size = path.stat().st_size
-        if size > LARGEST_FILE:
-            raise UnreadableArtefact(f"{path}: {size} bytes, expected at most {LARGEST_FILE}")
-        return path.read_bytes()
-    except OSError as error:
-        raise UnreadableArtefact(f"{path}: cannot be read ({error.strerror}): convert the agent again") from error
 
 
 def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | None]:
@@ -139,16 +137,14 @@ def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | N
 
 
 def _find_places(data: bytes | bytearray) -> _Places:
-    # The interpreter verifies the buffer first: reading the schema alone would follow any offset.
-    Interpreter(model_content=bytes(data))
     model = schema.Model.GetRootAs(data, 0)
     graph = model.Subgraphs(0)
     operators = list(_list_operators(model, graph))
     sources = {operator.output: operator.inputs[0] for operator in operators if operator.name == "DEQUANTIZE"}
     computing = [operator for operator in operators if operator.name not in ("QUANTIZE", "DEQUANTIZE")]
     found = [operator.name for operator in computing]
-    if found not in (_TRUNK, _TRUNK + _CATEGORICAL_TAIL):
-        raise ValueError(f"computes {' '.join(found)}, expected {' '.join(_TRUNK)}")
+    if found not in (TRUNK, TRUNK + CATEGORICAL_TAIL):
+        raise ValueError(f"computes {' '.join(found)}, expected {' '.join(TRUNK)}")
     geometry = [operator.stride_and_padding for operator in computing if operator.name == "CONV_2D"]
     if geometry != [(stride, _VALID_PADDING) for stride in (4, 2, 1)]:
         raise ValueError("other strides or padding than 4, 2, 1 and none")
@@ -162,7 +158,7 @@ def _find_places(data: bytes | bytearray) -> _Places:
         model,
         graph,
         {name: (find(layer, 1), find(layer, 2)) for name, layer in zip(_LAYERS, layers, strict=True)},
-        find(computing[-2], 1) if len(found) > len(_TRUNK) else None,
+        find(computing[-2], 1) if len(found) > len(TRUNK) else None,
     )
 
 
@@ -206,8 +202,9 @@ def _dequantize(values: NDArray[Any], quantization: Any) -> Weight:
     scale, zero = quantization.ScaleAsNumpy(), quantization.ZeroPointAsNumpy()
     shape = (-1, *[1] * (values.ndim - 1))
     step = np.broadcast_to(scale.reshape(shape), values.shape)
-    # A part in a thousand for the float32 arithmetic that chose the step.
-    return Weight(((values - zero.reshape(shape)) * step).astype(np.float32), (step * 0.5005).astype(np.float32))
+    exact = ((values - zero.reshape(shape)) * step).astype(np.float32)
+    # Half a step, and what float32 makes of a value that has many steps: the converter divides and rounds in float32.
+    return Weight(exact, (step * 0.5 + np.abs(exact) * 2.0**-21).astype(np.float32))
 
 
 def _to_network(weights: dict[str, dict[str, Weight]], support: Weight | None, part: str) -> Network:

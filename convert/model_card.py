@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,7 +28,7 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
     if returns is not None:
         metadata += _model_index(agent, returns)
     played = (
-        f"Mean return {returns.mean:.1f} ± {returns.std:.1f} over {returns.episodes} episodes (protocol "
+        f"Mean return {returns.mean:.2f} ± {returns.std:.2f} over {returns.episodes} episodes (protocol "
         f"`{identity.protocol}`, unclipped rewards).\n\n"
         if returns
         else ""
@@ -45,6 +46,12 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
         outputs=outputs,
         origin=_tell_origin(agent),
     )
+
+
+def read_returns(card: str) -> Returns | None:
+    """Return the returns that a card tells; None where it tells none."""
+    match = _PLAYED.search(card)
+    return Returns(float(match[1]), float(match[2]), int(match[3])) if match else None
 
 
 def _tell_origin(agent: Agent) -> str:
@@ -86,6 +93,10 @@ def _model_index(agent: Agent, returns: Returns) -> list[str]:
 def _or_unknown(value: int | None) -> str:
     return "unknown" if value is None else f"{value:,}"
 
+
+_PLAYED = re.compile(
+    r"^Mean return (-?\d{1,9}\.\d\d) ± (\d{1,9}\.\d\d) over (\d{1,9}) episodes", re.ASCII | re.MULTILINE
+)
 
 _CARD = """\
 ---

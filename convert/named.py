@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.formats.documents import join, show
 from convert.network import Float32, Network, arrays, find_shape_problems, from_arrays
 
 NAMES = {
@@ -37,7 +38,7 @@ def from_named(named: Mapping[str, Any]) -> Network:
         ValueError: arrays are missing, unexpected, not float32, or not of the release's shapes; all are named.
     """
     problems = [f"no {name}" for name in NAMES if name not in named and name != "support"]
-    problems += [f"unexpected {name}" for name in sorted(named) if name not in NAMES]
+    problems += [f"unexpected {show(name)}" for name in sorted(named) if name not in NAMES]
     known = {name: named[name] for name in NAMES if name in named}
     problems += [
         f"{name} is {getattr(array, 'dtype', type(array).__name__)}, expected float32"
@@ -46,5 +47,5 @@ def from_named(named: Mapping[str, Any]) -> Network:
     ]
     problems += find_shape_problems({NAMES[name]: np.shape(array) for name, array in known.items()})
     if problems:
-        raise ValueError(f"{'; '.join(problems)}: not the weights of a Nature-CNN of this release")
+        raise ValueError(f"{join(problems)}: not the weights of a Nature-CNN of this release")
     return from_arrays({NAMES[name]: array for name, array in known.items()})

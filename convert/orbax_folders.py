@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import logging
+import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import orbax.checkpoint as ocp
-import tensorstore
+import zstandard
 
 from convert.errors import UnreadableArtefact
+from convert.formats.documents import join, read_json, show
+from convert.formats.files import read_files
+from convert.network import Float32
+
+# What orbax writes beside the arrays, and does not tell the weights.
+_NOTES = ("_CHECKPOINT_METADATA", "_METADATA", "_sharding", "commit_success.txt")
+_LARGEST_WINDOW = 2**27  # bytes
 
 
 def _is_of_use(record: logging.LogRecord) -> bool:
@@ -36,31 +46,62 @@ def save(path: Path, tree: Any) -> None:
     (path / "commit_success.txt").write_text("Checkpoint commit was successful", "utf-8")
 
 
-def restore(path: Path) -> Any:
-    """Return the tree of NumPy arrays that a folder holds.
+def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32]:
+    """Read the arrays of a folder without orbax, by their names in it (``params.Conv_0.bias``).
+
+    Args:
+        path: the folder.
+        shapes: of each array that has to be there.
 
     Raises:
-        UnreadableArtefact: it is not an orbax checkpoint, or is damaged.
+        UnreadableArtefact: it is no such checkpoint, or damaged.
     """
+    size = 4 * sum(math.prod(shape) for shape in shapes.values())
+    files = read_files(path, size + 2**20)
+    entries = {name.removeprefix(f"{path.name}/"): content for name, content in files.items()}
+    problems = [f"no {name}" for name in shapes if f"{name}/.zarray" not in entries]
+    if problems and any(name.startswith(("ocdbt.process_", "manifest.ocdbt")) for name in entries):
+        problems = ["it is an OCDBT database: save it with PyTreeCheckpointHandler(use_ocdbt=False)"]
+    problems += [f"unexpected {show(name)}" for name in entries if not _is_expected(name, shapes)]
+    if problems:
+        raise UnreadableArtefact(f"{path}: {join(problems)}: not an orbax checkpoint of such an agent")
     try:
-        _check_arrays(path)
-        with ocp.StandardCheckpointer() as checkpointer:
-            return checkpointer.restore(path.absolute())
-    except Exception as error:  # orbax and tensorstore promise no class of error for damaged folders
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return {name: _read_array(entries, name, shape) for name, shape in shapes.items()}
+    except (ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+        reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UnreadableArtefact(f"{path}: not an orbax checkpoint ({reason}): convert the agent again") from error
 
 
-def _check_arrays(path: Path) -> None:
-    """Read each zarr folder, and raise for the first that is damaged.
+def restore(path: Path) -> Any:
+    """Return the tree of NumPy arrays that a folder holds, as its users restore it. Not for a stranger's folder."""
+    with ocp.StandardCheckpointer() as checkpointer:
+        return checkpointer.restore(path.absolute())
 
-    Orbax reads them at once, and when one fails the others' answers arrive after its event loop has been closed, which
-    ends in tracebacks on stderr that no one can catch.
-    """
-    for array in sorted(path.glob("*/.zarray")):
-        store = {
-            "driver": "zarr",
-            "kvstore": {"driver": "file", "path": str(array.parent.absolute())},
-            "fill_missing_data_reads": False,
-        }
-        tensorstore.open(store, open=True).result().read().result()
+
+def _is_expected(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    folder, _, file = name.rpartition("/")
+    if folder in shapes:
+        return file in (".zarray", _name_chunk(shapes[folder]))
+    return name in _NOTES or folder == "array_metadatas"
+
+
+def _name_chunk(shape: tuple[int, ...]) -> str:
+    return ".".join("0" * len(shape))
+
+
+def _read_array(entries: Mapping[str, bytes], name: str, shape: tuple[int, ...]) -> Float32:
+    """Return an array of the zarr format, version 2, that is one chunk."""
+    found = read_json(entries[f"{name}/.zarray"])
+    compressor = found.get("compressor")
+    plain = {key: found.get(key) for key in ("chunks", "dtype", "filters", "order", "shape", "zarr_format")}
+    expected = {"chunks": list(shape), "dtype": "<f4", "filters": None, "order": "C", "shape": list(shape)}
+    if plain != expected | {"zarr_format": 2} or not (compressor is None or compressor.get("id") == "zstd"):
+        raise ValueError(f"{name} is {show(json.dumps(found))}, expected float32{list(shape)} in one chunk")
+    content = entries[f"{name}/{_name_chunk(shape)}"]
+    size = 4 * math.prod(shape)
+    if compressor is not None:
+        with zstandard.ZstdDecompressor(max_window_size=_LARGEST_WINDOW).stream_reader(content) as stream:
+            content = stream.read(size + 1)
+    if len(content) != size:
+        raise ValueError(f"{name} has other than {size} bytes")
+    return np.frombuffer(content, "<f4").astype(np.float32, copy=False).reshape(shape)

@@ -13,7 +13,10 @@ import numpy as np
 
 from convert import layout
 from convert.agent import Agent
+from convert.formats.documents import join, show
 from convert.network import Float32, Network, from_arrays
+
+_DEEPEST = 8  # dicts within each other; ours has three
 
 Params = dict[str, dict[str, dict[str, Float32]]]
 
@@ -74,7 +77,7 @@ def _check_tree(params: Any) -> dict[str, dict[str, Float32]]:
     ranks |= {f"params/Dense_{index}/kernel": 2 for index in range(2)}
     ranks |= {name.replace("kernel", "bias"): 1 for name in ranks}
     problems = [f"no {name}" for name in sorted(ranks.keys() - found.keys())]
-    problems += [f"unexpected {name}" for name in sorted(found.keys() - ranks.keys())]
+    problems += [f"unexpected {show(name)}" for name in sorted(found.keys() - ranks.keys())]
     for name in sorted(ranks.keys() & found.keys()):
         leaf = found[name]
         if not isinstance(leaf, np.ndarray) or leaf.dtype != np.float32 or leaf.ndim != ranks[name]:
@@ -83,16 +86,16 @@ def _check_tree(params: Any) -> dict[str, dict[str, Float32]]:
         rows = found["params/Dense_0/kernel"].shape[0]
         problems.append(f"params/Dense_0 takes {rows} features, expected 3136 (7744 are those of a padded network)")
     if problems:
-        raise ValueError(f"{'; '.join(problems)}: not the parameters of a Nature-CNN of this release")
+        raise ValueError(f"{join(problems)}: not the parameters of a Nature-CNN of this release")
     layers: dict[str, dict[str, Float32]] = params["params"]
     return layers
 
 
-def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(tree, dict):
+def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
+    if not isinstance(tree, dict) or depth == _DEEPEST:
         return {prefix: tree}
     return {
         name: leaf
         for key, branch in tree.items()
-        for name, leaf in _leaves(branch, f"{prefix}/{key}" if prefix else str(key)).items()
+        for name, leaf in _leaves(branch, f"{prefix}/{key}" if prefix else str(key), depth + 1).items()
     }

@@ -14,6 +14,8 @@ from functools import partial
 from pathlib import Path
 from typing import cast
 
+import numpy as np
+
 from convert import __version__
 from convert.agent import (
     Agent,
@@ -28,6 +30,7 @@ from convert.agent import (
     name_actions,
     read_record,
 )
+from convert.artefacts import open_screened
 from convert.errors import (
     ArtefactMissing,
     AtariConvertError,
@@ -244,7 +247,7 @@ def load_frameworks(targets: Collection[str]) -> None:
 
 def read_network(data: bytes, name: str) -> Network:
     """Read the bytes of a checkpoint of the release; ``name`` is how messages call it."""
-    from convert.sources import atari_agents  # imports torch, which a run that finds all current does not need
+    from convert.sources import atari_agents
 
     return atari_agents.read(data, name)
 
@@ -355,7 +358,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
 
 def own_versions() -> dict[str, str]:
     """Return the versions of what reads checkpoints."""
-    return {"atari-convert": __version__} | {name: sys.modules[name].__version__ for name in ("numpy", "torch")}
+    return {"atari-convert": __version__, "numpy": np.__version__}
 
 
 def _default_path(source: Path, identity: Identity) -> str:
@@ -388,6 +391,7 @@ def load_agent(folder: str | Path, target: str) -> LoadedAgent:
     Raises:
         RecordError: the folder has no readable ``agent.json``.
         ArtefactMissing: it holds no artefact of this target.
+        UnreadableArtefact: the artefact is damaged, or holds what the target does not write.
         MissingExtra: the target's framework is not installed.
     """
     folder = Path(folder)
@@ -396,8 +400,9 @@ def load_agent(folder: str | Path, target: str) -> LoadedAgent:
         find_target(target)
         found = ", ".join(record.artifacts) or "nothing"
         raise ArtefactMissing(f"{folder}: holds {found}, not {target}: atari-convert --to {target} writes it")
-    path = folder / find_target(target).path
-    run = import_target(target).load(path, record.agent)
+    module = import_target(target)
+    with open_screened(target, folder / find_target(target).path, record.agent) as screened:
+        run = module.load(screened.path, record.agent)
     (observation,), _ = describe_tensors(find_target(target), record.agent.head)
     return LoadedAgent(record.agent, target, observation.axes, run)
 

@@ -10,6 +10,7 @@ Nothing here makes a link, so none in the places of ours is followed, moved or d
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 import stat
@@ -25,11 +26,11 @@ from convert.agent import (
     Record,
     from_json,
     read_record,
-    read_record_text,
     to_json,
 )
-from convert.errors import OutputExists, RecordError, RoundTripError, UnwritableOutput
-from convert.files import find_strangers, hash_file
+from convert.errors import OutputExists, RecordError, RoundTripError, UnreadableArtefact, UnwritableOutput
+from convert.formats.documents import LARGEST_DOCUMENT
+from convert.formats.files import read_file
 from convert.targets import list_targets
 
 _OLD = ".atari-convert-old"
@@ -122,6 +123,23 @@ def refuse_strangers(folder: Path) -> None:
             )
 
 
+def find_strangers(top: Path) -> dict[Path, str]:
+    """Return what is neither a folder nor a regular file at or below a path, and what it is; no link is followed.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    try:
+        mode = top.lstat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    if stat.S_ISDIR(mode):
+        return {path: kind for name in sorted(os.listdir(top)) for path, kind in find_strangers(top / name).items()}
+    if stat.S_ISREG(mode):
+        return {}
+    return {top: "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"}
+
+
 def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:
     """Refuse a folder or URL with files of these names, unless ``record``, the text of its agent.json, is ours.
 
@@ -168,13 +186,14 @@ def describe_files(folder: Path, path: str) -> tuple[File, ...]:
 
 
 def _describe_file(file: Path, path: str) -> File:
-    return File(path, file.stat().st_size, hash_file(file))
+    data = read_file(file)
+    return File(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _is_intact(path: Path, file: File) -> bool:
     try:
-        return path.stat().st_size == file.size and hash_file(path) == file.sha256
-    except OSError:
+        return hashlib.sha256(read_file(path, file.size)).hexdigest() == file.sha256
+    except UnreadableArtefact:
         return False
 
 
@@ -224,8 +243,8 @@ def _is_folder(path: Path) -> bool:
 
 def _read_text(path: Path) -> str:
     try:
-        return read_record_text(path, errors="replace")
-    except (OSError, ValueError):
+        return read_file(path, LARGEST_DOCUMENT).decode("utf-8", "replace")
+    except UnreadableArtefact:
         return ""
 
 

@@ -20,7 +20,6 @@ from pathlib import Path
 
 from convert import pipeline, storage
 from convert.agent import (
-    LARGEST_RECORD,
     RECORD_NAME,
     UNFINISHED_NAME,
     Agent,
@@ -30,6 +29,7 @@ from convert.agent import (
     to_json,
 )
 from convert.errors import AtariConvertError, RecordError, UnwritableOutput
+from convert.formats.documents import LARGEST_DOCUMENT
 from convert.journal import cache_folder
 from convert.network import Network
 from convert.pipeline import Conversion
@@ -116,7 +116,7 @@ def _find_record(url: str, files: _Listing) -> tuple[Record | None, bool]:
         OutputExists: the URL holds what this tool did not write.
     """
     place = storage.join(url, RECORD_NAME)
-    is_there = RECORD_NAME in files and files[RECORD_NAME].size <= LARGEST_RECORD
+    is_there = RECORD_NAME in files and files[RECORD_NAME].size <= LARGEST_DOCUMENT
     text = storage.read_bytes(place).decode(errors="replace") if is_there else ""
     refuse_foreign(url, files, text)
     try:

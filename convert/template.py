@@ -7,12 +7,14 @@ puts its arrays in their places. What is written is what the library would write
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from convert.agent import HeadSpec
 from convert.network import (
     NATURE_HIDDEN,
     NATURE_KERNELS,
@@ -23,6 +25,8 @@ from convert.network import (
     arrays,
     from_arrays,
 )
+
+MARGIN = 2**20  # bytes, of all that stands beside weights in a file
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -61,6 +65,12 @@ def nature_form(actions: int, atoms: int | None) -> Form:
     if atoms is not None:
         shapes["head.support"] = (atoms,)
     return Form(tuple(shapes.items()), NATURE_STRIDES, NATURE_PADDINGS)
+
+
+def largest_file(head: HeadSpec) -> int:
+    """Return how many bytes a file may have that holds the weights of an agent once, in float32."""
+    form = nature_form(head.actions, head.atoms)
+    return 4 * sum(math.prod(shape) for _, shape in form.shapes) + MARGIN
 
 
 def to_network(form: Form, values: Mapping[str, Float32]) -> Network:

@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
-from convert.errors import ArtefactMissing, BackendUnavailable, CheckError
+from convert.artefacts import open_screened
+from convert.errors import ArtefactMissing, BackendUnavailable, CheckError, MissingExtra
 from runtime_check.backends import (
     REFERENCE,
     Backend,
@@ -44,6 +45,7 @@ from runtime_check.inputs import (
     find_record_faults,
     find_tensor_faults,
     find_version_faults,
+    is_recorded,
 )
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
@@ -213,13 +215,24 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
             outcome.fail("; ".join(faults))
             return
     try:
-        outcome.runtime = module.open_artefact(path, record.agent, settings)
-    except BackendUnavailable:
+        if backend.target is None:
+            outcome.runtime = module.open_artefact(path, record.agent, settings)
+            outcome.description = outcome.runtime.description
+        else:
+            _open_screened(outcome, backend.target, path, record, settings)
+    except (BackendUnavailable, MissingExtra):
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
         outcome.fail(f"{path.name} does not load: {_first_line(error)}")
-    else:
-        outcome.description = outcome.runtime.description
+
+
+def _open_screened(outcome: BackendResult, target: str, path: Path, record: Record, settings: Settings) -> None:
+    with open_screened(target, path, record.agent) as screened:
+        if is_recorded(record.artifacts[target], screened.files):
+            outcome.runtime = import_backend(outcome.name).open_artefact(screened.path, record.agent, settings)
+            outcome.description = outcome.runtime.description
+        else:
+            outcome.fail(f"{path.name} changed while it was checked: check it again")
 
 
 def _compare_batches(result: AgentResult, oracle: Oracle, options: Options) -> None:

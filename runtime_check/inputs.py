@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 from convert import __version__
 from convert.agent import RECORD_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
 from convert.errors import CheckError, CheckpointError
-from convert.files import find_strangers, hash_file
+from convert.publish import find_strangers
 from convert.storage import walk_links
 from convert.targets import describe_tensors, find_target
 from runtime_check.oracle import Oracle
@@ -136,6 +137,12 @@ def find_version_faults(target: str, artifact: Artifact) -> list[str]:
     return [f"agent.json: {fault}: convert the agent again, or check it with that version" for fault in faults]
 
 
+def is_recorded(artifact: Artifact, files: Mapping[str, bytes]) -> bool:
+    """Tell whether files, by their path relative to the agent's folder, are those of the record."""
+    recorded = {file.path: file.sha256 for file in artifact.files}
+    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == recorded
+
+
 def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[str]:
     """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own."""
     inputs, outputs = describe_tensors(find_target(target), head)
@@ -181,5 +188,10 @@ def _find_change(path: Path, file: File) -> str | None:
     size = path.stat().st_size
     if size != file.size:
         return f"has {size} bytes, expected {file.size}"
-    sha256 = hash_file(path)
+    sha256 = _hash(path)
     return None if sha256 == file.sha256 else f"has sha256 {sha256}, expected {file.sha256}"
+
+
+def _hash(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

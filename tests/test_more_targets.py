@@ -22,9 +22,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import convert
-from convert import layout, litert, restricted_pickle
+from convert import layout, litert
 from convert.agent import Identity, identify
 from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact, UnreadableCheckpoint
+from convert.formats import numpy_pickles
 from convert.model_card import Returns, to_model_card
 from convert.network import find_differences, from_arrays
 from convert.pipeline import describe_agent, describe_source
@@ -249,14 +250,14 @@ def test_a_dopamine_pickle_that_wants_to_run_code_is_refused_by_name(base, tmp_p
 )
 def test_a_hostile_pickle_is_refused(stream):
     with pytest.raises(ValueError, match=r"wants|damaged"):
-        restricted_pickle.loads(stream)
+        numpy_pickles.loads(stream)
 
 
 def test_a_list_that_is_held_very_often_is_read_once():
     value: list[object] = []
     for _ in range(60):
         value = [value, value]
-    found = restricted_pickle.loads(pickle.dumps(value))
+    found = numpy_pickles.loads(pickle.dumps(value))
     assert found[0] is found[1]
 
 
@@ -268,7 +269,7 @@ def test_pickles_of_every_protocol_hold_the_same_arrays():
         "list": [1, (2, "three"), None],
     }
     for protocol in range(3, pickle.HIGHEST_PROTOCOL + 1):
-        found = restricted_pickle.loads(pickle.dumps({name: values[name] for name in values}, protocol))
+        found = numpy_pickles.loads(pickle.dumps({name: values[name] for name in values}, protocol))
         assert found["kernel"].tolist() == [[0, 1, 2], [3, 4, 5]]
         assert found["mask"].tolist() == [True, False]
         assert found["mean"] == 1.5

@@ -5,19 +5,19 @@ Nothing in a file is trusted: it inflates within a bound, and its pickle may bui
 
 from __future__ import annotations
 
-import io
-import re
 import struct
-import warnings
-import zipfile
 import zlib
 from typing import Any
 
 import deflate
 import numpy as np
-import torch
 
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
+from convert.formats import torch_files
+from convert.formats.bounds import LARGEST
+from convert.formats.documents import join, show
+from convert.formats.pickles import PickleRefused
+from convert.formats.torch_files import Tensor
 from convert.network import Float32, Network, check_network, find_shape_problems, from_arrays
 
 STATE_KEY = "estimator_state"
@@ -36,11 +36,9 @@ KEYS = {
     SUPPORT_KEY: "head.support",
 }
 
-# How torch's restricted unpickler names what it refuses.
-_REFUSED = re.compile(r"(?:GLOBAL|unrecognized function) ([\w.<> ]*[\w>])")
-
-# A file of the release inflates to 8.6 MB; the bound keeps a bomb from filling the memory.
-MAX_INFLATED = 256 * 2**20
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_LOSSY = "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
+_MEBIBYTES = LARGEST // 2**20
 
 
 def read(data: bytes, name: str) -> Network:
@@ -58,13 +56,13 @@ def read(data: bytes, name: str) -> Network:
     """
     raw = inflate(data, name)
     state = _load_state(raw, name)
-    network = from_arrays(_to_arrays(state, len(raw), name))
+    network = from_arrays(_to_arrays(state, name))
     check_network(network, name)
     return network
 
 
 def inflate(data: bytes, name: str) -> bytes:
-    """Return the content of a gzip file of at most 256 MiB inflated, whose checksum is right.
+    """Return the content of a gzip file of at most `LARGEST` bytes inflated, whose checksum is right.
 
     Raises:
         UnreadableCheckpoint: it is empty, not a gzip, damaged, truncated, or larger.
@@ -81,7 +79,7 @@ def _inflate_at_once(data: bytes) -> bytes | None:
     if len(data) < 18:  # a header and a trailer
         return None
     checksum, size = struct.unpack("<II", data[-8:])
-    if size > MAX_INFLATED:
+    if size > LARGEST:
         return None
     try:
         raw = bytes(deflate.gzip_decompress(data))
@@ -94,11 +92,11 @@ def _inflate_at_once(data: bytes) -> bytes | None:
 def _inflate_or_explain(data: bytes, name: str) -> bytes:
     inflater = zlib.decompressobj(wbits=31)
     try:
-        raw = inflater.decompress(data, MAX_INFLATED)
+        raw = inflater.decompress(data, LARGEST)
     except zlib.error as error:
         raise UnreadableCheckpoint(f"{name}: damaged gzip ({error}): take another copy") from error
-    if len(raw) == MAX_INFLATED and not inflater.eof:
-        raise UnreadableCheckpoint(f"{name}: inflates to over 256 MiB, expected about 7 MB: not a checkpoint")
+    if len(raw) == LARGEST and not inflater.eof:
+        raise UnreadableCheckpoint(f"{name}: inflates to over {_MEBIBYTES} MiB, expected about 7 MB: not a checkpoint")
     if not inflater.eof:
         raise UnreadableCheckpoint(f"{name}: truncated after {len(data)} bytes: take another copy")
     if inflater.unused_data:
@@ -106,11 +104,13 @@ def _inflate_or_explain(data: bytes, name: str) -> bytes:
     return raw
 
 
-def _load_state(raw: bytes, name: str) -> dict[str, Any]:
+def _load_state(raw: bytes, name: str) -> dict[Any, Any]:
     try:
-        checkpoint = _unpickle(raw)
-    except Exception as error:  # neither torch nor zipfile promises a class of error for damaged input
-        raise UnreadableCheckpoint(f"{name}: {_explain(error)}") from error
+        checkpoint = torch_files.read(raw)
+    except PickleRefused as error:
+        raise UnreadableCheckpoint(f"{name}: refused: its pickle {error}") from error
+    except ValueError as error:
+        raise UnreadableCheckpoint(f"{name}: not a PyTorch checkpoint ({error}): take another copy") from error
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         found = _list_names(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
         raise UnreadableCheckpoint(f"{name}: holds {found}, expected {STATE_KEY!r}: not a checkpoint of this release")
@@ -120,79 +120,45 @@ def _load_state(raw: bytes, name: str) -> dict[str, Any]:
     return state
 
 
-def _unpickle(raw: bytes) -> Any:
-    size = _archive_size(raw)
-    if size > MAX_INFLATED:
-        raise ValueError(f"its archive inflates to {size} bytes, over 256 MiB")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch asks to file an issue for a foreign pickle, which is refused here
-        return torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-
-
-def _archive_size(raw: bytes) -> int:
-    """Return what the entries of a torch archive inflate to; 0 for the format before it.
-
-    torch stores its entries and never deflates them, but would inflate them: a second chance for a bomb.
-    """
-    if not raw.startswith(b"PK\x03\x04"):
-        return 0
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        return sum(entry.file_size for entry in archive.infolist())
-
-
-def _explain(error: Exception) -> str:
-    refused = _REFUSED.search(str(error))
-    if refused:
-        return f"refused: its pickle wants to run {refused[1]}, expected tensors alone"
-    # torch's first paragraph advises to switch its safety off.
-    paragraphs = [text for text in str(error).split("\n\n") if not text.startswith("Weights only load failed")]
-    reason = " ".join(paragraphs[0].split()) if paragraphs else type(error).__name__
-    return f"not a PyTorch checkpoint ({reason}): take another copy"
-
-
-def _to_arrays(state: dict[str, Any], size: int, name: str) -> dict[str, Float32]:
+def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
     problems = [f"no {key}" for key in KEYS if key not in state and key != SUPPORT_KEY]
-    problems += [f"unexpected {key}" for key in state if key not in KEYS]
-    arrays = {}
+    problems += [f"unexpected {show(key)}" for key in state if key not in KEYS]
+    tensors = {}
     for key in KEYS.keys() & state.keys():
-        problem = _find_tensor_problem(state[key], size)
+        problem = _find_tensor_problem(state[key])
         if problem:
             problems.append(f"{key} {problem}")
         else:
-            arrays[KEYS[key]] = _to_float32(state[key])
-    shape_problems = find_shape_problems({key: array.shape for key, array in arrays.items()})
+            tensors[key] = state[key]
+    shape_problems = find_shape_problems({KEYS[key]: tensor.shape for key, tensor in tensors.items()})
+    if not problems and not shape_problems:
+        arrays = {key: tensor.to_numpy() for key, tensor in tensors.items()}
+        problems = [f"{key} {_LOSSY}" for key, array in arrays.items() if not _is_float32(array)]
     if problems:
-        raise WeightMismatch(
-            f"{name}: {'; '.join(sorted(problems) + shape_problems)}: not a state dict of this release"
-        )
+        raise WeightMismatch(f"{name}: {join(sorted(problems) + shape_problems)}: not a state dict of this release")
     if shape_problems:
-        raise UnsupportedArchitecture(f"{name}: {'; '.join(shape_problems)}: not a Nature-CNN of this release")
-    return arrays
+        raise UnsupportedArchitecture(f"{name}: {join(shape_problems)}: not a Nature-CNN of this release")
+    return {KEYS[key]: array.astype(np.float32, copy=False) for key, array in arrays.items()}
 
 
-def _find_tensor_problem(value: Any, size: int) -> str | None:
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided or value.is_quantized:
-        return f"is a {type(value).__name__}, expected a dense tensor"
-    if value.device.type != "cpu":
-        return f"has no values (device {value.device})"
-    if value.dtype not in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
-        return f"is {str(value.dtype).removeprefix('torch.')}, expected float32"
-    # Strides of 0 make any size out of one value; a weight of the release is never larger than its file.
-    if value.numel() * value.element_size() > size:
-        return f"claims {value.numel()} values, more than the file holds"
-    if value.dtype == torch.float64 and not _is_float32(value):
-        return "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
-    return None
+def _find_tensor_problem(value: Any) -> str | None:
+    if not isinstance(value, Tensor):
+        kind = value.name if isinstance(value, torch_files.Foreign) else type(value).__name__
+        return f"is a {kind:.80}, expected a dense tensor"
+    if value.problem:
+        return value.problem
+    return None if value.dtype in _FLOATS else f"is {value.dtype}, expected float32"
 
 
-def _is_float32(value: torch.Tensor) -> bool:
-    return torch.equal(torch.nan_to_num(value.float().double()), torch.nan_to_num(value))
-
-
-def _to_float32(value: torch.Tensor) -> Float32:
-    return np.ascontiguousarray(value.detach().float().numpy())
+def _is_float32(array: np.ndarray[Any, Any]) -> bool:
+    """Tell whether float32 holds each value exactly; NaN and infinity, which are found elsewhere, pass."""
+    if array.dtype != np.float64:
+        return True
+    with np.errstate(over="ignore", invalid="ignore"):
+        rounded = array.astype(np.float32).astype(np.float64)
+    return bool(np.array_equal(rounded[np.isfinite(array)], array[np.isfinite(array)]))
 
 
 def _list_names(checkpoint: dict[Any, Any]) -> str:
-    names = [repr(key) for key in checkpoint]
+    names = [repr(show(key)) for key in list(checkpoint)[:6]]
     return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"

@@ -10,7 +10,9 @@ A target module begins with literal constants, which are read from its source wi
     IN_ALL          whether ``--to all`` means it too
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
-and holds three functions, see `TargetModule`. Dashes in a target's name are underscores in its module's.
+and holds three functions, see `TargetModule`, and a fourth where an artefact is not to be opened as ``write`` would
+write what ``read`` finds: ``rebuild(path, agent, to)``, see `convert.artefacts`. Dashes in a target's name are
+underscores in its module's.
 """
 
 from __future__ import annotations
@@ -44,7 +46,11 @@ class TargetModule(Protocol):
         """Write the artefact at ``path``, which does not exist yet."""
 
     def read(self, path: Path, agent: Agent) -> Network:
-        """Read the artefact back, bit for bit. What the format cannot hold comes from ``agent``."""
+        """Read the artefact back, bit for bit. What the format cannot hold comes from ``agent``.
+
+        The file may be a stranger's: nothing of it is run, nothing outside of it is read, memory stays within its
+        size, and all but its weights has to be what ``write`` writes.
+        """
 
     def load(self, path: Path, agent: Agent) -> Policy:
         """Load the artefact with its own runtime: observations in the order of ``AXES`` to outputs by name."""

@@ -13,7 +13,7 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from convert.agent import Agent, Identity
-from convert.errors import UnreadableCheckpoint
+from convert.formats.files import check_names, read_files
 from convert.named import to_named
 from convert.network import Network, arrays
 from convert.sources import atari_agents
@@ -38,14 +38,13 @@ def read(path: Path, agent: Agent) -> Network:
     """Read the checkpoint back.
 
     Raises:
-        CheckpointError: it cannot be read, or is not a network of the release; see `convert.errors`.
+        UnreadableArtefact: it is missing, or something else is there.
+        CheckpointError: it is not a network of the release; see `convert.errors`.
     """
-    file = path / name_checkpoint(agent.identity)
-    try:
-        data = file.read_bytes()
-    except OSError as error:
-        raise UnreadableCheckpoint(f"{file}: cannot be read ({error.strerror}), expected a file") from error
-    return atari_agents.read(data, str(file))
+    name = name_checkpoint(agent.identity).as_posix()
+    files = read_files(path)
+    check_names(path, files, (name,))
+    return atari_agents.read(files[f"{path.name}/{name}"], str(path / name))
 
 
 def load(path: Path, agent: Agent) -> Policy:

@@ -17,9 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from convert import restricted_pickle
-from convert.agent import Agent, Record, from_document, parse_document, to_json
-from convert.errors import ArtefactMissing, TargetError, UnreadableArtefact
+from convert.agent import Agent, Record, from_json, to_json
+from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
+from convert.formats import numpy_pickles
+from convert.formats.documents import LARGEST_DOCUMENT, read_json
+from convert.formats.files import check_names, read_file, read_files, write_files
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
 from convert.targets import Policy
@@ -35,7 +37,6 @@ GIN_NAME = "agent.gin"
 ORIGIN_NAME = "origin.json"
 STEPS_PER_ITERATION = 250_000  # Dopamine's default of Runner.training_steps
 PICKLE_PROTOCOL = 4
-LARGEST_CHECKPOINT = 256 * 2**20
 
 _SENTINEL = "sentinel_checkpoint_complete"
 
@@ -58,21 +59,9 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     support = support_of(agent)
     if support is not None:
         _check_support(support, agent.source.path)
-    iteration = iteration_of(agent.identity.step)
-    params = to_params(network)
-    bundle = {
-        "state": np.zeros((HEIGHT, WIDTH, FRAMES)),
-        "training_steps": agent.identity.step or 0,
-        "online_params": params,
-        "target_params": params,
-        "logs": {},
-        "current_iteration": iteration,
-    }
-    (path / "checkpoints").mkdir(parents=True)
-    (path / "checkpoints" / f"ckpt.{iteration}").write_bytes(pickle.dumps(bundle, PICKLE_PROTOCOL))
-    (path / "checkpoints" / f"{_SENTINEL}.{iteration}").write_text("done", "utf-8")
-    (path / GIN_NAME).write_text(to_gin(agent), "utf-8")
-    (path / ORIGIN_NAME).write_text(_to_origin(agent, network), "utf-8")
+    files = _to_texts(network, agent)
+    files[_name_checkpoint(agent)] = pickle.dumps(_to_content(network, agent), PICKLE_PROTOCOL)
+    write_files(path, files)
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -87,6 +76,70 @@ def read(path: Path, agent: Agent) -> Network:
         return from_params(bundle.online_params, support_of(agent))
     except ValueError as error:
         raise UnreadableArtefact(f"{bundle.path}: {error}") from error
+
+
+def rebuild(path: Path, agent: Agent, to: Path) -> None:
+    """Write the folder anew at ``to`` from the weights at ``path``, where all else is as `write` writes it.
+
+    Raises:
+        UnreadableArtefact: as `read` does, or the folder tells something else of the agent.
+    """
+    network = read(path, agent)
+    texts = _to_texts(network, agent)
+    files = read_files(path)
+    check_names(path, files, (*texts, _name_checkpoint(agent)))
+    wrong = [name for name, text in texts.items() if files[f"{path.name}/{name}"] != text]
+    # Not by its bytes: other versions of NumPy give its classes other names.
+    content = numpy_pickles.loads(files[f"{path.name}/{_name_checkpoint(agent)}"])
+    if not _is_equal(content, _to_content(network, agent)):
+        wrong.append(_name_checkpoint(agent))
+    if wrong:
+        raise UnreadableArtefact(
+            f"{path}: {', '.join(wrong)} is not what atari-convert writes for it: convert it again"
+        )
+    write(network, agent, to)
+
+
+def _to_content(network: Network, agent: Agent) -> dict[str, Any]:
+    params = to_params(network)
+    return {
+        "state": np.zeros((HEIGHT, WIDTH, FRAMES)),
+        "training_steps": agent.identity.step or 0,
+        "online_params": params,
+        "target_params": params,
+        "logs": {},
+        "current_iteration": iteration_of(agent.identity.step),
+    }
+
+
+def _to_texts(network: Network, agent: Agent) -> dict[str, bytes]:
+    texts = {
+        f"checkpoints/{_SENTINEL}.{iteration_of(agent.identity.step)}": "done",
+        GIN_NAME: to_gin(agent),
+        ORIGIN_NAME: _to_origin(agent, network),
+    }
+    return {name: text.encode() for name, text in texts.items()}
+
+
+def _name_checkpoint(agent: Agent) -> str:
+    return f"checkpoints/ckpt.{iteration_of(agent.identity.step)}"
+
+
+def _is_equal(found: Any, expected: Any) -> bool:
+    """Tell whether two trees are the same, arrays bit for bit."""
+    if isinstance(expected, dict):
+        return (
+            isinstance(found, dict)
+            and found.keys() == expected.keys()
+            and all(_is_equal(found[key], value) for key, value in expected.items())
+        )
+    if isinstance(expected, np.ndarray):
+        return (
+            isinstance(found, np.ndarray)
+            and (found.dtype, found.shape) == (expected.dtype, expected.shape)
+            and found.tobytes() == expected.tobytes()
+        )
+    return type(found) is type(expected) and bool(found == expected)
 
 
 def load(path: Path, agent: Agent) -> Policy:
@@ -110,14 +163,15 @@ def read_origin(path: Path) -> tuple[Agent, str]:
     """
     origin = path / ORIGIN_NAME
     try:
-        text = origin.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        document = read_json(read_file(origin, LARGEST_DOCUMENT))
+    except UnreadableArtefact as error:
         raise ArtefactMissing(
             f"{path}: no readable {ORIGIN_NAME}: copy it from the dopamine/ folder that atari-convert wrote"
         ) from error
-    document = parse_document(text, str(origin))
-    digest = str(document.pop("weights_sha256", None))
-    return from_document(document, str(origin)).agent, digest
+    except ValueError as error:
+        raise RecordError(f"{origin}: {error}: the file is damaged, convert the agent again") from error
+    digest = document.pop("weights_sha256", None) if isinstance(document, dict) else None
+    return from_json(json.dumps(document), str(origin)).agent, str(digest)
 
 
 def _to_origin(agent: Agent, network: Network) -> str:
@@ -134,15 +188,18 @@ def read_bundle(path: Path) -> Bundle:
         UnreadableArtefact: it is damaged, wants to run code, or is no checkpoint of Dopamine's JAX agents.
     """
     checkpoint = find_latest(path)
-    size = checkpoint.stat().st_size
-    if size > LARGEST_CHECKPOINT:
-        raise UnreadableArtefact(f"{checkpoint}: {size} bytes, expected at most {LARGEST_CHECKPOINT}")
+    data = read_file(checkpoint)
     try:
-        content = restricted_pickle.loads(checkpoint.read_bytes())
+        content = numpy_pickles.loads(data)
     except ValueError as error:
         raise UnreadableArtefact(f"{checkpoint}: {error}: not opened") from error
     steps = content.get("training_steps") if isinstance(content, Mapping) else None
-    if not isinstance(steps, int) or "online_params" not in content:
+    if (
+        not isinstance(steps, int)
+        or isinstance(steps, bool)
+        or not 0 <= steps < 2**53
+        or "online_params" not in content
+    ):
         raise UnreadableArtefact(
             f"{checkpoint}: no online_params and training_steps: not a checkpoint of Dopamine's JAX agents"
         )

@@ -10,15 +10,29 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgpack
+import numpy as np
 from flax import serialization
 
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
+from convert.formats.documents import show
+from convert.formats.files import read_file
 from convert.linen import make_policy
 from convert.network import Float32, Network
 from convert.params import flatten, from_params, support_of, to_params, unflatten
 from convert.targets import Policy
-from convert.template import Form, Template, extract, form_of, make_template, make_zeros, nature_form, write_file
+from convert.template import (
+    Form,
+    Template,
+    extract,
+    form_of,
+    largest_file,
+    make_template,
+    make_zeros,
+    nature_form,
+    write_file,
+)
 
 PATH = "params.msgpack"
 AXES = "NHWC"
@@ -26,6 +40,9 @@ FORMAT_VERSION = 1
 EXTRA = "flax"
 PACKAGES = ("flax", "jax")
 IN_ALL = True
+
+_NDARRAY = 1  # Flax' extension type
+_MOST_ENTRIES = 16  # of a dict; ours have five
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
@@ -39,7 +56,7 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is not msgpack, or holds another tree.
     """
-    data = path.read_bytes()
+    data = read_file(path, largest_file(agent.head))
     leaves = extract(_find_template(nature_form(agent.head.actions, agent.head.atoms)), data)
     params = _unpack(data, path) if leaves is None else unflatten(leaves)
     try:
@@ -49,10 +66,25 @@ def read(path: Path, agent: Agent) -> Network:
 
 
 def _unpack(data: bytes, path: Path) -> Any:
+    """Return the tree of msgpack, as `flax.serialization.msgpack_restore` does, within narrow bounds."""
+    limits = {"max_array_len": 0, "max_map_len": _MOST_ENTRIES, "max_str_len": 100, "max_bin_len": 0}
     try:
-        return serialization.msgpack_restore(data)
+        return msgpack.unpackb(data, ext_hook=_to_array, strict_map_key=True, **limits)
     except Exception as error:  # msgpack raises ValueError and classes of its own for damaged bytes
-        raise UnreadableArtefact(f"{path}: not Flax parameters ({error}): convert the agent again") from error
+        raise UnreadableArtefact(
+            f"{path}: not Flax parameters ({show(str(error))}): convert the agent again"
+        ) from error
+
+
+def _to_array(code: int, data: bytes) -> Any:
+    """Return an array as Flax packs it: its shape, the name of its dtype, its bytes in C order."""
+    if code != _NDARRAY:
+        raise ValueError(f"holds an extension of type {code}, expected arrays")
+    limits = {"max_array_len": 8, "max_map_len": 0, "max_str_len": 20, "max_ext_len": 0}
+    shape, dtype, content = msgpack.unpackb(data, **limits)
+    if dtype not in ("float16", "float32", "float64") or any(size < 0 for size in shape):
+        raise ValueError(f"holds an array of {show(dtype)}, expected float32")
+    return np.frombuffer(content, np.dtype(dtype)).reshape(shape)
 
 
 @lru_cache(maxsize=64)

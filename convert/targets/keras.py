@@ -19,10 +19,24 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
-from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH, Float32, Network
+from convert.formats.archives import build_archive, read_archive
+from convert.formats.documents import join, read_json, show
+from convert.formats.files import read_file
+from convert.network import (
+    FRAMES,
+    HEIGHT,
+    NATURE_HIDDEN,
+    NATURE_KERNELS,
+    NATURE_STRIDES,
+    WIDTH,
+    CategoricalHead,
+    Float32,
+    Network,
+)
 from convert.params import from_params, support_of, to_params
 from convert.quiet_tensorflow import tf  # noqa: F401 - the default backend
 from convert.targets import Policy
+from convert.template import largest_file, make_zeros, nature_form
 
 import keras  # isort: skip - after TensorFlow's quiet start
 from keras import layers  # isort: skip
@@ -35,7 +49,6 @@ PACKAGES = ("keras", "h5py", "tensorflow")
 IN_ALL = True
 
 CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME = "config.json", "metadata.json", "model.weights.h5"
-LARGEST_ARCHIVE = 256 * 2**20
 
 _NAMES = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "hidden", "Dense_1": "head"}
 # Keras numbers the layers of each class in its weights file.
@@ -61,24 +74,23 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: the file is damaged, or of another network.
     """
+    data = read_file(path, largest_file(agent.head))
     try:
-        config, weights = _open(path)
-        layers_found = _summarise(config)
-        support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
-        tree = {
-            "params": {
-                name: dict(zip(("kernel", "bias"), weights.get(group, ()), strict=False))
-                for name, group in _GROUPS.items()
-            }
-        }
-        network = from_params(tree, support)
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
-        raise UnreadableArtefact(f"{path}: not a Keras model of such an agent ({error})") from error
+        entries = read_archive(data)
+        layers_found, stored = _summarise(read_json(entries[CONFIG_NAME])), entries[WEIGHTS_NAME]
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        raise UnreadableArtefact(f"{path}: not a Keras model of such an agent ({error}): convert it again") from error
     expected = _summarise(json.loads(make_model(agent).to_json()))
     if layers_found != expected:
-        different = [f"{a} instead of {b}" for a, b in zip(layers_found, expected, strict=False) if a != b]
-        raise UnreadableArtefact(f"{path}: other layers than ours: {'; '.join(different) or 'another number of them'}")
-    return network
+        raise UnreadableArtefact(f"{path}: {_compare(layers_found, expected)}: convert the agent again")
+    zeros = make_zeros(nature_form(agent.head.actions, agent.head.atoms))
+    try:
+        weights = _read_weights(stored, zeros)
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+        raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
+    support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
+    tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
+    return from_params({"params": tree}, support)
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
@@ -116,11 +128,7 @@ def _normalise(archive: bytes) -> bytes:
         files = {name: source.read(name) for name in (METADATA_NAME, CONFIG_NAME, WEIGHTS_NAME)}
     files[METADATA_NAME] = json.dumps({"keras_version": keras.__version__}).encode()
     files[CONFIG_NAME] = json.dumps(_without_ids(json.loads(files[CONFIG_NAME]))).encode()
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as target:
-        for name, content in files.items():
-            target.writestr(zipfile.ZipInfo(name), content)
-    return buffer.getvalue()
+    return build_archive(files)
 
 
 def _without_ids(value: Any) -> Any:
@@ -130,18 +138,43 @@ def _without_ids(value: Any) -> Any:
     return [_without_ids(item) for item in value] if isinstance(value, list) else value
 
 
-def _open(path: Path) -> tuple[Any, dict[str, list[Float32]]]:
-    """Return an archive's config, and its weights by group."""
-    with zipfile.ZipFile(path) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > LARGEST_ARCHIVE:
-            raise ValueError(f"inflates to more than {LARGEST_ARCHIVE} bytes")
-        config, weights = json.loads(archive.read(CONFIG_NAME)), io.BytesIO(archive.read(WEIGHTS_NAME))
-    with h5py.File(weights) as file:
-        groups = {name: group["vars"] for name, group in file["layers"].items()}
-        return config, {
-            name: [np.ascontiguousarray(variables[key][()]) for key in sorted(variables)]
-            for name, variables in groups.items()
+def _read_weights(data: bytes, zeros: Network) -> dict[str, list[Float32]]:
+    """Return the weights by group: float32 arrays of the shapes that a network of zeros has, stored in the file."""
+    shapes = {
+        _GROUPS[name]: [layer["kernel"].shape, layer["bias"].shape]
+        for name, layer in to_params(zeros)["params"].items()
+    }
+    if isinstance(zeros.head, CategoricalHead):
+        shapes[_SUPPORT_GROUP] = [(zeros.head.atoms, 1)]
+    with h5py.File(io.BytesIO(data)) as file:
+        return {
+            group: [_read_dataset(file, f"layers/{group}/vars/{index}", shape) for index, shape in enumerate(expected)]
+            for group, expected in shapes.items()
         }
+
+
+def _read_dataset(file: Any, name: str, shape: tuple[int, ...]) -> Float32:
+    """Return a dataset that lies in the file as it is: links, filters and other files' values are not followed."""
+    parts = name.split("/")
+    for depth in range(1, len(parts) + 1):
+        link = file.get("/".join(parts[:depth]), getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ValueError(f"{name} is not there, or a link")  # noqa: TRY004
+    dataset = file[name]
+    if not isinstance(dataset, h5py.Dataset) or (dataset.shape, dataset.dtype) != (shape, np.dtype("<f4")):
+        raise ValueError(f"{name} is {show(str(dataset))}, expected float32{list(shape)}")
+    if dataset.chunks or dataset.external or dataset.is_virtual:
+        raise ValueError(f"{name} is not stored in one piece")
+    return np.ascontiguousarray(dataset[()])
+
+
+def _compare(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> str:
+    known = {layer[0] for layer in expected}
+    foreign = [layer[0] for layer in found if layer[0] not in known]
+    if foreign:
+        return f"has the layer {show(foreign[0])}, which no such agent needs"
+    different = [f"{show(repr(a))} instead of {b}" for a, b in zip(found, expected, strict=False) if a != b]
+    return f"other layers than ours: {join(different) or 'another number of them'}"
 
 
 def _summarise(config: Any) -> list[tuple[Any, ...]]:

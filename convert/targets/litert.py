@@ -30,13 +30,22 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     path.write_bytes(litert.restore_biases(make_converter(network).convert(), network))
 
 
-def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
+def read(path: Path, agent: Agent) -> Network:
     """Read the weights back; the model is not run.
 
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
-    return litert.read_network(path)[0]
+    return litert.read_network(path, agent.head)[0]
+
+
+def rebuild(path: Path, agent: Agent, to: Path) -> None:
+    """Write at ``to`` what was looked at of the file at ``path``, and nothing else.
+
+    Raises:
+        UnreadableArtefact: as `read` does.
+    """
+    to.write_bytes(litert.rebuild(path, agent.head))
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001

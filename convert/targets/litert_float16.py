@@ -9,9 +9,9 @@ from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.network import Network
 from convert.quiet_tensorflow import tf
-from convert.targets.litert import load, make_converter
+from convert.targets.litert import load, make_converter, rebuild
 
-__all__ = ["find_losses", "load", "read", "write"]
+__all__ = ["find_losses", "load", "read", "rebuild", "write"]
 
 PATH = "model_float16.tflite"
 AXES = "NHWC"

@@ -18,9 +18,9 @@ from convert.layout import nhwc_from_nchw
 from convert.native_logs import without_native_logs
 from convert.network import Network
 from convert.quiet_tensorflow import tf
-from convert.targets.litert import load, make_converter
+from convert.targets.litert import load, make_converter, rebuild
 
-__all__ = ["find_losses", "load", "read", "write"]
+__all__ = ["find_losses", "load", "read", "rebuild", "write"]
 
 PATH = "model_int8.tflite"
 AXES = "NHWC"

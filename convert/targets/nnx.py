@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from convert import orbax_folders
 from convert.agent import Agent
-from convert.errors import UnreadableArtefact
 from convert.network import CategoricalHead, Float32, Network
 from convert.nnx import NatureCNN
 from convert.params import from_params, to_params
 from convert.targets import Policy
+from convert.template import make_zeros, nature_form
 
 PATH = "nnx"
 AXES = "NHWC"
@@ -34,27 +34,26 @@ _LAYERS = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the module's state as an orbax checkpoint."""
-    state: dict[str, Any] = {_LAYERS[name]: layer for name, layer in to_params(network)["params"].items()}
-    if isinstance(network.head, CategoricalHead):
-        state["support"] = network.head.support
-    orbax_folders.save(path, state)
+    orbax_folders.save(path, _to_state(network))
 
 
-def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
+def read(path: Path, agent: Agent) -> Network:
     """Read the state back.
 
     Raises:
         UnreadableArtefact: the folder is damaged, or holds the state of another module.
     """
-    state = orbax_folders.restore(path)
-    if not isinstance(state, dict):
-        raise UnreadableArtefact(f"{path}: holds a {type(state).__name__}, expected the state of an NNX module")
-    support = state.pop("support", None)
-    names = {ours: linen for linen, ours in _LAYERS.items()}
-    try:
-        return from_params({"params": {names.get(name, name): layer for name, layer in state.items()}}, support)
-    except ValueError as error:
-        raise UnreadableArtefact(f"{path}: {error}") from error
+    expected = _to_state(make_zeros(nature_form(agent.head.actions, agent.head.atoms)))
+    support = expected.pop("support", None)
+    shapes = {f"{layer}.{part}": leaf.shape for layer, parts in expected.items() for part, leaf in parts.items()}
+    found = orbax_folders.read(path, shapes if support is None else shapes | {"support": support.shape})
+    params = {linen: {part: found[f"{ours}.{part}"] for part in expected[ours]} for linen, ours in _LAYERS.items()}
+    return from_params({"params": params}, found.get("support"))
+
+
+def _to_state(network: Network) -> dict[str, Any]:
+    state: dict[str, Any] = {_LAYERS[name]: layer for name, layer in to_params(network)["params"].items()}
+    return state | ({"support": network.head.support} if isinstance(network.head, CategoricalHead) else {})
 
 
 def load(path: Path, agent: Agent) -> Policy:
@@ -72,8 +71,7 @@ def open_module(path: Path, agent: Agent) -> tuple[Callable[[Any, Any], dict[str
     """Return the module as a function of its state and observations, and its state.
 
     Raises:
-        UnreadableArtefact: the folder is damaged.
-        Exception: Flax's own, where the state is that of another module.
+        Exception: Flax's and orbax's own, where the state is that of another module.
     """
     module = nnx.eval_shape(lambda: NatureCNN(agent.head.actions, agent.head.atoms, rngs=nnx.Rngs(0)))
     graph, state = nnx.split(module)

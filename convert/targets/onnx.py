@@ -16,9 +16,21 @@ from onnx import TensorProto, helper
 
 from convert.agent import Agent, Tensor, describe_head
 from convert.errors import UnreadableArtefact
+from convert.formats.documents import show
+from convert.formats.files import read_file
 from convert.network import CategoricalHead, Float32, Network, arrays, from_arrays
 from convert.targets import Policy, describe_tensors, find_target
-from convert.template import Form, Template, extract, form_of, make_template, nature_form, to_network, write_file
+from convert.template import (
+    Form,
+    Template,
+    extract,
+    form_of,
+    largest_file,
+    make_template,
+    nature_form,
+    to_network,
+    write_file,
+)
 
 PATH = "model.onnx"
 AXES = "NCHW"
@@ -41,7 +53,7 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is not ONNX, or its graph is not one of ours.
     """
-    data = path.read_bytes()
+    data = read_file(path, largest_file(agent.head))
     form = nature_form(agent.head.actions, agent.head.atoms)
     weights = extract(_find_template(form), data, _serialize_metadata(agent))
     return _read_model(data, agent, path) if weights is None else to_network(form, weights)
@@ -52,16 +64,21 @@ def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
     try:
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError is another class in each of its implementations
-        raise UnreadableArtefact(f"{path}: not an ONNX file ({error}): convert the agent again") from error
+        raise UnreadableArtefact(f"{path}: not an ONNX file ({show(str(error))}): convert the agent again") from error
     weights = {tensor.name: _to_array(tensor) for tensor in model.graph.initializer}
     try:
         network = _network_from(model, weights)
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+        expected = _build_model(network)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UnreadableArtefact(f"{path}: not a graph that atari-convert wrote ({error})") from error
-    expected = _build_model(network)
     helper.set_model_props(expected, _metadata(agent))
     if model != expected:
-        raise UnreadableArtefact(f"{path}: its graph or metadata differ from what atari-convert writes for this agent")
+        known = {node.op_type for node in expected.graph.node}
+        foreign = [node.op_type for node in model.graph.node if node.op_type not in known or node.domain]
+        reason = f"hold the operation {show(foreign[0])}, which no such agent needs" if foreign else "differ"
+        raise UnreadableArtefact(
+            f"{path}: its graph or metadata {reason}, expected what atari-convert writes for it: convert it again"
+        )
     return network
 
 
@@ -183,5 +200,9 @@ def _to_tensor(name: str, array: np.ndarray[Any, Any]) -> onnx.TensorProto:
 
 
 def _to_array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any]:
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.dims)
+    """Return a tensor's values; none where they are not plain bytes in the file, which no graph of ours has."""
+    try:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        return np.frombuffer(tensor.raw_data, dtype.newbyteorder("<")).astype(dtype, copy=False).reshape(tensor.dims)
+    except (KeyError, ValueError, TypeError):
+        return np.zeros(0)

@@ -9,10 +9,10 @@ from pathlib import Path
 
 from convert import orbax_folders
 from convert.agent import Agent
-from convert.errors import UnreadableArtefact
 from convert.network import Network
-from convert.params import from_params, support_of, to_params
+from convert.params import flatten, from_params, support_of, to_params, unflatten
 from convert.targets import Policy
+from convert.template import make_zeros, nature_form
 
 PATH = "orbax"
 AXES = "NHWC"
@@ -33,11 +33,10 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: the folder is damaged, or holds another tree.
     """
-    params = orbax_folders.restore(path)
-    try:
-        return from_params(params, support_of(agent))
-    except ValueError as error:
-        raise UnreadableArtefact(f"{path}: {error}") from error
+    zeros = flatten(to_params(make_zeros(nature_form(agent.head.actions, agent.head.atoms))))
+    names = {f"params.{leaf.replace('/', '.')}": leaf for leaf in zeros}
+    leaves = orbax_folders.read(path, {name: zeros[leaf].shape for name, leaf in names.items()})
+    return from_params(unflatten({names[name]: array for name, array in leaves.items()}), support_of(agent))
 
 
 def load(path: Path, agent: Agent) -> Policy:

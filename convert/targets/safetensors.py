@@ -7,16 +7,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import safetensors
 import safetensors.numpy
 
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
-from convert.model_card import to_model_card
+from convert.formats.documents import read_json
+from convert.formats.files import check_names, read_file, read_files, write_files
+from convert.model_card import Returns, read_returns, to_model_card
 from convert.named import from_named, to_named
 from convert.network import NATURE_STRIDES, Network
 from convert.targets import Policy
+from convert.template import largest_file
 
 PATH = "huggingface"
 AXES = "NCHW"
@@ -25,35 +29,67 @@ EXTRA = "safetensors"
 PACKAGES = ("safetensors",)
 IN_ALL = True
 
-WEIGHTS_NAME = "model.safetensors"
+WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the weights, their config and a model card."""
-    path.mkdir()
-    config = to_config(agent)
-    # One entry: the order of several is not stable from run to run.
-    metadata = {"agent": json.dumps(config)}
-    (path / WEIGHTS_NAME).write_bytes(safetensors.numpy.save(to_named(network), metadata))
-    (path / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
-    (path / "README.md").write_text(to_model_card(agent), "utf-8")
+    weights = safetensors.numpy.save(to_named(network), _to_metadata(agent))
+    write_files(path, {WEIGHTS_NAME: weights, **_to_texts(agent, None)})
 
 
-def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
+def read(path: Path, agent: Agent) -> Network:
     """Read the weights back.
 
     Raises:
         UnreadableArtefact: the file is damaged, or of another network.
     """
     weights = path / WEIGHTS_NAME
+    data = read_file(weights, largest_file(agent.head))
     try:
-        named = safetensors.numpy.load_file(weights)
-    except (OSError, KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+        named = safetensors.numpy.load(data)
+    except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
         raise UnreadableArtefact(f"{weights}: not a safetensors file ({error}): convert the agent again") from error
     try:
         return from_named(named)
     except ValueError as error:
         raise UnreadableArtefact(f"{weights}: {error}") from error
+
+
+def rebuild(path: Path, agent: Agent, to: Path) -> None:
+    """Write the folder anew at ``to`` from the weights at ``path``, where all else is as `write` writes it.
+
+    Raises:
+        UnreadableArtefact: as `read` does, or the folder tells something else of the agent.
+    """
+    network = read(path, agent)
+    files = {name.removeprefix(f"{path.name}/"): content for name, content in read_files(path).items()}
+    check_names(path, files, (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
+    # A card may tell returns that were measured since.
+    texts = _to_texts(agent, read_returns(files[CARD_NAME].decode("utf-8", "replace")))
+    wrong = [name for name, text in texts.items() if files[name] != text]
+    if _read_metadata(files[WEIGHTS_NAME]) != _to_metadata(agent):
+        wrong.append(f"the metadata of {WEIGHTS_NAME}")
+    if wrong:
+        raise UnreadableArtefact(
+            f"{path}: {', '.join(wrong)} is not what atari-convert writes for it: convert it again"
+        )
+    write(network, agent, to)
+
+
+def _to_texts(agent: Agent, returns: Returns | None) -> dict[str, bytes]:
+    config = json.dumps(to_config(agent), indent=2) + "\n"
+    return {CONFIG_NAME: config.encode(), CARD_NAME: to_model_card(agent, returns).encode()}
+
+
+def _to_metadata(agent: Agent) -> dict[str, str]:
+    # One entry: the order of several is not stable from run to run.
+    return {"agent": json.dumps(to_config(agent))}
+
+
+def _read_metadata(data: bytes) -> Any:
+    """Return the metadata of a file that safetensors has read: its header is JSON after eight bytes of length."""
+    return read_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
 
 
 def load(path: Path, agent: Agent) -> Policy:

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -24,10 +26,23 @@ from numpy.typing import NDArray
 from convert import layout
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact, UnwritableOutput
-from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays, from_arrays
+from convert.formats.documents import show
+from convert.formats.files import check_names, read_files
+from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays
 from convert.quiet_tensorflow import tf
 from convert.targets import Policy
-from convert.template import Form, form_of, make_zeros
+from convert.template import (
+    MARGIN,
+    Form,
+    Template,
+    extract,
+    form_of,
+    largest_file,
+    make_template,
+    make_zeros,
+    nature_form,
+    to_network,
+)
 
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 
@@ -41,6 +56,7 @@ EXTRA = "tensorflow"
 _SIGNATURE = "serving_default"
 _GRAPH_FILE = "saved_model.pb"
 _VARIABLES = "variables/variables"
+_VARIABLE_FILES = (f"{_VARIABLES}.index", f"{_VARIABLES}.data-00000-of-00001")
 _OBJECT_GRAPH = "_CHECKPOINTABLE_OBJECT_GRAPH"
 
 
@@ -74,24 +90,28 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
         raise UnwritableOutput(f"{path}: TensorFlow cannot write the variables: {error.message}") from None
 
 
-def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
+def read(path: Path, agent: Agent) -> Network:
     """Read a SavedModel that ``write`` wrote, bit for bit, from its graph and its variables on disk.
+
+    TensorFlow does not read the files: the graph has to be the one that is traced here, and the variables' bytes have
+    to stand where TensorFlow writes them.
 
     Raises:
         UnreadableArtefact: a file is missing or damaged, or the graph or the variables are not what this target writes.
     """
-    graph = _read_graph(path / _GRAPH_FILE)
-    strides, paddings = _read_geometry(graph, path)
-    variables, object_graph = _read_variables(path)
-    network = _network_from_variables(variables, strides, paddings, path)
-    template = _build_template(form_of(network))
-    if object_graph != template.object_graph or not _is_same_graph(graph, template):
-        written_by = graph.meta_graphs[0].meta_info_def.tensorflow_version or "an unknown version"
+    form = nature_form(agent.head.actions, agent.head.atoms)
+    files = read_files(path, largest_file(agent.head) + MARGIN)
+    check_names(path, files, (_GRAPH_FILE, *_VARIABLE_FILES))
+    _check_graph(files[f"{path.name}/{_GRAPH_FILE}"], form, path)
+    index, data = (files[f"{path.name}/{name}"] for name in _VARIABLE_FILES)
+    variables = extract(_find_data_template(form), data)
+    # The index holds the checksums too.
+    if variables is None or _serialize_variables(variables, form) != (index, data):
         raise UnreadableArtefact(
-            f"{path}: its graph (by TensorFlow {written_by}) is not the one that TensorFlow {tf.__version__} traces "
-            "for these variables: not a SavedModel of atari-convert, or changed since; convert the agent again"
+            f"{path / _VARIABLES}.*: not as TensorFlow writes the variables of this agent: damaged, or of "
+            "another agent; convert it again"
         )
-    return network
+    return _network_from_variables(variables, form)
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
@@ -163,21 +183,14 @@ def _variables_from_network(network: Network) -> dict[str, Float32]:
     return variables
 
 
-def _network_from_variables(
-    variables: dict[str, Float32], strides: tuple[int, ...], paddings: tuple[int, ...], path: Path
-) -> Network:
-    try:
-        named = {key.replace("/", "."): array for key, array in variables.items()}
-        for index in range(len(strides)):
-            named[f"convs.{index}.kernel"] = layout.oihw_from_hwio(variables[f"convs/{index}/kernel"])
-        channels = named[f"convs.{len(strides) - 1}.kernel"].shape[0]
-        named["hidden.kernel"] = layout.o_chw_from_hwc_o(variables["hidden/kernel"], channels)
-        named["head.kernel"] = layout.oi_from_io(variables["head/kernel"])
-        return from_arrays(named, strides, paddings)
-    except (KeyError, ValueError) as error:
-        raise UnreadableArtefact(
-            f"{path}: has the variables {_list_shapes(variables)}: not a SavedModel of atari-convert ({error})"
-        ) from None
+def _network_from_variables(variables: Mapping[str, Float32], form: Form) -> Network:
+    named = {key.replace("/", "."): array for key, array in variables.items()}
+    for index in range(len(form.strides)):
+        named[f"convs.{index}.kernel"] = layout.oihw_from_hwio(variables[f"convs/{index}/kernel"])
+    channels = named[f"convs.{len(form.strides) - 1}.kernel"].shape[0]
+    named["hidden.kernel"] = layout.o_chw_from_hwc_o(variables["hidden/kernel"], channels)
+    named["head.kernel"] = layout.oi_from_io(variables["head/kernel"])
+    return to_network(form, named)
 
 
 @lru_cache(maxsize=64)
@@ -215,10 +228,34 @@ def _normalise(graph: SavedModel) -> SavedModel:
     return normal
 
 
-def _is_same_graph(graph: SavedModel, template: _Template) -> bool:
-    """Tell whether a graph is the template's, apart from what names the version of TensorFlow that wrote it."""
-    expected = SavedModel.FromString(template.graph)
-    return bool(_without_versions(graph) == _without_versions(expected))
+def _check_graph(data: bytes, form: Form, path: Path) -> None:
+    """Raise unless a graph is the one that is traced here, apart from what names the version of TensorFlow."""
+    if len(data) > MARGIN:
+        raise UnreadableArtefact(f"{path / _GRAPH_FILE}: has {len(data)} bytes, expected at most {MARGIN}")
+    try:
+        graph = SavedModel.FromString(data)
+    except DecodeError as error:
+        raise UnreadableArtefact(f"{path}: cannot be read as a SavedModel ({error}): convert the agent again") from None
+    expected = SavedModel.FromString(_build_template(form).graph)
+    if _without_versions(graph) == _without_versions(expected):
+        return
+    foreign = sorted(_list_operations(graph) - _list_operations(expected))
+    versions = [meta_graph.meta_info_def.tensorflow_version for meta_graph in graph.meta_graphs]
+    reason = f"; it holds the operation {show(foreign[0])}, which no such agent needs" if foreign else ""
+    raise UnreadableArtefact(
+        f"{path}: its graph (by TensorFlow {show(versions[0]) if versions else 'unknown'}) is not the one that "
+        f"TensorFlow {tf.__version__} traces for this agent{reason}: not a SavedModel of atari-convert, or changed "
+        "since; convert the agent again"
+    )
+
+
+def _list_operations(graph: SavedModel) -> set[str]:
+    """Return the operations of a SavedModel and of all its functions."""
+    operations: set[str] = set()
+    for meta_graph in graph.meta_graphs:
+        nodes = [meta_graph.graph_def.node, *(function.node_def for function in meta_graph.graph_def.library.function)]
+        operations |= {node.op for part in nodes for node in part}
+    return operations
 
 
 def _without_versions(graph: SavedModel) -> Message:
@@ -231,35 +268,7 @@ def _without_versions(graph: SavedModel) -> Message:
     return plain
 
 
-def _read_graph(file: Path) -> SavedModel:
-    try:
-        graph = SavedModel.FromString(file.read_bytes())
-    except (OSError, DecodeError) as error:
-        raise UnreadableArtefact(f"{file}: cannot be read as a SavedModel ({error}): convert the agent again") from None
-    if len(graph.meta_graphs) != 1:
-        raise UnreadableArtefact(
-            f"{file}: holds {len(graph.meta_graphs)} graphs, expected 1: not a SavedModel of atari-convert"
-        )
-    return graph
-
-
-def _read_geometry(graph: SavedModel, path: Path) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Return the strides and the paddings of the convolutions, in the order of the forward pass."""
-    functions = graph.meta_graphs[0].graph_def.library.function
-    convs = [node.attr for function in functions for node in function.node_def if node.op == "Conv2D"]
-    strides = tuple(attr["strides"].list.i[1] for attr in convs if len(attr["strides"].list.i) == 4)
-    paddings = tuple(
-        attr["explicit_paddings"].list.i[2] for attr in convs if len(attr["explicit_paddings"].list.i) == 8
-    )
-    if not convs or not len(convs) == len(strides) == len(paddings):
-        raise UnreadableArtefact(
-            f"{path}: has {len(convs)} convolutions, {len(paddings)} of them with explicit padding: "
-            "not a SavedModel of atari-convert"
-        )
-    return strides, paddings
-
-
-def _write_variables(prefix: Path, variables: dict[str, Float32], object_graph: bytes) -> None:
+def _write_variables(prefix: Path, variables: Mapping[str, Float32], object_graph: bytes) -> None:
     with tf.device("CPU:0"):
         tf.raw_ops.SaveV2(
             prefix=str(prefix),
@@ -269,23 +278,20 @@ def _write_variables(prefix: Path, variables: dict[str, Float32], object_graph: 
         )
 
 
-def _read_variables(path: Path) -> tuple[dict[str, Float32], bytes]:
-    """Return the variables in the order of the forward pass, and the description of the objects beside them."""
-    try:
-        reader = tf.train.load_checkpoint(str(path / _VARIABLES))
-        tensors = {key: reader.get_tensor(key) for key in reader.get_variable_to_shape_map()}
-    except (tf.errors.OpError, IndexError, ValueError, RuntimeError) as error:
-        raise UnreadableArtefact(f"{path / _VARIABLES}.*: cannot be read ({error}): convert the agent again") from None
-    object_graph = tensors.pop(_OBJECT_GRAPH, b"")
-    variables = {key.removesuffix(_checkpoint_key("")): tensor for key, tensor in tensors.items()}
-    if any(not isinstance(array, np.ndarray) or array.dtype != np.float32 for array in variables.values()):
-        raise UnreadableArtefact(f"{path}: has variables that are not float32: not a SavedModel of atari-convert")
-    return variables, object_graph
+@lru_cache(maxsize=64)
+def _find_data_template(form: Form) -> Template:
+    """Return the template of the file of variables."""
+    shapes = {key: array.shape for key, array in _variables_from_network(make_zeros(form)).items()}
+    return make_template(lambda variables: _serialize_variables(variables, form)[1], shapes)
+
+
+def _serialize_variables(variables: Mapping[str, Float32], form: Form) -> tuple[bytes, bytes]:
+    """Return what TensorFlow writes of these variables: the index and the data."""
+    with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder:
+        _write_variables(Path(folder, "variables"), variables, _build_template(form).object_graph)
+        index, data = (Path(folder, Path(name).name).read_bytes() for name in _VARIABLE_FILES)
+    return index, data
 
 
 def _checkpoint_key(name: str) -> str:
     return f"{name}/.ATTRIBUTES/VARIABLE_VALUE"
-
-
-def _list_shapes(variables: dict[str, Float32]) -> str:
-    return ", ".join(f"{key} {list(array.shape)}" for key, array in sorted(variables.items())) or "none"

@@ -1,0 +1,56 @@
+"""Artefacts as they are opened: a private copy, looked at in full, and written anew from what was found.
+
+Runtimes read formats with parsers that were not made for files of strangers, and run what those files say. So none is
+given a file as it was found. The target's own reader, which runs nothing, takes it apart: the weights are free, all
+else has to be what the target writes for this agent, what it tells of the agent too. What the target then writes of
+these weights goes to the runtime: for a file of the same versions, the same file again, byte for byte.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.agent import Agent
+from convert.formats.files import read_files, write_files
+from convert.targets import find_target, import_target
+
+
+@dataclass(frozen=True)
+class Screened:
+    """An artefact that is safe to open.
+
+    path: what to open, gone when the context ends. files: what was read, by its path relative to the agent's folder.
+    """
+
+    path: Path
+    files: Mapping[str, bytes]
+
+
+@contextmanager
+def open_screened(name: str, path: Path, agent: Agent) -> Iterator[Screened]:
+    """Read an artefact once, and give what can be opened in its place.
+
+    Args:
+        name: the target that wrote it.
+        path: its file or folder.
+        agent: whose it is.
+
+    Raises:
+        UnreadableArtefact: a file is missing, a link, damaged or too large, or holds what the target does not write.
+        MissingExtra: the target's framework is not installed.
+    """
+    module = import_target(name)
+    files = read_files(path)
+    with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder:
+        copy, rebuilt = Path(folder, "copy", find_target(name).path), Path(folder, "rebuilt", find_target(name).path)
+        write_files(copy.parent, files)
+        rebuilt.parent.mkdir()
+        if rebuild := getattr(module, "rebuild", None):
+            rebuild(copy, agent, rebuilt)
+        else:
+            module.write(module.read(copy, agent), agent, rebuilt)
+        yield Screened(rebuilt, files)

@@ -1,0 +1,63 @@
+"""Zip archives of strangers, and archives built anew from what was read.
+
+Two readers of zip can see two archives in one file: by entries of the same name, or of names that differ in case, by a
+second central directory, or by what stands before and after. So an archive is read here, once, and whoever has a reader
+of its own, such as torch or Keras, is given an archive that was built from what was read.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import zipfile
+from collections.abc import Mapping
+
+from convert.formats.bounds import LARGEST
+
+MOST_ENTRIES = 1000
+
+_NAME = re.compile(r"[\w .,=()+-]+(/[\w .,=()+-]+)*", re.ASCII)
+_CENTRAL_HEADER = b"PK\x01\x02"
+
+
+def read_archive(data: bytes) -> dict[str, bytes]:
+    """Return the content of each entry by its name.
+
+    Raises:
+        ValueError: it is damaged, its entries are compressed or larger than allowed, or their names are doubtful.
+    """
+    # Before zipfile makes an object of each.
+    if data.count(_CENTRAL_HEADER) > MOST_ENTRIES:
+        raise ValueError(f"its archive has more than {MOST_ENTRIES} entries")
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            entries = [entry for entry in archive.infolist() if not (entry.is_dir() and entry.file_size == 0)]
+            _check_entries(entries, len(data))
+            return {entry.filename: archive.read(entry) for entry in entries}
+    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, KeyError) as error:
+        raise ValueError(f"damaged archive ({error})") from error
+
+
+def build_archive(entries: Mapping[str, bytes]) -> bytes:
+    """Return an archive with these entries, stored, in this order, and nothing else; always the same bytes."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return buffer.getvalue()
+
+
+def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
+    seen: set[str] = set()
+    for entry in entries:
+        name = entry.filename
+        if name != entry.orig_filename or not _NAME.fullmatch(name) or {".", ".."} & set(name.split("/")):
+            raise ValueError(f"its archive has an entry named {entry.orig_filename[:80]!r}")
+        if name.casefold() in seen:
+            raise ValueError(f"its archive has two entries named {name[:80]!r}")
+        seen.add(name.casefold())
+        if entry.compress_type != zipfile.ZIP_STORED or entry.flag_bits & 1:
+            raise ValueError(f"its archive's entry {name[:80]!r} is compressed or encrypted, expected it stored")
+    inflated = sum(entry.file_size for entry in entries)
+    if inflated > min(size, LARGEST):
+        raise ValueError(f"its archive's entries claim {inflated} bytes, more than the file holds")

@@ -1,0 +1,6 @@
+"""The one bound on what is read from outside."""
+
+from __future__ import annotations
+
+# Bytes. An agent has 7 to 27 MB; nothing that is read from outside, inflated, may be larger.
+LARGEST = 128 * 2**20

@@ -1,0 +1,295 @@
+"""LiteRT files, screened before LiteRT's interpreter reads them.
+
+A flatbuffer is offsets into itself, which may lead anywhere, and the interpreter trusts sizes and operators that it
+finds. So what an agent needs is looked up here, each length within a bound before it is followed; the operators and
+the shapes of all that they compute have to be those of such an agent; and a new file is built of what was looked up.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import flatbuffers
+import numpy as np
+from ai_edge_litert import schema_py_generated as schema
+
+from convert.agent import HeadSpec
+from convert.formats.documents import show
+from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, WIDTH
+
+TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
+CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]
+
+_MOST_TENSORS = 100
+_MOST_OPERATORS = 50
+_LARGEST_SIZE = 2**16  # of an axis
+_LARGEST_TENSOR = 2**24  # values
+_SIDES = (20, 9, 7)  # of what the convolutions give
+_IDENTIFIER = b"TFL3"
+_ALIGNMENT = 16  # bytes, as the schema wants it of constants
+
+_INPUTS = {"CAST": 1, "MUL": 2, "CONV_2D": 3, "RESHAPE": 2, "FULLY_CONNECTED": 3, "SOFTMAX": 1, "SUM": 2}
+_ROUNDING = {"QUANTIZE": 1, "DEQUANTIZE": 1}
+_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+_ITEM_SIZES = {
+    schema.TensorType.FLOAT32: 4,
+    schema.TensorType.FLOAT16: 2,
+    schema.TensorType.INT8: 1,
+    schema.TensorType.UINT8: 1,
+    schema.TensorType.INT32: 4,
+    schema.TensorType.INT64: 8,
+}
+# The options of an operator that has some: the number of their kind in the schema, and the class.
+_OPTIONS: dict[str, tuple[int, Any, Any]] = {
+    name: (getattr(schema.BuiltinOptions, kind), getattr(schema, kind), getattr(schema, f"{kind}T"))
+    for name, kind in {
+        "CAST": "CastOptions",
+        "MUL": "MulOptions",
+        "CONV_2D": "Conv2DOptions",
+        "RESHAPE": "ReshapeOptions",
+        "FULLY_CONNECTED": "FullyConnectedOptions",
+        "SOFTMAX": "SoftmaxOptions",
+        "SUM": "ReducerOptions",
+        "QUANTIZE": "QuantizeOptions",
+        "DEQUANTIZE": "DequantizeOptions",
+    }.items()
+}
+
+
+def rebuild(data: bytes, head: HeadSpec) -> bytes:
+    """Return a file that holds what was looked up of a file of ours, and nothing else.
+
+    Raises:
+        ValueError: it is no LiteRT file of such an agent; an operator that no agent needs is named.
+    """
+    if data[4:8] != _IDENTIFIER:
+        raise ValueError(f"has {data[4:8]!r} where a LiteRT file has {_IDENTIFIER!r}")
+    try:
+        model = _read_model(data)
+        _check_graph(model, head)
+    except (struct.error, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
+        raise ValueError(f"damaged ({type(error).__name__}: {show(str(error))})") from error
+    builder = flatbuffers.Builder(len(data) + 2**16)
+    builder.Finish(model.Pack(builder), _IDENTIFIER)
+    return bytes(builder.Output())
+
+
+def name_operator(model: Any, operator: Any) -> str:
+    """Return the name of an operator, such as ``CONV_2D``. Of a model and operator as objects."""
+    code = model.operatorCodes[operator.opcodeIndex]
+    return str(_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
+
+
+class _Buffer(schema.BufferT):  # type: ignore[misc]
+    """A buffer of bytes, aligned as the schema wants it, which the generated code does not do."""
+
+    def Pack(self, builder: Any) -> Any:  # noqa: N802 - the generated name
+        place = None
+        if self.data is not None:
+            builder.StartVector(1, len(self.data), _ALIGNMENT)
+            builder.head -= len(self.data)
+            builder.Bytes[builder.head : builder.head + len(self.data)] = self.data
+            place = builder.EndVector()
+        schema.BufferStart(builder)
+        if place is not None:
+            schema.BufferAddData(builder, place)
+        return schema.BufferEnd(builder)
+
+
+def _read_model(data: bytes) -> Any:
+    found = schema.Model.GetRootAs(data, 0)
+    if found.SubgraphsLength() != 1:
+        raise ValueError(f"has {found.SubgraphsLength()} graphs, expected 1")
+    graph = found.Subgraphs(0)
+    model = schema.ModelT()
+    model.version = found.Version()
+    model.description = "atari-convert"
+    codes = [found.OperatorCodes(index) for index in _range(found.OperatorCodesLength(), _MOST_OPERATORS)]
+    model.operatorCodes = [_read_code(code) for code in codes]
+    model.subgraphs = [_read_graph(graph, model)]
+    model.buffers = [_read_buffer(found.Buffers(i)) for i in _range(found.BuffersLength(), 2 * _MOST_TENSORS)]
+    model.signatureDefs = [_read_signature(found.SignatureDefs(i)) for i in _range(found.SignatureDefsLength(), 1)]
+    return model
+
+
+def _range(length: int, most: int) -> range:
+    if not 0 <= length <= most:
+        raise ValueError(f"has {length} of something of which such an agent has at most {most}")
+    return range(length)
+
+
+def _read_code(found: Any) -> Any:
+    code = schema.OperatorCodeT()
+    code.deprecatedBuiltinCode, code.builtinCode = found.DeprecatedBuiltinCode(), found.BuiltinCode()
+    code.version = found.Version()
+    return code
+
+
+def _read_graph(found: Any, model: Any) -> Any:
+    graph = schema.SubGraphT()
+    graph.name = "main"
+    graph.inputs = _read_numbers(found.InputsLength, found.Inputs, 1)
+    graph.outputs = _read_numbers(found.OutputsLength, found.Outputs, 2)
+    graph.tensors = [_read_tensor(found.Tensors(i)) for i in _range(found.TensorsLength(), _MOST_TENSORS)]
+    graph.operators = [
+        _read_operator(found.Operators(i), model) for i in _range(found.OperatorsLength(), _MOST_OPERATORS)
+    ]
+    return graph
+
+
+def _read_numbers(length: Callable[[], int], number: Callable[[int], Any], most: int) -> list[Any]:
+    return [number(index) for index in _range(length(), most)]
+
+
+def _read_text(text: bytes | None) -> str:
+    shown = (text or b"").decode("utf-8", "replace")
+    return shown if len(shown) <= 1000 else ""
+
+
+def _read_tensor(found: Any) -> Any:
+    tensor = schema.TensorT()
+    tensor.name = _read_text(found.Name())
+    tensor.type, tensor.buffer, tensor.hasRank = found.Type(), found.Buffer(), found.HasRank()
+    tensor.shape = _read_numbers(found.ShapeLength, found.Shape, 4)
+    if found.ShapeSignatureLength():
+        tensor.shapeSignature = _read_numbers(found.ShapeSignatureLength, found.ShapeSignature, 4)
+    rounding = found.Quantization()
+    if rounding is not None and rounding.ScaleLength():
+        tensor.quantization = _read_quantization(rounding)
+    return tensor
+
+
+def _read_quantization(found: Any) -> Any:
+    quantization = schema.QuantizationParametersT()
+    _range(found.ScaleLength(), _LARGEST_SIZE)
+    _range(found.ZeroPointLength(), _LARGEST_SIZE)
+    quantization.scale, quantization.zeroPoint = found.ScaleAsNumpy().copy(), found.ZeroPointAsNumpy().copy()
+    quantization.quantizedDimension = found.QuantizedDimension()
+    if not np.isfinite(quantization.scale).all():
+        raise ValueError("rounds by a step that is not finite")
+    return quantization
+
+
+def _read_operator(found: Any, model: Any) -> Any:
+    operator = schema.OperatorT()
+    operator.opcodeIndex = found.OpcodeIndex()
+    name = name_operator(model, operator)
+    if name not in _INPUTS and name not in _ROUNDING:
+        raise ValueError(f"has the operator {name}, which no such agent needs")
+    operator.inputs = _read_numbers(found.InputsLength, found.Inputs, 3)
+    operator.outputs = _read_numbers(found.OutputsLength, found.Outputs, 1)
+    number, kind, plain = _OPTIONS[name]
+    if found.BuiltinOptionsType() not in (0, number):
+        raise ValueError(f"has a {name} with the options of another operator")
+    table = found.BuiltinOptions()
+    if found.BuiltinOptionsType() and table is not None:
+        options = kind()
+        options.Init(table.Bytes, table.Pos)
+        if name == "RESHAPE":
+            _range(options.NewShapeLength(), 4)
+        operator.builtinOptionsType, operator.builtinOptions = number, plain.InitFromObj(options)
+    return operator
+
+
+def _read_buffer(found: Any) -> Any:
+    buffer = _Buffer()
+    content = found.DataAsNumpy() if found.DataLength() else None
+    buffer.data = None if content is None else content.tobytes()
+    return buffer
+
+
+def _read_signature(found: Any) -> Any:
+    signature = schema.SignatureDefT()
+    signature.signatureKey = _read_text(found.SignatureKey())
+    signature.subgraphIndex = 0
+    signature.inputs = [_read_name(found.Inputs(i)) for i in _range(found.InputsLength(), 1)]
+    signature.outputs = [_read_name(found.Outputs(i)) for i in _range(found.OutputsLength(), 2)]
+    return signature
+
+
+def _read_name(found: Any) -> Any:
+    named = schema.TensorMapT()
+    named.name, named.tensorIndex = _read_text(found.Name()), found.TensorIndex()
+    return named
+
+
+def _check_graph(model: Any, head: HeadSpec) -> None:
+    """Raise unless a model computes what such an agent does, in its order, from what is there."""
+    graph = model.subgraphs[0]
+    for tensor in graph.tensors:
+        _check_tensor(tensor, model.buffers)
+    _check_ends(model, graph, head)
+    known = {index for index, tensor in enumerate(graph.tensors) if _is_constant(tensor, model.buffers)}
+    known |= {-1, *graph.inputs}  # -1 stands for an input that is left out, such as a bias of zeros
+    computed = []
+    for operator in graph.operators:
+        name = name_operator(model, operator)
+        (output,) = operator.outputs
+        if len(operator.inputs) != (_INPUTS | _ROUNDING)[name] or not known.issuperset(operator.inputs):
+            raise ValueError(f"has a {name} of tensors that are not there")
+        if output in known or not 0 <= output < len(graph.tensors) or operator.inputs[0] < 0:
+            raise ValueError(f"has a {name} that writes where it must not")
+        known.add(output)
+        if name in _INPUTS:
+            computed.append((name, list(graph.tensors[output].shape)))
+        elif list(graph.tensors[output].shape) != list(graph.tensors[operator.inputs[0]].shape):
+            raise ValueError(f"has a {name} that changes a shape")
+    expected = list(_list_shapes(head))
+    if computed != expected:
+        names = [name for name, _ in computed]
+        raise ValueError(
+            f"computes {' '.join(names)}, expected {' '.join(name for name, _ in expected)} of such an agent"
+        )
+
+
+def _check_tensor(tensor: Any, buffers: list[Any]) -> None:
+    size = math.prod(tensor.shape)
+    if tensor.type not in _ITEM_SIZES or not all(1 <= axis <= _LARGEST_SIZE for axis in tensor.shape):
+        raise ValueError(f"has a tensor {show(tensor.name)} of type {tensor.type} and shape {list(tensor.shape)}")
+    if size > _LARGEST_TENSOR:
+        raise ValueError(f"has a tensor {show(tensor.name)} of shape {list(tensor.shape)}")
+    if _is_constant(tensor, buffers) and len(buffers[tensor.buffer].data) != size * _ITEM_SIZES[tensor.type]:
+        raise ValueError(f"has a tensor {show(tensor.name)} of other bytes than its shape {list(tensor.shape)}")
+    if tensor.quantization is not None:
+        axis, count = tensor.quantization.quantizedDimension, len(tensor.quantization.scale)
+        allowed = {1, tensor.shape[axis]} if 0 <= axis < len(tensor.shape) else {1}
+        if count not in allowed or len(tensor.quantization.zeroPoint) != count:
+            raise ValueError(f"has a tensor {show(tensor.name)} that is rounded by {count} steps")
+
+
+def _is_constant(tensor: Any, buffers: list[Any]) -> bool:
+    return 0 <= tensor.buffer < len(buffers) and buffers[tensor.buffer].data is not None
+
+
+def _check_ends(model: Any, graph: Any, head: HeadSpec) -> None:
+    signature = model.signatureDefs[0] if model.signatureDefs else None
+    if signature is None:
+        raise ValueError("has no signature, which names its input and outputs")
+    inputs = {named.name: named.tensorIndex for named in signature.inputs}
+    outputs = {named.name: named.tensorIndex for named in signature.outputs}
+    names = {"q_values"} if head.atoms is None else {"q_values", "logits"}
+    if inputs.keys() != {"observation"} or outputs.keys() != names:
+        raise ValueError(
+            f"has the inputs {sorted(inputs)} and outputs {sorted(outputs)}, expected observation, {names}"
+        )
+    if list(inputs.values()) != list(graph.inputs) or sorted(outputs.values()) != sorted(graph.outputs):
+        raise ValueError("has a signature of other tensors than its graph")
+    (observation,) = (graph.tensors[index] for index in graph.inputs)
+    if list(observation.shape) != [1, HEIGHT, WIDTH, FRAMES] or observation.type != schema.TensorType.UINT8:
+        raise ValueError(f"has an observation of type {observation.type} and shape {list(observation.shape)}")
+    if not all(0 <= index < len(graph.tensors) for index in graph.outputs):
+        raise ValueError("has an output that is not there")
+
+
+def _list_shapes(head: HeadSpec) -> Iterator[tuple[str, list[int]]]:
+    """Yield each operator of an agent with the shape that it gives, for one observation."""
+    convs = [[1, side, side, kernel[0]] for side, kernel in zip(_SIDES, NATURE_KERNELS, strict=True)]
+    rows = head.actions * (head.atoms or 1)
+    shapes = [[1, HEIGHT, WIDTH, FRAMES]] * 2 + convs + [[1, NATURE_HIDDEN[1]], [1, NATURE_HIDDEN[0]], [1, rows]]
+    yield from zip(TRUNK, shapes, strict=True)
+    if head.atoms is not None:
+        tail = [[1, head.actions, head.atoms]] * 3 + [[1, head.actions]]
+        yield from zip(CATEGORICAL_TAIL, tail, strict=True)
