@@ -63,9 +63,10 @@ class Sources:
         source = agent.source
         if self._root.is_file():
             if change := _find_change(self._root, source):
+                _, found, recorded = change
                 raise CheckpointError(
-                    f"{self._root}: {change}, says agent.json of {source.path}: another checkpoint; name the one that "
-                    "was converted with --source"
+                    f"{self._root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
+                    "the one that was converted with --source"
                 )
             return self._root
         candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
@@ -107,12 +108,13 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
         elif not path.is_file():
             changes.append(f"{file.path} is missing: convert the agent again")
         elif change := _find_change(path, file):
-            changes.append(f"{file.path} {change}, says agent.json: convert the agent again")
-    recorded = {folder / file.path for file in artifact.files}
+            kind, found, recorded = change
+            changes.append(f"{kind}: {file.path} has {found}, agent.json says {recorded}")
+    listed = {folder / file.path for file in artifact.files}
     changes += [
         f"{path.relative_to(folder).as_posix()} is not in agent.json"
         for path in (top, *sorted(top.rglob("*")))
-        if path.is_file() and path not in recorded
+        if path.is_file() and path not in listed
     ]
     return changes
 
@@ -181,15 +183,15 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str
     return faults
 
 
-def _find_change(path: Path, file: File) -> str | None:
-    """Return how a file differs from its record, in words that go before "says agent.json"; None if it does not."""
+def _find_change(path: Path, file: File) -> tuple[str, str, str] | None:
+    """Return in what a file differs from its record, what it has, and what was recorded; None where it does not."""
     if not path.is_file():
-        return "is no file"
+        return "size", "no file", f"{file.size} bytes"
     size = path.stat().st_size
     if size != file.size:
-        return f"has {size} bytes, expected {file.size}"
+        return "size", f"{size} bytes", f"{file.size} bytes"
     sha256 = _hash(path)
-    return None if sha256 == file.sha256 else f"has sha256 {sha256}, expected {file.sha256}"
+    return None if sha256 == file.sha256 else ("checksum", f"sha256 {sha256}", f"sha256 {file.sha256}")
 
 
 def _hash(path: Path) -> str:

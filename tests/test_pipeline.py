@@ -80,18 +80,33 @@ def test_another_source_replaces_every_recorded_target(folder, tmp_path):
     assert convert.read_record(folder).agent.source.size == other.stat().st_size
 
 
-@pytest.mark.parametrize("change", ["tool", "format", "record"])
+@pytest.mark.parametrize("change", ["tool", "format", "inputs", "files", "record", "layout", "agent"])
 def test_what_another_version_wrote_is_replaced(folder, pristine, change):
     document = json.loads((folder / "agent.json").read_text())
     if change == "tool":
         document["artifacts"]["onnx"]["versions"]["atari-convert"] = "0.0.1"
     elif change == "format":
-        document["artifacts"]["onnx"]["format_version"] = 0
-    else:
+        document["artifacts"]["onnx"]["format_version"] = 99
+    elif change == "inputs":
+        document["artifacts"]["onnx"]["inputs"][0]["shape"] = [None, 84, 84, 4]
+    elif change == "files":
+        document["artifacts"]["onnx"]["files"].append(document["artifacts"]["flax"]["files"][0] | {"path": "more"})
+        shutil.copy(folder / "params.msgpack", folder / "more")
+    elif change == "record":
         document["format_version"] = 99
-    (folder / "agent.json").write_text(json.dumps(document))
-    written = convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"]).written
-    assert written == (("onnx",) if change != "record" else (*TARGETS, "tensorflow"))
+    elif change == "agent":
+        document["action_meanings"].reverse()
+    indent = 4 if change == "layout" else 2
+    (folder / "agent.json").write_text(json.dumps(document, indent=indent) + "\n")
+    written = convert.convert_checkpoint(PONG, folder, ["onnx", "tensorflow"]).written
+    assert set(written) == {
+        "record": {"onnx", "tensorflow"},
+        "layout": {"onnx", "tensorflow", "flax"},
+        "agent": {"onnx", "tensorflow", "flax"},
+    }.get(change, {"onnx"})
+    if change == "record":
+        assert convert.convert_checkpoint(PONG, folder, ["flax"]).written == ("flax",)
+    (folder / "more").unlink(missing_ok=True)
     assert _snapshot(folder) == _snapshot(pristine)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convert.agent import Agent, Artifact, File, HeadSpec, Identity, Record, read_record
+from convert.agent import Agent, Artifact, File, HeadSpec, Identity, Record, Tensor, read_record
 from convert.publish import is_intact, open_folder, publish
 
 
@@ -22,7 +22,8 @@ def write_agent(folder: Path, content: str, *names: str) -> None:
         digest = hashlib.sha256(content.encode()).hexdigest()
         files = tuple(File(name, len(content), digest) for name in names)
         source = File("m.gz", 0, digest)
-        record = Record(Agent(Identity(), HeadSpec("q", 6), source), {"all": Artifact(1, files, (), ())}, {})
+        tensors = (Tensor("observation", "uint8", (None,), ("batch",)),)
+        record = Record(Agent(Identity(), HeadSpec("q", 6), source), {"all": Artifact(1, files, tensors, tensors)}, {})
         publish(staging, record)
 
 
