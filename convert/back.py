@@ -78,7 +78,7 @@ def convert_agent(
 
     Raises:
         OutputExists: the agent's folder would be the one that is read, in it, or around it.
-        TargetsFailed: some of the targets could not be written; its ``conversion`` tells what was published.
+        TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
         AtariConvertError: nothing was written; see `convert.errors`.
     """
     stored = open_agent(folder, target, identity)

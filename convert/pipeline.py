@@ -92,7 +92,7 @@ def convert_checkpoint(
         overwrite: write again what is current.
 
     Raises:
-        TargetsFailed: some of the targets could not be written; its ``conversion`` tells what was published.
+        TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
         AtariConvertError: see `convert.errors`; the folder is then as it was.
     """
     source, folder = Path(source), Path(folder)
@@ -119,8 +119,8 @@ def raise_failures(conversion: Conversion) -> Conversion:
 def sum_up(agent: Agent, written: Collection[str], failures: Mapping[str, AtariConvertError]) -> TargetsFailed:
     """Return one error for the targets that failed."""
     reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
-    rest = f", {', '.join(written)} published" if written else ", nothing was published"
-    return TargetsFailed(f"{agent.source.path}: {', '.join(failures)} failed{rest}: {reasons}")
+    rest = f"but published {', '.join(written)}" if written else "published nothing"
+    return TargetsFailed(f"{agent.source.path}: could not write {', '.join(failures)}, {rest}: {reasons}")
 
 
 def convert_data(
@@ -165,14 +165,17 @@ def write_agent(
     with open_folder(folder) as staging:
         stale = find_stale(folder, agent, targets, overwrite=overwrite)
         written, failures = _write_artifacts(stale, network, agent, staging)
-        if failures and not written:
-            raise sum_up(agent, (), failures) if len(failures) > 1 else failures.popitem()[1]
         previous = find_record(folder)
         kept = previous.artifacts if previous and previous.agent == agent else {}
         record = Record(agent, {**kept, **written}, own_versions())
+        conversion = Conversion(folder, tuple(written), record, failures)
         if written:
             publish(staging, record)
-    return Conversion(folder, tuple(written), record, failures)
+        elif failures:
+            if len(targets) == len(stale) == 1:  # there is no other that could suffer
+                raise failures[stale[0]]
+            raise_failures(conversion)
+    return conversion
 
 
 def check_targets(targets: Collection[str]) -> None:
@@ -307,12 +310,12 @@ def choose_stale(
         is_intact: tells whether the files of an artefact are as recorded.
     """
     if record is None:
-        return tuple(targets)
+        return tuple(dict.fromkeys(targets))
     if record.agent != agent or not is_exact:
         return tuple(dict.fromkeys((*targets, *record.artifacts)))
     return tuple(
         name
-        for name in targets
+        for name in dict.fromkeys(targets)
         if overwrite or name not in record.artifacts or not _is_current(name, record, is_intact)
     )
 
