@@ -44,6 +44,7 @@ from runtime_check.inputs import (
     find_changes,
     find_record_faults,
     find_tensor_faults,
+    find_version_faults,
     is_recorded,
 )
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
@@ -209,6 +210,7 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
         path = find_artefact(result.folder, backend.target)
         faults = find_changes(result.folder, backend.target, artifact)
         faults += find_tensor_faults(backend.target, artifact, record.agent.head)
+        faults += find_version_faults(backend.target, artifact)
         if faults:
             outcome.fail("; ".join(faults))
             return

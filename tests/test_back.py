@@ -16,8 +16,9 @@ from click.testing import CliRunner
 
 import convert
 from convert import layout
+from convert.agent import name_actions
 from convert.cli import main
-from convert.errors import ArtefactMissing, UnreadableArtefact, WeightMismatch
+from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact, WeightMismatch
 from convert.linen import NatureC51, NatureDQN
 from convert.network import find_differences
 from runtime_check.oracle import compute_q_values, read_oracle
@@ -158,6 +159,51 @@ def test_an_artefact_of_another_agent_is_refused(agents, tmp_path):
     shutil.copy(tmp_path / "other/params.msgpack", folder)
     with pytest.raises(UnreadableArtefact, match=r"params.msgpack: has 9 actions, its record 6: of another agent"):
         convert.read_agent(folder)
+
+
+@pytest.mark.parametrize("way", ["beside", "spelling", "link", "inside", "around", "python", "dry run"])
+def test_the_folder_that_is_read_is_never_written(way, agents, tmp_path, monkeypatch):
+    folder = tmp_path / "agents/DQN_modern/Pong/0/model_328492"
+    shutil.copytree(agents[PONG], folder)
+    (tmp_path / "link").symlink_to("agents")
+    monkeypatch.chdir(folder)
+    read, out, options = folder, tmp_path / "agents", ()
+    if way == "spelling":
+        read, out = ".", "../../../../agents"
+    elif way == "link":
+        out = tmp_path / "link"
+    elif way == "inside":
+        out = folder / "more"
+    elif way == "around":
+        read = folder / "dopamine"
+    elif way == "dry run":
+        options = ("--dry-run",)
+    before = {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    if way == "python":
+        with pytest.raises(OutputExists, match=r"lies in the folder that is read.*choose an --out apart from it"):
+            convert.convert_agent(read, out, ["checkpoint"], overwrite=True)
+    else:
+        result = _run("--from-agent", read, "--to", "checkpoint", "--to", "dopamine", "-o", out, *options)
+        assert result.exit_code == 1
+        assert "lies in the folder that is read" in result.output
+        assert "nothing was touched; choose an --out apart from it, such as /" in result.output
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+
+
+def test_another_identity_brings_its_own_path_and_action_meanings(agents, tmp_path):
+    identity = ("--identity", "MDQN_modern/Bowling/1/7")
+    result = _run("--from-agent", agents[PONG], "--from", "flax", "--to", "flax", *identity, "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    agent = convert.read_record(tmp_path / "MDQN_modern/Bowling/1/model_7").agent
+    assert agent.source.path == "MDQN_modern/Bowling/1/model_7.gz"
+    assert agent.source.sha256 == convert.read_record(agents[PONG]).agent.source.sha256
+    assert agent.action_meanings == name_actions("Bowling", 6)
+    partial = ("--identity", "DQN_modern/Pong")
+    assert _run("--from-agent", agents[PONG], "--to", "flax", *partial, "-o", tmp_path).exit_code == 0
+    assert convert.read_record(tmp_path / agents[PONG].name).agent.source.path == "model_328492.gz"
+    result = _run("--from-agent", agents[PONG], "--to", "flax", "--identity", "C51_classic/Pong/1/7", "-o", tmp_path)
+    assert result.exit_code == 1
+    assert "has a q head, expected that of C51_classic" in result.output
 
 
 @pytest.mark.parametrize(

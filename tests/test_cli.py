@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from click.testing import CliRunner
 
@@ -147,6 +148,88 @@ def test_a_bad_file_does_not_stop_the_rest(release, tmp_path):
     assert "2 converted, 0 current, 1 failed" in result.stdout
     assert result.stderr == f"failed: {bad}: truncated after 1000 bytes: take another copy\n"
     assert not (tmp_path / "out/DQN_modern/Pong/1").exists()
+
+
+def test_a_target_that_fails_is_told_and_tried_again(release, tmp_path):
+    uneven = make_state(4, 51)
+    uneven["_AtariNet__support"] = torch.linspace(0, 20, 51)  # which Dopamine cannot hold
+    save_checkpoint(release / "C51_classic/Breakout/0/model_9.gz", uneven)
+    arguments = (release, "--to", "flax", "--to", "dopamine", "-o", tmp_path / "out")
+    result = run(*arguments, "--summary", tmp_path / "summary.json", code=1)
+    assert "2 converted, 0 current, 1 failed" in result.stdout
+    assert f"{tmp_path}/out/C51_classic/Breakout/0/model_9: wrote flax\n" in result.stdout
+    (failure,) = (line for line in result.stderr.splitlines() if line.startswith("failed: "))
+    assert "model_9.gz: could not write dopamine, but published flax: dopamine: " in failure
+    assert "has no place in Dopamine's JaxRainbowAgent" in failure
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["failed"], [row["kind"] for row in summary["failures"]]) == (1, ["TargetsFailed"])
+    folders = list((tmp_path / "out").rglob("agent.json"))
+    written = sum(file["size"] for path in folders for file in _files_of(json.loads(path.read_text())))
+    assert summary["bytes_written"] == written
+    again = run(*arguments, "--json", code=1)
+    rows = {Path(row["source"]).name: row for row in json.loads(again.stdout)["agents"]}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "model_9.gz": "failed",
+        "model_187420.gz": "current",
+        "model_328492.gz": "current",
+    }
+    assert rows["model_9.gz"]["written"] == []
+    assert "could not write dopamine, published nothing" in rows["model_9.gz"]["error"]["message"]
+    assert run(release, "--to", "flax", "-o", tmp_path / "out").stdout.startswith("0 converted, 3 current, 0 failed")
+
+
+def _files_of(document):
+    return [file for artifact in document["artifacts"].values() for file in artifact["files"]]
+
+
+LIES = {
+    "inputs": (("artifacts", "flax", "inputs", 0, "shape"), [None, 4, 84, 84]),
+    "actions": (("head", "actions"), 18),
+    "meanings": (("action_meanings",), ["FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]),
+    "protocol": (("protocol",), "classic"),
+    "family": (("family",), "MDQN_modern"),
+    "path": (("source", "path"), "DQN_modern/Pong/1/model_328492.gz"),
+    "version": (("artifacts", "flax", "versions", "atari-convert"), "0.0.1"),
+    "format": (("artifacts", "flax", "format_version"), 7),
+    "more": (("notes",), "mine"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("options", [(), ("--check-hashes",)])
+def test_a_record_that_lies_is_written_again(lie, options, tmp_path):
+    run(PONG, "--to", "flax", "-o", tmp_path)
+    path = tmp_path / PONG_FOLDER / "agent.json"
+    before = path.read_text()
+    document = json.loads(before)
+    (*keys, last), value = LIES[lie]
+    inner = document
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    dry = run(PONG, "--to", "flax", "-o", tmp_path, *options, "--dry-run").stdout
+    assert "1 to convert, 0 current" in dry
+    assert "1 converted, 0 current" in run(PONG, "--to", "flax", "-o", tmp_path, *options).stdout
+    assert path.read_text() == before
+    assert "0 converted, 1 current" in run(PONG, "--to", "flax", "-o", tmp_path, *options).stdout
+
+
+def test_part_of_an_identity_leaves_no_path_that_tells_of_another(tmp_path):
+    run(PONG, "--to", "flax", "--identity", "MDQN_modern/Pong", "-o", tmp_path)
+    run(PONG.parents[3], "--to", "flax", "--game", "Pong", "-o", tmp_path)
+    assert _tree(tmp_path) == [
+        f"{PONG_FOLDER}/agent.json",
+        f"{PONG_FOLDER}/params.msgpack",
+        "model_328492/agent.json",
+        "model_328492/params.msgpack",
+    ]
+    document = json.loads((tmp_path / "model_328492/agent.json").read_text())
+    assert (document["family"], document["step"], document["source"]["path"]) == (
+        "MDQN_modern",
+        None,
+        "model_328492.gz",
+    )
 
 
 def test_json_is_one_document(release, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import json
 import socket
 import sys
 import tempfile
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import boto3
 import pytest
+import torch
 from builders import make_state, save_checkpoint
 from bulk_release import COUNT, run
 from click.testing import CliRunner
@@ -199,6 +201,45 @@ def _write_until(write, left: list[int], url: str, data: bytes) -> None:
         raise KeyboardInterrupt
     left[0] -= 1
     write(url, data)
+
+
+def test_a_target_that_fails_takes_no_other_down_at_a_url_either(s3, tmp_path):
+    source = save_checkpoint(tmp_path / "C51_classic/Breakout/0/model_5.gz", make_state(4, 51))
+    (job,) = find_jobs([source], "s3://bucket/partial")
+    both = bulk.Work(("dopamine", "flax"))
+    assert bulk.convert_job(both, job).error is None
+    uneven = make_state(4, 51)
+    uneven["_AtariNet__support"] = torch.linspace(0, 20, 51)  # which Dopamine cannot hold
+    save_checkpoint(source, uneven)
+    for written in (("flax",), ()):
+        (job,) = find_jobs([source], "s3://bucket/partial")
+        outcome = bulk.convert_job(both, job)
+        assert (outcome.status, outcome.written, outcome.seen) == ("failed", written, None)
+        assert "model_5.gz: could not write dopamine, " in str(outcome.error)
+        # What was there of the former agent is gone.
+        assert {name.rpartition("/")[2] for name in _hashes(s3, "partial")} == {"agent.json", "params.msgpack"}
+    assert bulk.convert_job(bulk.Work(("flax",)), job).status == "current"
+
+
+@pytest.mark.parametrize("lie", ["action_meanings", "notes", "layout", "huge"])
+def test_a_record_at_a_url_that_lies_is_sent_again(lie, s3, release):
+    (job, *_) = find_jobs([release], f"s3://bucket/lie-{lie}")
+    assert bulk.convert_job(bulk.Work(("flax",)), job).status == "converted"
+    before = _hashes(s3, f"lie-{lie}")
+    key = f"lie-{lie}/{job.path.removesuffix('.gz')}/agent.json"
+    document = json.loads(s3.get_object(Bucket="bucket", Key=key)["Body"].read())
+    document |= {lie: list(reversed(document["action_meanings"]))} if lie != "layout" else {}
+    text = json.dumps(document, indent=None if lie == "layout" else 2, ensure_ascii=False) + "\n"
+    s3.put_object(Bucket="bucket", Key=key, Body=(" " * 2**21 + text if lie == "huge" else text).encode())
+    assert [outcome.status for outcome in bulk.rehearse([job], bulk.Work(("flax",)))] == (
+        ["failed"] if lie == "huge" else ["converted"]
+    )
+    outcome = bulk.convert_job(bulk.Work(("flax",)), job)
+    if lie == "huge":  # nobody knows whose it is
+        assert "its agent.json is damaged or not ours" in str(outcome.error)
+    else:
+        assert outcome.status == "converted"
+        assert _hashes(s3, f"lie-{lie}") == before
 
 
 def test_what_is_not_ours_is_left_alone(s3, release):

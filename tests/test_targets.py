@@ -105,7 +105,7 @@ def test_a_wrong_permutation_is_caught(tmp_path, monkeypatch, target, fault):
     there, back, wrong = PERMUTATIONS[fault]
     path = save_checkpoint(tmp_path / "m.gz", make_state())
     monkeypatch.setattr(layout, there, lambda *arguments: np.ascontiguousarray(wrong(*arguments)))
-    with pytest.raises(RoundTripError, match=f"{target} does not read back as it was written.*nothing was published"):
+    with pytest.raises(RoundTripError, match=f"{target} does not read back as it was written.*it was not published"):
         convert.convert_checkpoint(path, tmp_path / "agent", [target])
     assert not (tmp_path / "agent").exists()
 
