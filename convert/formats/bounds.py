@@ -1,0 +1,4 @@
+"""The bound of everything that is read from outside."""
+
+# Bytes. An agent has 7 to 27 MB; nothing that is read from outside, inflated, may be larger.
+LARGEST = 128 * 2**20
