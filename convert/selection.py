@@ -203,8 +203,10 @@ def _find_here(source: str) -> Iterator[tuple[Found, str]]:
 def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
     magic = _MAGIC_HTTP if source.startswith(("http://", "https://")) else _MAGIC
     if magic.search(source):
-        base = storage.spell(_fixed_part(source, magic), anonymous=anonymous)
-        matches = [found for found in storage.find_matches(source, anonymous=anonymous) if found.name.endswith(".gz")]
+        fixed = _fixed_part(source, magic)
+        base = storage.spell(fixed, anonymous=anonymous)
+        matches = storage.find_matches(fixed, source.removeprefix(fixed), anonymous=anonymous)
+        matches = [found for found in matches if found.name.endswith(".gz")]
         if not matches:
             raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
         yield from ((found, base) for found in matches)
@@ -237,11 +239,11 @@ def _look_at(path: str) -> Found:
 
 def _walk_url(top: str, *, anonymous: bool) -> Iterator[Found]:
     """Yield the checkpoints in and below a folder at a URL, as `_walk` does."""
-    for number, (folders, files) in enumerate(storage.walk(top, anonymous=anonymous)):
-        if number and _is_agent(folders.keys() | files.keys()):
+    for place, folders, files in storage.walk(top, anonymous=anonymous):
+        if place and _is_agent(folders.keys() | files.keys()):
             folders.clear()
             continue
-        yield from (found for name, found in files.items() if _is_checkpoint(name))
+        yield from (found for name, found in files.items() if _is_checkpoint(os.path.basename(name)))
 
 
 def _is_agent(names: Container[str]) -> bool:

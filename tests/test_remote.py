@@ -422,8 +422,8 @@ def test_a_fault_that_stays_is_that_files_failure(fault, message, faulty, releas
 def test_a_source_that_says_it_is_far_too_large_is_not_read(monkeypatch):
     _forget_systems()
     storage.write_bytes("memory://large/model_1.gz", bytes(1000))
-    monkeypatch.setattr(storage, "LARGEST_SOURCE", 999)
-    with pytest.raises(UnreadableCheckpoint, match=r"cannot be read \(has 1000 bytes, expected about 6,500,000\)"):
+    monkeypatch.setattr(storage, "LARGEST", 999)
+    with pytest.raises(UnreadableCheckpoint, match=r"cannot be read \(has 1000 bytes, expected at most 999\)"):
         storage.read_source("memory://large/model_1.gz")
 
 
