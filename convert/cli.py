@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from convert import __version__
+from convert.command_line import Command, complete_from, list_family_names, list_game_names, list_target_names
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
@@ -23,11 +24,14 @@ if TYPE_CHECKING:
 PROGRESS_AFTER = 1.0  # seconds
 
 
-def _complete_target(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    from convert.targets import list_targets
+_EXAMPLES = """\
+Convert trained Atari agents. For example:
+  atari-convert model_50000000.gz --to onnx        one checkpoint
+  atari-convert RELEASE --to onnx,flax             every model_*.gz in and below a folder
+  atari-convert RELEASE --to all --dry-run         show the plan without converting
+  atari-convert --help                             every option
 
-    names = ["all", *(target.name for target in list_targets())]
-    return [name for name in names if name.startswith(incomplete)]
+The converted agents go to the folder converted."""
 
 
 def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
@@ -49,17 +53,17 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.command(cls=Command, examples=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...", type=click.Path())
 @click.option(
     "--to",
     "to",
     multiple=True,
-    required=True,
-    metavar="TARGET",
-    shell_complete=_complete_target,
-    help="onnx | flax | tensorflow | dopamine | keras | litert | nnx | orbax | safetensors | torch | all, or a variant "
-    "that all leaves out: litert-float16 | litert-int8; repeatable.",
+    metavar="TARGET,...",
+    shell_complete=complete_from(lambda: ["all", *list_target_names()]),
+    help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all of "
+    "these. Only by name: litert-float16, litert-int8 (rounded weights), checkpoint (the release's format). "
+    "Repeatable.",
 )
 @click.option(
     "-o",
@@ -85,7 +89,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     "--from",
     "from_target",
     metavar="TARGET",
-    shell_complete=_complete_target,
+    shell_complete=complete_from(list_target_names),
     help="Which artefact of --from-agent to read; by default the one that has changed.",
 )
 @click.option(
@@ -94,16 +98,29 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE|-",
     help="Also convert the paths and URLs listed here.",
 )
-@click.option("--family", "families", multiple=True, metavar="PATTERN", help="Only these families; repeatable.")
 @click.option(
-    "--game", "games", multiple=True, metavar="PATTERN", help="Only these games, such as 'Space*'; repeatable."
+    "--family",
+    "families",
+    multiple=True,
+    metavar="PATTERN,...",
+    shell_complete=complete_from(list_family_names),
+    help="Only these families, such as 'DQN*'. Repeatable.",
 )
-@click.option("--seed", "seeds", multiple=True, metavar="PATTERN", help="Only these seeds; repeatable.")
+@click.option(
+    "--game",
+    "games",
+    multiple=True,
+    metavar="PATTERN,...",
+    shell_complete=complete_from(list_game_names),
+    help="Only these games, such as 'Space*'. Repeatable.",
+)
+@click.option("--seed", "seeds", multiple=True, metavar="PATTERN,...", help="Only these seeds. Repeatable.")
 @click.option(
     "--steps",
     multiple=True,
-    metavar="WHICH",
-    help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern; repeatable.",
+    metavar="WHICH,...",
+    shell_complete=complete_from(lambda: ["latest", "final"]),
+    help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern. Repeatable.",
 )
 @click.option("--shard", metavar="K/N", help="Only part K of N, near equal in bytes.")
 @click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// without credentials, as public buckets allow.")
@@ -169,9 +186,11 @@ def main(
     Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2 the command line is wrong;
     130 interrupted.
     """
+    from convert.names import spell, split_names
     from convert.selection import Filter
     from convert.summary import Tally
 
+    from_target = from_target and spell(from_target)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _usage_errors():
         _check_summary(summary)
@@ -189,7 +208,7 @@ def main(
         else:
             from convert import bulk
 
-            wanted = Filter(families, games, seeds, steps)
+            wanted = Filter(*map(split_names, (families, games, seeds, steps)))
             jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous)
             run_on = _choose_engine(engine, ray_address, workers, jobs)
             _warn_of_unknown(jobs)
@@ -324,10 +343,15 @@ def _refuse_memory(jobs: list[Job]) -> None:
             raise click.UsageError("memory:// is within one process: leave out --jobs and --engine")
 
 
-def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
+def _choose_targets(values: Collection[str]) -> tuple[str, ...]:
     """Return the targets to write: those named, and for ``all`` every one of its own that is installed."""
+    from convert.names import split_formats
     from convert.targets import find_target, list_targets, missing_extra
 
+    names = split_formats(values)
+    if not names:
+        known = ", ".join(target.name for target in list_targets())
+        raise click.UsageError(f"no target given: add --to with one or more of {known}, or all, such as --to onnx,flax")
     chosen = [find_target(name) for name in names if name != "all"]
     for target in chosen:
         if not target.is_installed:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
+from convert.command_line import Command, complete_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,24 @@ _BAR = 24
 _REDRAW = 0.2  # seconds
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+_EXAMPLES = """\
+Replay Atari episodes and compare converted agents with their checkpoints. For example:
+  atari-check converted --source RELEASE                    every agent in and below a folder
+  atari-check converted --source RELEASE --max-steps 300    in short episodes
+  atari-check --help                                        every option"""
+
+
+def _list_backend_names() -> list[str]:
+    from runtime_check.backends import list_backends
+
+    return [backend.name for backend in list_backends()]
+
+
+@click.command(
+    cls=Command,
+    examples=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.argument(
     "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
@@ -48,9 +66,10 @@ _REDRAW = 0.2  # seconds
     "--backend",
     "backends",
     multiple=True,
-    metavar="NAME",
-    help="onnxruntime | flax | tensorflow | ...; repeatable; default: all artefacts that are there. The checkpoint in "
-    "torch is the reference and always takes part.",
+    metavar="NAME,...",
+    shell_complete=complete_from(_list_backend_names),
+    help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The checkpoint in "
+    "torch is the reference and always takes part. Repeatable.",
 )
 @click.option("--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="For each agent.")
 @click.option("--max-steps", metavar="N", type=click.IntRange(1), help="In each episode.")
@@ -116,12 +135,14 @@ def main(
     _end_by_signals(lambda: None)
     try:
         from convert.errors import AtariConvertError
+        from convert.names import split_formats
+        from runtime_check.backends import find_backend
         from runtime_check.check import Options
         from runtime_check.inputs import Sources, find_agent_folders
         from runtime_check.report import ReportWriter
 
         options = Options(
-            backends=backends,
+            backends=tuple(find_backend(name).name for name in split_formats(backends)),
             episodes=episodes,
             max_steps=max_steps,
             seed=seed,
@@ -133,7 +154,6 @@ def main(
             atol=atol,
             rtol=rtol,
         )
-        _check_names(backends)
         folders = find_agent_folders(agents)
         writer = ReportWriter(report, options)
         _end_by_signals(writer.discard)
@@ -181,13 +201,6 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's job in the background is not for Ctrl-C
             signal.signal(number, end)
-
-
-def _check_names(backends: Sequence[str]) -> None:
-    from runtime_check.backends import find_backend
-
-    for name in backends:
-        find_backend(name)
 
 
 def _check_all(

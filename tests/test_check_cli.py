@@ -202,7 +202,8 @@ def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing argument 'AGENT...'"),
+        ((), "atari-check converted --source RELEASE "),
+        (("--seed", "1"), "Missing argument 'AGENT...'"),
         (("nowhere",), "'nowhere' does not exist"),
         (("{out}", "--episodes", "0"), "--episodes"),
         (("{out}", "--max-steps", "0"), "--max-steps"),
@@ -214,6 +215,10 @@ def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
         (("{out}", "--mode", "mirror"), "--mode"),
         (("{out}", "--source", "nowhere"), "'nowhere' does not exist"),
         (("{out}", "--backend", "tensorrt"), "no backend 'tensorrt'; Known: "),
+        (("{out}", "--backend", "onnx"), "no backend 'onnx'; did you mean onnxruntime? Known: "),
+        (("{out}", "--backend", "flax, TF"), "no backend 'tf'; did you mean tensorflow? Known: "),
+        (("{out}", "--backend", "jax"), "no backend 'jax'; did you mean flax (or nnx, orbax)? Known: "),
+        (("{out}", "--backend", "all"), "no backend 'all'; leave out --backend to check every artefact"),
         (("{tmp}",), "no agent.json in it or below"),
         (("{out}", "--source", "{tmp}"), "no checkpoint of"),
         (("{out}", "--source", str(BREAKOUT), "--backend", "onnxruntime"), "another checkpoint"),
@@ -249,6 +254,11 @@ def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted
     done = _run(tmp_path, "--source", PONG, *backend, "--max-steps", 1)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_backends_are_named_with_commas_in_any_letter_case(converted):
+    done = _run(converted / FOLDER, "--source", PONG, "--backend", "Flax, onnxruntime,flax", "--max-steps", 2)
+    assert re.findall(r"^  (\w+) +agree", done.stdout, re.MULTILINE) == ["checkpoint", "flax", "onnxruntime"]
 
 
 def test_a_backend_without_its_artefact_is_named(tmp_path):

@@ -188,7 +188,12 @@ def test_quiet_and_verbose(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([PONG], "Missing option '--to'"),
+        ([PONG], "no target given: add --to with one or more of checkpoint, dopamine, "),
+        ([PONG, "--to", " , "], "no target given: add --to"),
+        ([PONG, "--to", "jax"], "no target 'jax'; did you mean flax (or nnx, orbax)? Known: "),
+        ([PONG, "--to", "onnx,TF"], "no target 'tf'; did you mean tensorflow? Known: "),
+        ([PONG, "--to", "onnx", "flax"], "'flax' does not exist, but is a target: write --to onnx,flax"),
+        ([PONG, "--to", "onnx,", "tf"], "'tf' does not exist, but is a target"),
         ([PONG, "--to", "onx"], "no target 'onx'; did you mean onnx? Known: "),
         (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
         ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
@@ -273,17 +278,29 @@ def test_help_names_the_version_and_every_exit_code():
     assert run("--version").stdout.startswith("atari-convert, version ")
 
 
-def test_help_and_completion_name_every_target():
+def test_help_names_every_target():
     text = "".join(run("--help").stdout.split())
     assert all(target.name in text for target in list_targets())
-    environment = os.environ | {
-        "_ATARI_CONVERT_COMPLETE": "bash_complete",
-        "COMP_WORDS": "atari-convert --to lite",
-        "COMP_CWORD": "2",
-    }
-    command = [sys.executable, "-m", "convert"]
-    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert completed.stdout.split() == [f"plain,{name}" for name in ("litert", "litert-float16", "litert-int8")]
+
+
+@pytest.mark.parametrize("to", [["onnx,flax"], ["onnx, flax"], ["ONNX flax"], [" Onnx,", "--to", "FLAX,onnx"]])
+def test_targets_are_named_with_commas_or_one_by_one_in_any_letter_case(to, tmp_path):
+    result = run(PONG, "--to", *to, "-o", tmp_path, "--dry-run")
+    assert f"{PONG_FOLDER}: would write onnx, flax\n" in result.stdout
+
+
+def test_filters_take_several_names_with_commas(release, tmp_path):
+    both = run(release, "--to", "flax", "-o", tmp_path, "--game", "Pong, Breakout", "--dry-run").stdout
+    assert "2 to convert" in both
+    assert "1 to convert" in run(release, "--to", "flax", "-o", tmp_path, "--game", "Br*,Asterix", "--dry-run").stdout
+
+
+def test_a_bare_call_shows_an_example():
+    result = run(code=2)
+    assert result.stdout == ""
+    assert "atari-convert model_50000000.gz --to onnx " in result.stderr
+    assert "atari-convert --help " in result.stderr
+    assert len(result.stderr.splitlines()) < 12
 
 
 def test_progress_is_shown_on_a_terminal_only(tmp_path):
