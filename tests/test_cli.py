@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -106,6 +107,49 @@ def test_without_a_source_the_current_folder_is_searched(release, monkeypatch, t
     assert "no model_*.gz found" in run("--to", "flax", code=2).stderr
 
 
+def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def complain(*arguments: object) -> str:
+        message = " ".join(run(*arguments, "--to", "flax", code=2).stderr.split())
+        return message.partition("no model_*.gz found: ")[2]
+
+    (tmp_path / "runs/a/b/c").mkdir(parents=True)
+    following = "name a checkpoint (model_STEP.gz), or a folder of the release"
+    assert complain("runs") == f"searched runs and 3 folders below it, no files: {following}"
+    for name in ("a/1.zip", "a/b/2.zip"):
+        with zipfile.ZipFile(tmp_path / "runs" / name, "w") as archive:
+            archive.writestr("data", '{"policy_class": 0}')
+            archive.writestr("policy.pth", b"")
+    (tmp_path / "runs/a/args.yml").write_text("env: Pong\n")
+    (tmp_path / "runs/LICENCE").touch()
+    counted = "4 files (2 .zip, 1 without a suffix, 1 .yml)"
+    sample = "runs/a/1.zip is a Stable-Baselines3 model (zip)"
+    assert complain("runs") == f"searched runs and 3 folders below it, {counted}; {sample}: {following}"
+    assert complain(f"local://{tmp_path}/runs") == f"searched local://{tmp_path}/runs, {counted}: {following}"
+    assert (
+        complain("runs/a/*.yml")
+        == f"searched runs/a/*.yml, 1 file (1 .yml); runs/a/args.yml is a text file: {following}"
+    )
+    assert complain().startswith(f"searched the current folder {tmp_path} and 4 folders below it, 4 files")
+    (tmp_path / "runs/pong.gz").write_bytes(b"")
+    assert "1 .gz, 1 .yml), none named model_*.gz: name other .gz files one by one" in complain("runs")
+
+
+def test_a_folder_of_a_converted_agent_is_named_with_the_way_to_read_it(converted, tmp_path):
+    folder = converted / PONG_FOLDER
+    message = run(folder, "--to", "flax", code=2).stderr
+    assert f"{folder}: converted already" in message
+    assert f"--from-agent {folder}" in message
+    message = run(converted, "--to", "flax", code=2).stderr
+    assert "model_187420 and 1 more: converted already" in message or "model_328492 and 1 more: conv" in message
+    run(PONG, "--to", "dopamine", "-o", tmp_path)
+    base = shutil.copytree(tmp_path / PONG_FOLDER / "dopamine", tmp_path / "base")
+    assert f"convert its latest checkpoint with --from-agent {base}" in run(base, "--to", "flax", code=2).stderr
+    (base / "origin.json").unlink()
+    assert f"{base} is a base folder of Dopamine without origin.json" in run(base, "--to", "flax", code=2).stderr
+
+
 def test_files_outside_the_layout_keep_their_relative_place(tmp_path):
     root = tmp_path / "mine"
     save_checkpoint(root / "a/model_1.gz", make_state(seed=1))
@@ -192,8 +236,14 @@ def test_quiet_and_verbose(tmp_path):
         ([PONG, "--to", " , "], "no target given: add --to"),
         ([PONG, "--to", "jax"], "no target 'jax'; did you mean flax (or nnx, orbax)? Known: "),
         ([PONG, "--to", "onnx,TF"], "no target 'tf'; did you mean tensorflow? Known: "),
-        ([PONG, "--to", "onnx", "flax"], "'flax' does not exist, but is a target: write --to onnx,flax"),
-        ([PONG, "--to", "onnx,", "tf"], "'tf' does not exist, but is a target"),
+        (
+            [PONG, "--to", "onnx", "flax"],
+            "'flax' does not exist, but looks like a target: name several targets with commas, such as --to …,flax",
+        ),
+        (
+            [PONG, "--to", "onnx,", "tf"],
+            "'tf' does not exist, but looks like a target: name several targets with commas, such as --to …,tensorflow",
+        ),
         ([PONG, "--to", "onx"], "no target 'onx'; did you mean onnx? Known: "),
         (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
         ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
