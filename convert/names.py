@@ -63,7 +63,9 @@ def spell(name: str) -> str:
 
 def find_meant(name: str, known: Iterable[str]) -> list[str]:
     """Return the targets that people may mean by a name, or else the closest name that is known, if any is close."""
-    return list(_OTHER_NAMES.get(spell(name), ())) or difflib.get_close_matches(spell(name), list(known), n=1)
+    return list(_OTHER_NAMES.get(spell(name), ())) or difflib.get_close_matches(
+        spell(name), list(known), n=1, cutoff=0.7
+    )
 
 
 def ask(meant: Sequence[str]) -> str:
