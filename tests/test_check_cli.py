@@ -109,6 +109,11 @@ def test_the_episode_log_replays(checked):
     assert {Path(document["folder"]).name for document in documents} == {"model_187420", "model_328492"}
     log = from_json_line(lines[0])
     assert len(list(replay_log(log))) == len(log.actions) == 25
+    keys = [(Path(line["folder"]).name, line["mode"], line["backend"], line["seed"]) for line in documents]
+    backends = ["checkpoint", "flax", "onnxruntime", "tensorflow"]
+    parts = [("shadow", "checkpoint"), *(("solo", backend) for backend in backends)]
+    agents = ["model_187420", "model_328492"]
+    assert keys == [(agent, *part, seed) for agent in agents for part in parts for seed in range(3)]
 
 
 def test_the_page_needs_nothing_from_outside(checked):
