@@ -315,7 +315,7 @@ def test_help_is_quick_and_loads_no_framework():
         "assert not heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Exit code: 0 all agree" in done.stdout
+    assert "Exit codes: 0 all agree" in done.stdout
 
 
 def test_the_defaults_of_the_tolerances_are_those_of_the_comparison():
@@ -387,7 +387,7 @@ def test_a_press_within_a_callback_of_the_garbage_collector_ends_the_check(conve
     command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *FLAX_AND_TENSORFLOW, *options])]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.splitlines() == ["", "interrupted: no half report is left"]
+    assert done.stderr.splitlines() == ["", "interrupted: no report was written"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -405,7 +405,7 @@ def test_a_press_while_the_report_is_put_in_place_waits_for_it(converted, tmp_pa
     options = ["--source", AGENTS, "--backend", "onnxruntime", "--max-steps", "2", "--report", report]
     command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *options])]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
-    assert (done.returncode, done.stderr) == (130, "\ninterrupted: no half report is left\n")
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted: no report was written\n")
     assert sorted(path.name for path in report.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
 
 

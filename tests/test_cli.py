@@ -324,7 +324,7 @@ def test_help_answers_at_once():
 
 def test_help_names_the_version_and_every_exit_code():
     text = " ".join(run("--help").stdout.split())
-    assert "Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2" in text
+    assert "Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2" in text
     assert run("--version").stdout.startswith("atari-convert, version ")
 
 

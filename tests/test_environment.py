@@ -140,6 +140,7 @@ if __name__ == "__main__":
     assert done.stdout.split("\n")[:2] == ["(4, 84, 84)", "(2, 4, 84, 84)"]
 
 
+@pytest.mark.slow
 def test_the_recipes_run_as_printed(converted, tmp_path):
     """All blocks in their order, in one folder: agents are converted already, and commands are the installed ones."""
     shutil.copytree(converted, tmp_path / "converted")
