@@ -17,7 +17,7 @@ from pathlib import Path
 from convert.agent import Agent
 from convert.errors import CheckpointError, UnreadableArtefact
 from convert.formats.files import read_files, write_files
-from convert.targets import TargetModule, find_target, import_target
+from convert.targets import TargetModule, check_head, find_target, import_target
 
 
 @dataclass(frozen=True)
@@ -61,4 +61,6 @@ def _rebuild(module: TargetModule, path: Path, agent: Agent, to: Path) -> None:
     if rebuild := getattr(module, "rebuild", None):
         rebuild(path, agent, to)
     else:
-        module.write(module.read(path, agent), agent, to)
+        network = module.read(path, agent)
+        check_head(network, agent, path)
+        module.write(network, agent, to)

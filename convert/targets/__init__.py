@@ -31,8 +31,8 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent, HeadSpec, Tensor
-from convert.errors import MissingExtra, UnknownTarget
+from convert.agent import Agent, HeadSpec, Tensor, describe_head
+from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
 from convert.names import ask, find_meant
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
@@ -125,6 +125,20 @@ def missing_extra(target: Target) -> MissingExtra:
     """Return the error that says how to install what a target needs."""
     packages = ", ".join(target.missing_packages or target.packages)
     return MissingExtra(f"target {target.name!r} needs {packages}: pip install 'atari-convert[{target.extra}]'")
+
+
+def check_head(network: Network, agent: Agent, path: Path) -> None:
+    """Raise unless the network that was read from ``path`` has the head of the agent; values of a support are free.
+
+    Raises:
+        UnreadableArtefact: it is of another agent.
+    """
+    found, expected = describe_head(network), agent.head
+    if (found.kind, found.actions, found.atoms) != (expected.kind, expected.actions, expected.atoms):
+        raise UnreadableArtefact(
+            f"{path}: has a {found.kind} head of {found.actions} actions, its record says {expected.kind} and "
+            f"{expected.actions}: of another agent, convert it again"
+        )
 
 
 def describe_tensors(target: Target, head: HeadSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

@@ -18,7 +18,7 @@ from convert.formats.files import check_names, read_file, read_files
 from convert.formats.torch_files import Tensor
 from convert.named import from_named, to_named
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
-from convert.targets import Policy
+from convert.targets import Policy, check_head
 from convert.template import largest_file
 from convert.torch_modules import make_module, make_policy
 
@@ -84,6 +84,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
         UnreadableArtefact: as `read` does.
     """
     network = read(path, agent)
+    check_head(network, agent, path)
     program = _rebuild_program(path / PROGRAM_NAME, network, agent)
     to.mkdir()
     _write_state_dict(network, to)
