@@ -6,7 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from convert.agent import RECORD_NAME, UNFINISHED_NAME
 from convert.formats.recognition import HEAD_SIZE, describe_content
@@ -37,7 +37,7 @@ class Census:
     def add_files(self, paths: Iterable[str]) -> None:
         """Count files by their suffix."""
         for path in sorted(paths):
-            suffix = PurePosixPath(path).suffix
+            suffix = os.path.splitext(path)[1]
             self.suffixes[suffix] += 1
             self.samples.setdefault(suffix, path)
 

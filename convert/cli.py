@@ -13,7 +13,15 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from convert import __version__
-from convert.command_line import Command, complete_from, list_family_names, list_game_names, list_target_names
+from convert.command_line import (
+    Command,
+    complete_from,
+    list_family_names,
+    list_game_names,
+    list_target_names,
+    split_formats,
+    split_names,
+)
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
@@ -60,6 +68,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     "to",
     multiple=True,
     metavar="TARGET,...",
+    callback=split_formats,
     shell_complete=complete_from(lambda: ["all", *list_target_names()]),
     help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all of "
     "these. Only by name: litert-float16, litert-int8 (rounded weights), checkpoint (the release's format). "
@@ -103,6 +112,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     "families",
     multiple=True,
     metavar="PATTERN,...",
+    callback=split_names,
     shell_complete=complete_from(list_family_names),
     help="Only these families, such as 'DQN*'. Repeatable.",
 )
@@ -111,14 +121,23 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     "games",
     multiple=True,
     metavar="PATTERN,...",
+    callback=split_names,
     shell_complete=complete_from(list_game_names),
     help="Only these games, such as 'Space*'. Repeatable.",
 )
-@click.option("--seed", "seeds", multiple=True, metavar="PATTERN,...", help="Only these seeds. Repeatable.")
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    metavar="PATTERN,...",
+    callback=split_names,
+    help="Only these seeds. Repeatable.",
+)
 @click.option(
     "--steps",
     multiple=True,
     metavar="WHICH,...",
+    callback=split_names,
     shell_complete=complete_from(lambda: ["latest", "final"]),
     help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern. Repeatable.",
 )
@@ -192,7 +211,7 @@ def main(
     Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
     line is wrong; 130 interrupted.
     """
-    from convert.names import spell, split_names
+    from convert.names import spell
     from convert.selection import Filter
     from convert.summary import Tally
 
@@ -214,7 +233,7 @@ def main(
         else:
             from convert import bulk
 
-            wanted = Filter(*map(split_names, (families, games, seeds, steps)))
+            wanted = Filter(families, games, seeds, steps)
             jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous)
             run_on = _choose_engine(engine, ray_address, workers, jobs)
             _warn_of_unknown(jobs)
@@ -349,12 +368,10 @@ def _refuse_memory(jobs: list[Job]) -> None:
             raise click.UsageError("memory:// works within one process only: leave out --jobs and --engine")
 
 
-def _choose_targets(values: Collection[str]) -> tuple[str, ...]:
+def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
     """Return the targets to write: those named, and for ``all`` every one of its own that is installed."""
-    from convert.names import split_formats
     from convert.targets import find_target, list_targets, missing_extra
 
-    names = split_formats(values)
     if not names:
         known = ", ".join(target.name for target in list_targets())
         raise click.UsageError(f"no target given: add --to with one or more of {known}, or all, such as --to onnx,flax")

@@ -1,4 +1,4 @@
-"""What both commands share: an example where nothing was given, and shell completion. Loads no framework."""
+"""What both commands share: examples where nothing was given, lists of names, shell completion. Loads no framework."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
+
+from convert import names
 
 _Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
@@ -26,14 +28,30 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
 
+def split_names(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names in the values of a repeatable option; values without a name are an error, not no option."""
+    return _refuse_empty(values, names.split_names(values))
+
+
+def split_formats(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the targets or backends in the values of a repeatable option, as `split_names` does."""
+    return _refuse_empty(values, names.split_formats(values))
+
+
+def _refuse_empty(values: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
+    if values and not found:
+        raise click.BadParameter(f"{values[0]!r} names nothing: leave the option out, or give it a name")
+    return found
+
+
 def complete_from(list_names: Callable[[], Iterable[str]]) -> _Completer:
     """Return a completer for an option that takes names, in any letter case, and several with commas between them."""
 
     def complete(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
         before, comma, started = incomplete.rpartition(",")
         taken = before.lower().split(",")
-        names = [name for name in list_names() if name.lower().startswith(started.lower())]
-        return [f"{before}{comma}{name}" for name in names if name.lower() not in taken]
+        fitting = [name for name in list_names() if name.lower().startswith(started.lower())]
+        return [f"{before}{comma}{name}" for name in fitting if name.lower() not in taken]
 
     return complete
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
-from convert.command_line import Command, complete_from
+from convert.command_line import Command, complete_from, split_formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -67,6 +67,7 @@ def _list_backend_names() -> list[str]:
     "backends",
     multiple=True,
     metavar="NAME,...",
+    callback=split_formats,
     shell_complete=complete_from(_list_backend_names),
     help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The checkpoint in "
     "torch is the reference and always takes part. Repeatable.",
@@ -149,14 +150,13 @@ def main(
     _end_by_signals(lambda: None)
     try:
         from convert.errors import AtariConvertError
-        from convert.names import split_formats
         from runtime_check.backends import find_backend
         from runtime_check.check import Options
         from runtime_check.inputs import Sources, find_agent_folders
         from runtime_check.report import ReportWriter
 
         options = Options(
-            backends=tuple(find_backend(name).name for name in split_formats(backends)),
+            backends=tuple(find_backend(name).name for name in backends),
             episodes=episodes,
             max_steps=max_steps,
             seed=seed,

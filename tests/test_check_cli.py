@@ -223,6 +223,7 @@ def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
         (("{out}", "--backend", "onnx"), "no backend 'onnx'; did you mean onnxruntime? Known: "),
         (("{out}", "--backend", "flax, TF"), "no backend 'tf'; did you mean tensorflow? Known: "),
         (("{out}", "--backend", "jax"), "no backend 'jax'; did you mean flax (or nnx, orbax)? Known: "),
+        (("{out}", "--backend", ""), "Invalid value for '--backend': '' names nothing"),
         (("{out}", "--backend", "all"), "no backend 'all'; leave out --backend to check every artefact"),
         (("{tmp}",), "no agent.json in it or below"),
         (("{out}", "--source", "{tmp}"), "no checkpoint of"),

@@ -316,7 +316,8 @@ def test_quiet_and_verbose(tmp_path):
     ("arguments", "message"),
     [
         ([PONG], "no target given: add --to with one or more of checkpoint, dopamine, "),
-        ([PONG, "--to", " , "], "no target given: add --to"),
+        ([PONG, "--to", " , "], "' , ' names nothing: leave the option out, or give it a name"),
+        ([PONG, "--to", "onnx", "--game", ""], "Invalid value for '--game': '' names nothing"),
         ([PONG, "--to", "jax"], "no target 'jax'; did you mean flax (or nnx, orbax)? Known: "),
         ([PONG, "--to", "onnx,TF"], "no target 'tf'; did you mean tensorflow? Known: "),
         (
