@@ -96,7 +96,7 @@ FAULTS: dict[str, tuple[Callable[[Network], Network], str]] = {
     "another agent": (lambda _: to_network(make_state(6, seed=9)), ERROR),
     "another number of actions": (
         lambda _: to_network(make_state(9)),
-        r"does not load: .*(its graph .* is not the one|its graph or metadata differ|head has 9 actions|\(512, 9\))"
+        r"does not load: .*(its graph .* is not the one|its graph or metadata differ|head of 9 actions)"
         r"|output 'q_values' is float32\[1, 9\], expected float32\[1, 6\]",
     ),
 }
@@ -266,7 +266,9 @@ def test_another_graph_in_a_saved_model_is_caught(converted, tmp_path):
     (folder / "saved_model/fingerprint.pb").unlink()
     (folder / "saved_model/assets").rmdir()
     _write_record(folder, read_record(folder))
-    _assert_caught(_check(folder, "tensorflow"), "tensorflow", "does not load: .* its graph .* is not the one")
+    _assert_caught(
+        _check(folder, "tensorflow"), "tensorflow", "does not load: .*(its graph .* is not the one|expected at most)"
+    )
 
 
 def _halve(outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -241,9 +241,9 @@ def _check_graph(model: Any, head: HeadSpec) -> None:
             raise ValueError(f"has a {name} that changes a shape")
     expected = list(_list_shapes(head))
     if computed != expected:
-        names = [name for name, _ in computed]
+        names = [f"{name}{shape}" for name, shape in computed]
         raise ValueError(
-            f"computes {' '.join(names)}, expected {' '.join(name for name, _ in expected)} of such an agent"
+            f"computes {' '.join(names)}, expected {' '.join(f'{name}{shape}' for name, shape in expected)}"
         )
 
 

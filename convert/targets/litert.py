@@ -11,7 +11,7 @@ from typing import Any
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
 from convert import litert
-from convert.agent import Agent
+from convert.agent import Agent, describe_head
 from convert.formats import litert_files
 from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
 from convert.params import to_params
@@ -26,10 +26,10 @@ PACKAGES = ("ai_edge_litert", "tensorflow")
 IN_ALL = True
 
 
-def write(network: Network, agent: Agent, path: Path) -> None:
+def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model as float32."""
     converted = litert.restore_biases(make_converter(network).convert(), network)
-    path.write_bytes(litert_files.rebuild(converted, agent.head))
+    path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -47,7 +47,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
     Raises:
         UnreadableArtefact: as `read` does.
     """
-    to.write_bytes(litert.rebuild(path, agent.head))
+    to.write_bytes(litert.rebuild(path, describe_head(network)))
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001

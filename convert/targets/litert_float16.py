@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert import litert
-from convert.agent import Agent
+from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
 from convert.network import Network
@@ -25,12 +25,12 @@ QUANTIZED = True
 find_losses = litert.find_losses
 
 
-def write(network: Network, agent: Agent, path: Path) -> None:
+def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model with its weights rounded to float16."""
     converter = make_converter(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
-    path.write_bytes(litert_files.rebuild(converter.convert(), agent.head))
+    path.write_bytes(litert_files.rebuild(converter.convert(), describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
