@@ -47,7 +47,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
     Raises:
         UnreadableArtefact: as `read` does.
     """
-    to.write_bytes(litert.rebuild(path, describe_head(network)))
+    to.write_bytes(litert.rebuild(path, agent.head))
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
