@@ -100,24 +100,38 @@ def convert_checkpoint(
     data, _ = read_source(str(source))
     path = path or _default_path(source, identity)
     conversion = convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
-    return raise_failures(conversion)
+    return raise_failures(conversion, targets)
 
 
-def raise_failures(conversion: Conversion) -> Conversion:
+def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversion:
     """Return a conversion of which no target failed.
 
     Raises:
-        TargetsFailed: one did.
+        AtariConvertError: one did, see `sum_up`.
     """
-    if conversion.failures:
-        error = sum_up(conversion.record.agent, conversion.written, conversion.failures)
+    error = sum_up(conversion.record.agent, targets, conversion.written, conversion.failures)
+    if error is None:
+        return conversion
+    if isinstance(error, TargetsFailed):
         error.conversion = conversion
-        raise error
-    return conversion
+    raise error
 
 
-def sum_up(agent: Agent, written: Collection[str], failures: Mapping[str, AtariConvertError]) -> TargetsFailed:
-    """Return one error for the targets that failed."""
+def sum_up(
+    agent: Agent, targets: Collection[str], written: Collection[str], failures: Mapping[str, AtariConvertError]
+) -> AtariConvertError | None:
+    """Return one error for the targets that failed, of one target its own; None where none failed.
+
+    Args:
+        agent: whose they are.
+        targets: what was asked for.
+        written: what succeeded.
+        failures: what failed, and why.
+    """
+    if not failures:
+        return None
+    if failures.keys() == set(targets) and len(failures) == 1:
+        return next(iter(failures.values()))
     reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
     rest = f"but published {', '.join(written)}" if written else "published nothing"
     return TargetsFailed(f"{agent.source.path}: could not write {', '.join(failures)}, {rest}: {reasons}")
@@ -156,10 +170,10 @@ def write_agent(
     """Write a network's targets into the agent's folder, those that are not current there.
 
     A target that fails takes no other down, and is told in the conversion. What it was to replace stays where it is
-    of the same agent, and goes where it is of another.
+    of the same agent, and goes where it is of another. Where all fail, the folder is as it was.
 
     Raises:
-        AtariConvertError: nothing was published, and the folder is as it was; see `convert.errors`.
+        AtariConvertError: the folder cannot be written, and is as it was; see `convert.errors`.
     """
     check_targets(targets)
     with open_folder(folder) as staging:
@@ -168,14 +182,9 @@ def write_agent(
         previous = find_record(folder)
         kept = previous.artifacts if previous and previous.agent == agent else {}
         record = Record(agent, {**kept, **written}, own_versions())
-        conversion = Conversion(folder, tuple(written), record, failures)
         if written:
             publish(staging, record)
-        elif failures:
-            if len(targets) == len(stale) == 1:  # there is no other that could suffer
-                raise failures[stale[0]]
-            raise_failures(conversion)
-    return conversion
+    return Conversion(folder, tuple(written), record, failures)
 
 
 def check_targets(targets: Collection[str]) -> None:

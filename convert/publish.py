@@ -40,7 +40,7 @@ _OLD = ".atari-convert-old"
 def open_folder(folder: Path) -> Iterator[Path]:
     """Make and lock an agent's folder, finish or drop what a killed run left, and give a folder to stage into.
 
-    On an error nothing staged stays, and a folder that this call made goes again.
+    What is staged and not published goes again, and so does a folder that this call made, where it stays empty.
 
     Raises:
         OutputExists: the folder holds something and no record of ours, or a link in the place of ours.
@@ -59,11 +59,9 @@ def open_folder(folder: Path) -> Iterator[Path]:
             finally:
                 _finish(folder)
     except OSError as error:
-        _remove_empty(made)
         raise UnwritableOutput(f"{folder}: cannot be written ({error.strerror or error})") from error
-    except BaseException:
+    finally:
         _remove_empty(made)
-        raise
 
 
 def publish(staging: Path, record: Record) -> None:
