@@ -83,7 +83,7 @@ class CategoricalHead:
 Head = QHead | CategoricalHead
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """An agent's network: convolutions, a hidden dense layer with ReLU, and a head. Arrays are read-only."""
 
@@ -94,6 +94,14 @@ class Network:
     def __post_init__(self) -> None:
         for array in arrays(self).values():
             array.setflags(write=False)
+
+    def __repr__(self) -> str:
+        """Return one line on its layers, without a weight."""
+        head = self.head
+        atoms = f" × {head.atoms} atoms" if isinstance(head, CategoricalHead) else ""
+        kind = "categorical" if atoms else "Q"
+        hidden = self.hidden.bias.shape[0]
+        return f"Network({len(self.convs)} convolutions, hidden {hidden}, {kind} head of {head.actions} actions{atoms})"
 
 
 def arrays(network: Network) -> dict[str, Float32]:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
 from convert.artefacts import open_screened
-from convert.errors import ArtefactMissing, BackendUnavailable, CheckError, MissingExtra
+from convert.errors import ArtefactMissing, AtariConvertError, BackendUnavailable, CheckError, MissingExtra
 from runtime_check.backends import (
     REFERENCE,
     Backend,
@@ -456,5 +456,5 @@ def _compare_logs(
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    text = str(error).strip().splitlines() or [""]
+    return text[0][:600] if isinstance(error, AtariConvertError) else f"{type(error).__name__}: {text[0]}"[:300]

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import jax
 import jsonschema
@@ -133,7 +136,7 @@ def test_a_trained_state_dict_comes_back_once_its_program_is_gone(agents, tmp_pa
     folder = shutil.copytree(agents[PONG], tmp_path / "agent")
     state = torch.load(folder / "torch/state_dict.pt", weights_only=True)
     torch.save({name: 2 * value for name, value in state.items()}, folder / "torch/state_dict.pt")
-    with pytest.raises(UnreadableArtefact, match=r"if those were trained on, remove model.pt2"):
+    with pytest.raises(UnreadableArtefact, match=r"if the weights in state_dict.pt were trained on, remove model.pt2"):
         convert.read_agent(folder)
     (folder / "torch/model.pt2").unlink()
     assert np.array_equal(convert.read_agent(folder).hidden.bias, 2 * state["hidden.bias"].numpy())
@@ -209,10 +212,10 @@ def test_another_identity_brings_its_own_path_and_action_meanings(agents, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--from", "flax"], "--from says which artefact of --from-agent to read"),
+        (["--from", "flax"], "--from names the artefact of --from-agent to read: add --from-agent FOLDER"),
         (["--from-agent", ".", "--from", "flux"], "no target 'flux'; did you mean flax?"),
-        (["--from-agent", ".", "somewhere.gz"], "--from-agent takes the place of SOURCE"),
-        (["--from-agent", ".", "-o", "memory://x"], "--from-agent writes to a local --out"),
+        (["--from-agent", ".", "somewhere.gz"], "--from-agent is used instead of SOURCE"),
+        (["--from-agent", ".", "-o", "memory://x"], "--from-agent needs a local folder as --out"),
         (["--from-agent", "nowhere"], "Directory 'nowhere' does not exist"),
     ],
 )
@@ -235,6 +238,16 @@ def test_a_dry_run_says_what_it_would_write(trained, tmp_path):
     result = _run("--from-agent", base, "--to", "checkpoint", "--dry-run", "-o", tmp_path / "out")
     assert "would write checkpoint" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_the_documents_name_the_path_that_the_way_back_writes(further, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs/targets.md").read_text("utf-8").partition("## And back")[2]
+    command, written = re.search(r"```sh\natari-convert (.*?)\n```.*?```\n(.*?)\n```", text, re.DOTALL).groups()
+    shutil.copytree(further, tmp_path / "converted", ignore=shutil.ignore_patterns("checkpoint"))
+    monkeypatch.chdir(tmp_path)
+    result = _run(*shlex.split(command))
+    assert result.exit_code == 0, result.output
+    assert find_differences(convert.read_checkpoint(written), convert.read_checkpoint(PONG)) == []
 
 
 @pytest.mark.parametrize("atoms", [None, 51])

@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
@@ -105,6 +106,49 @@ def test_without_a_source_the_current_folder_is_searched(release, monkeypatch, t
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
     assert "no model_*.gz found" in run("--to", "flax", code=2).stderr
+
+
+def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def complain(*arguments: object) -> str:
+        message = " ".join(run(*arguments, "--to", "flax", code=2).stderr.split())
+        return message.partition("no model_*.gz found: ")[2]
+
+    (tmp_path / "runs/a/b/c").mkdir(parents=True)
+    following = "name a checkpoint (model_STEP.gz), or a folder of the release"
+    assert complain("runs") == f"searched runs and 3 folders below it, no files: {following}"
+    for name in ("a/1.zip", "a/b/2.zip"):
+        with zipfile.ZipFile(tmp_path / "runs" / name, "w") as archive:
+            archive.writestr("data", '{"policy_class": 0}')
+            archive.writestr("policy.pth", b"")
+    (tmp_path / "runs/a/args.yml").write_text("env: Pong\n")
+    (tmp_path / "runs/LICENCE").touch()
+    counted = "4 files (2 .zip, 1 without a suffix, 1 .yml)"
+    sample = "runs/a/1.zip is a Stable-Baselines3 model (zip)"
+    assert complain("runs") == f"searched runs and 3 folders below it, {counted}; {sample}: {following}"
+    assert complain(f"local://{tmp_path}/runs") == f"searched local://{tmp_path}/runs, {counted}: {following}"
+    assert (
+        complain("runs/a/*.yml")
+        == f"searched runs/a/*.yml, 1 file (1 .yml); runs/a/args.yml is a text file: {following}"
+    )
+    assert complain().startswith(f"searched the current folder {tmp_path} and 4 folders below it, 4 files")
+    (tmp_path / "runs/pong.gz").write_bytes(b"")
+    assert "1 .gz, 1 .yml), none named model_*.gz: name other .gz files one by one" in complain("runs")
+
+
+def test_a_folder_of_a_converted_agent_is_named_with_the_way_to_read_it(converted, tmp_path):
+    folder = converted / PONG_FOLDER
+    message = run(folder, "--to", "flax", code=2).stderr
+    assert f"{folder}: converted already" in message
+    assert f"--from-agent {folder}" in message
+    message = run(converted, "--to", "flax", code=2).stderr
+    assert "model_187420 and 1 more: converted already" in message or "model_328492 and 1 more: conv" in message
+    run(PONG, "--to", "dopamine", "-o", tmp_path)
+    base = shutil.copytree(tmp_path / PONG_FOLDER / "dopamine", tmp_path / "base")
+    assert f"convert its latest checkpoint with --from-agent {base}" in run(base, "--to", "flax", code=2).stderr
+    (base / "origin.json").unlink()
+    assert f"{base} is a base folder of Dopamine without origin.json" in run(base, "--to", "flax", code=2).stderr
 
 
 def test_files_outside_the_layout_keep_their_relative_place(tmp_path):
@@ -271,7 +315,18 @@ def test_quiet_and_verbose(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([PONG], "Missing option '--to'"),
+        ([PONG], "no target given: add --to with one or more of checkpoint, dopamine, "),
+        ([PONG, "--to", " , "], "no target given: add --to"),
+        ([PONG, "--to", "jax"], "no target 'jax'; did you mean flax (or nnx, orbax)? Known: "),
+        ([PONG, "--to", "onnx,TF"], "no target 'tf'; did you mean tensorflow? Known: "),
+        (
+            [PONG, "--to", "onnx", "flax"],
+            "'flax' does not exist, but looks like a target: name several targets with commas, such as --to …,flax",
+        ),
+        (
+            [PONG, "--to", "onnx,", "tf"],
+            "'tf' does not exist, but looks like a target: name several targets with commas, such as --to …,tensorflow",
+        ),
         ([PONG, "--to", "onx"], "no target 'onx'; did you mean onnx? Known: "),
         (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
         ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
@@ -352,21 +407,33 @@ def test_help_answers_at_once():
 
 def test_help_names_the_version_and_every_exit_code():
     text = " ".join(run("--help").stdout.split())
-    assert "Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2" in text
+    assert "Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2" in text
     assert run("--version").stdout.startswith("atari-convert, version ")
 
 
-def test_help_and_completion_name_every_target():
+def test_help_names_every_target():
     text = "".join(run("--help").stdout.split())
     assert all(target.name in text for target in list_targets())
-    environment = os.environ | {
-        "_ATARI_CONVERT_COMPLETE": "bash_complete",
-        "COMP_WORDS": "atari-convert --to lite",
-        "COMP_CWORD": "2",
-    }
-    command = [sys.executable, "-m", "convert"]
-    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert completed.stdout.split() == [f"plain,{name}" for name in ("litert", "litert-float16", "litert-int8")]
+
+
+@pytest.mark.parametrize("to", [["onnx,flax"], ["onnx, flax"], ["ONNX flax"], [" Onnx,", "--to", "FLAX,onnx"]])
+def test_targets_are_named_with_commas_or_one_by_one_in_any_letter_case(to, tmp_path):
+    result = run(PONG, "--to", *to, "-o", tmp_path, "--dry-run")
+    assert f"{PONG_FOLDER}: would write onnx, flax\n" in result.stdout
+
+
+def test_filters_take_several_names_with_commas(release, tmp_path):
+    both = run(release, "--to", "flax", "-o", tmp_path, "--game", "Pong, Breakout", "--dry-run").stdout
+    assert "2 to convert" in both
+    assert "1 to convert" in run(release, "--to", "flax", "-o", tmp_path, "--game", "Br*,Asterix", "--dry-run").stdout
+
+
+def test_a_bare_call_shows_an_example():
+    result = run(code=2)
+    assert result.stdout == ""
+    assert "atari-convert model_50000000.gz --to onnx " in result.stderr
+    assert "atari-convert --help " in result.stderr
+    assert len(result.stderr.splitlines()) < 12
 
 
 def test_progress_is_shown_on_a_terminal_only(tmp_path):

@@ -60,7 +60,9 @@ _OPTIONS: dict[str, tuple[int, Any, Any]] = {
 
 
 def rebuild(data: bytes, head: HeadSpec) -> bytes:
-    """Return a file that holds what was looked up of a file of ours, and nothing else.
+    """Return a file that holds what was looked up of a file of TensorFlow's converter or of ours, and nothing else.
+
+    Of a file that this function made it makes the same again.
 
     Raises:
         ValueError: it is no LiteRT file of such an agent; an operator that no agent needs is named.

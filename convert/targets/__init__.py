@@ -18,7 +18,6 @@ underscores in its module's.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -34,6 +33,7 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent, HeadSpec, Tensor
 from convert.errors import MissingExtra, UnknownTarget
+from convert.names import ask, find_meant
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
 Policy = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
@@ -95,11 +95,10 @@ def find_target(name: str) -> Target:
     """Return the target of this name.
 
     Raises:
-        UnknownTarget: there is none; the message names the closest one, and lists all.
+        UnknownTarget: there is none; the message suggests one, and lists all.
     """
     if name not in _names():
-        close = difflib.get_close_matches(name, _names(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = ask(find_meant(name, _names()))
         raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
     return _read_constants(name)
 

@@ -12,6 +12,7 @@ import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
 from convert import litert
 from convert.agent import Agent
+from convert.formats import litert_files
 from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
 from convert.params import to_params
 from convert.quiet_tensorflow import tf
@@ -25,9 +26,10 @@ PACKAGES = ("ai_edge_litert", "tensorflow")
 IN_ALL = True
 
 
-def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
+def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the model as float32."""
-    path.write_bytes(litert.restore_biases(make_converter(network).convert(), network))
+    converted = litert.restore_biases(make_converter(network).convert(), network)
+    path.write_bytes(litert_files.rebuild(converted, agent.head))
 
 
 def read(path: Path, agent: Agent) -> Network:

@@ -7,6 +7,7 @@ from pathlib import Path
 from convert import litert
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
+from convert.formats import litert_files
 from convert.network import Network
 from convert.quiet_tensorflow import tf
 from convert.targets.litert import load, make_converter, rebuild
@@ -24,12 +25,12 @@ QUANTIZED = True
 find_losses = litert.find_losses
 
 
-def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
+def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the model with its weights rounded to float16."""
     converter = make_converter(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
-    path.write_bytes(converter.convert())
+    path.write_bytes(litert_files.rebuild(converter.convert(), agent.head))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
