@@ -53,7 +53,15 @@ from convert.publish import (
     publish,
 )
 from convert.storage import describe, read_source
-from convert.targets import Policy, QuantizedModule, describe_tensors, find_target, import_target
+from convert.targets import (
+    Policy,
+    QuantizedModule,
+    Target,
+    describe_tensors,
+    find_target,
+    import_target,
+    list_targets,
+)
 
 # Where one target meets these, the others would too.
 _OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -309,24 +317,34 @@ def choose_stale(
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
+    Of the others those that the record describes wrongly.
+
     Args:
         record: what the folder has; None where there is none that can be read.
         agent: who the checkpoint is. Where the record tells of another, every recorded target is outdated too; None
             is another than any.
         targets: names such as ``onnx``.
         overwrite: write again what is current.
-        is_exact: whether the record's text is what this tool writes; if not, every recorded target is outdated too.
+        is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
         is_intact: tells whether the files of an artefact are as recorded.
     """
     if record is None:
         return tuple(dict.fromkeys(targets))
-    if record.agent != agent or not is_exact:
+    if record.agent != agent:
         return tuple(dict.fromkeys((*targets, *record.artifacts)))
-    return tuple(
+    stale = [
         name
-        for name in dict.fromkeys(targets)
-        if overwrite or name not in record.artifacts or not _is_current(name, record, is_intact)
-    )
+        for name in targets
+        if overwrite or not is_exact or name not in record.artifacts or not _is_current(name, record, is_intact)
+    ]
+    known = [target for target in list_targets() if target.name in record.artifacts]
+    lying = [target.name for target in known if not _is_described(target, record)]
+    return tuple(dict.fromkeys((*stale, *lying)))
+
+
+def _is_described(target: Target, record: Record) -> bool:
+    artifact = record.artifacts[target.name]
+    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
 
 
 def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]) -> bool:
@@ -334,7 +352,7 @@ def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]
     return (
         artifact.format_version == target.format_version
         and artifact.versions.get("atari-convert") == __version__
-        and (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
+        and _is_described(target, record)
         and all(f"{file.path}/".startswith(f"{target.path}/") for file in artifact.files)
         and is_intact(artifact)
     )

@@ -129,13 +129,14 @@ def find_strangers(top: Path) -> dict[Path, str]:
     """
     try:
         mode = top.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+        names = sorted(os.listdir(top)) if stat.S_ISDIR(mode) else []
+    except (FileNotFoundError, NotADirectoryError):  # another run may be at work there
         return {}
-    if stat.S_ISDIR(mode):
-        return {path: kind for name in sorted(os.listdir(top)) for path, kind in find_strangers(top / name).items()}
-    if stat.S_ISREG(mode):
-        return {}
-    return {top: "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"}
+    if stat.S_ISLNK(mode):
+        return {top: "a symbolic link"}
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        return {top: "no regular file"}
+    return {path: kind for name in names for path, kind in find_strangers(top / name).items()}
 
 
 def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:
