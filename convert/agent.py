@@ -195,11 +195,14 @@ class Agent:
 def find_contradiction(agent: Agent) -> str | None:
     """Return how an agent contradicts itself: its family has another kind of head, or its source's path another agent.
 
-    A path outside the release's layout tells nothing, and contradicts nothing.
+    A path outside the release's layout tells nothing, and contradicts nothing. No path tells a seed or step of more
+    than 15 digits, so that an agent cannot have one.
     """
     identity, head, path = agent.identity, agent.head, agent.source.path
     if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
         return f"has a {head.kind} head, expected that of {identity.family} ({identity.algorithm})"
+    if max(identity.seed or 0, identity.step or 0) > LARGEST_NUMBER:
+        return f"has seed {identity.seed} and step {identity.step}, expected at most {LARGEST_NUMBER}"
     told = identify(path)
     if told != Identity() and told != identity:
         found = "/".join("?" if part is None else str(part) for part in astuple(identity))

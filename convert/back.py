@@ -84,7 +84,8 @@ def convert_agent(
     stored = open_agent(folder, target, identity)
     place = Path(out, _path_of(stored.agent, Path(folder)).removesuffix(".gz"))
     _refuse_overlap(Path(folder), place)
-    return raise_failures(write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite))
+    conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
+    return raise_failures(conversion, targets)
 
 
 def run(
@@ -113,7 +114,7 @@ def run(
         yield Outcome(job, error=to_known(error, folder))
         return
     written, record, failures = conversion.written, conversion.record, conversion.failures
-    yield Outcome(job, written, record, sum_up(record.agent, written, failures) if failures else None)
+    yield Outcome(job, written, record, sum_up(record.agent, targets, written, failures))
 
 
 def _refuse_overlap(folder: Path, place: Path) -> None:

@@ -133,7 +133,7 @@ def _convert_job(work: Work, job: Job) -> Outcome:
         )
         written, record, failures = conversion.written, conversion.record, conversion.failures
     if failures:  # which the next run is to try again
-        return Outcome(job, written, record, sum_up(record.agent, written, failures))
+        return Outcome(job, written, record, sum_up(record.agent, work.targets, written, failures))
     return Outcome(job, written, record, seen=_see(job, record, work.targets, stamp) if stamp else None)
 
 

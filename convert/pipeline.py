@@ -53,7 +53,15 @@ from convert.publish import (
     publish,
 )
 from convert.storage import describe, read_source
-from convert.targets import Policy, QuantizedModule, describe_tensors, find_target, import_target
+from convert.targets import (
+    Policy,
+    QuantizedModule,
+    Target,
+    describe_tensors,
+    find_target,
+    import_target,
+    list_targets,
+)
 
 # Where one target meets these, the others would too.
 _OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
@@ -100,24 +108,38 @@ def convert_checkpoint(
     data, _ = read_source(str(source))
     path = path or _default_path(source, identity)
     conversion = convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
-    return raise_failures(conversion)
+    return raise_failures(conversion, targets)
 
 
-def raise_failures(conversion: Conversion) -> Conversion:
+def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversion:
     """Return a conversion of which no target failed.
 
     Raises:
-        TargetsFailed: one did.
+        AtariConvertError: one did, see `sum_up`.
     """
-    if conversion.failures:
-        error = sum_up(conversion.record.agent, conversion.written, conversion.failures)
+    error = sum_up(conversion.record.agent, targets, conversion.written, conversion.failures)
+    if error is None:
+        return conversion
+    if isinstance(error, TargetsFailed):
         error.conversion = conversion
-        raise error
-    return conversion
+    raise error
 
 
-def sum_up(agent: Agent, written: Collection[str], failures: Mapping[str, AtariConvertError]) -> TargetsFailed:
-    """Return one error for the targets that failed."""
+def sum_up(
+    agent: Agent, targets: Collection[str], written: Collection[str], failures: Mapping[str, AtariConvertError]
+) -> AtariConvertError | None:
+    """Return one error for the targets that failed, of one target its own; None where none failed.
+
+    Args:
+        agent: whose they are.
+        targets: what was asked for.
+        written: what succeeded.
+        failures: what failed, and why.
+    """
+    if not failures:
+        return None
+    if failures.keys() == set(targets) and len(failures) == 1:
+        return next(iter(failures.values()))
     reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
     rest = f"but published {', '.join(written)}" if written else "published nothing"
     return TargetsFailed(f"{agent.source.path}: could not write {', '.join(failures)}, {rest}: {reasons}")
@@ -156,10 +178,10 @@ def write_agent(
     """Write a network's targets into the agent's folder, those that are not current there.
 
     A target that fails takes no other down, and is told in the conversion. What it was to replace stays where it is
-    of the same agent, and goes where it is of another.
+    of the same agent, and goes where it is of another. Where all fail, the folder is as it was.
 
     Raises:
-        AtariConvertError: nothing was published, and the folder is as it was; see `convert.errors`.
+        AtariConvertError: the folder cannot be written, and is as it was; see `convert.errors`.
     """
     check_targets(targets)
     with open_folder(folder) as staging:
@@ -168,14 +190,9 @@ def write_agent(
         previous = find_record(folder)
         kept = previous.artifacts if previous and previous.agent == agent else {}
         record = Record(agent, {**kept, **written}, own_versions())
-        conversion = Conversion(folder, tuple(written), record, failures)
         if written:
             publish(staging, record)
-        elif failures:
-            if len(targets) == len(stale) == 1:  # there is no other that could suffer
-                raise failures[stale[0]]
-            raise_failures(conversion)
-    return conversion
+    return Conversion(folder, tuple(written), record, failures)
 
 
 def check_targets(targets: Collection[str]) -> None:
@@ -300,24 +317,34 @@ def choose_stale(
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
+    Of the others those that the record describes wrongly.
+
     Args:
         record: what the folder has; None where there is none that can be read.
         agent: who the checkpoint is. Where the record tells of another, every recorded target is outdated too; None
             is another than any.
         targets: names such as ``onnx``.
         overwrite: write again what is current.
-        is_exact: whether the record's text is what this tool writes; if not, every recorded target is outdated too.
+        is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
         is_intact: tells whether the files of an artefact are as recorded.
     """
     if record is None:
         return tuple(dict.fromkeys(targets))
-    if record.agent != agent or not is_exact:
+    if record.agent != agent:
         return tuple(dict.fromkeys((*targets, *record.artifacts)))
-    return tuple(
+    stale = [
         name
-        for name in dict.fromkeys(targets)
-        if overwrite or name not in record.artifacts or not _is_current(name, record, is_intact)
-    )
+        for name in targets
+        if overwrite or not is_exact or name not in record.artifacts or not _is_current(name, record, is_intact)
+    ]
+    known = [target for target in list_targets() if target.name in record.artifacts]
+    lying = [target.name for target in known if not _is_described(target, record)]
+    return tuple(dict.fromkeys((*stale, *lying)))
+
+
+def _is_described(target: Target, record: Record) -> bool:
+    artifact = record.artifacts[target.name]
+    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
 
 
 def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]) -> bool:
@@ -325,7 +352,7 @@ def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]
     return (
         artifact.format_version == target.format_version
         and artifact.versions.get("atari-convert") == __version__
-        and (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
+        and _is_described(target, record)
         and all(f"{file.path}/".startswith(f"{target.path}/") for file in artifact.files)
         and is_intact(artifact)
     )

@@ -40,7 +40,7 @@ _OLD = ".atari-convert-old"
 def open_folder(folder: Path) -> Iterator[Path]:
     """Make and lock an agent's folder, finish or drop what a killed run left, and give a folder to stage into.
 
-    On an error nothing staged stays, and a folder that this call made goes again.
+    What is staged and not published goes again, and so does a folder that this call made, where it stays empty.
 
     Raises:
         OutputExists: the folder holds something and no record of ours, or a link in the place of ours.
@@ -59,11 +59,9 @@ def open_folder(folder: Path) -> Iterator[Path]:
             finally:
                 _finish(folder)
     except OSError as error:
-        _remove_empty(made)
         raise UnwritableOutput(f"{folder}: cannot be written ({error.strerror or error})") from error
-    except BaseException:
+    finally:
         _remove_empty(made)
-        raise
 
 
 def publish(staging: Path, record: Record) -> None:
@@ -131,13 +129,14 @@ def find_strangers(top: Path) -> dict[Path, str]:
     """
     try:
         mode = top.lstat().st_mode
-    except (FileNotFoundError, NotADirectoryError):
+        names = sorted(os.listdir(top)) if stat.S_ISDIR(mode) else []
+    except (FileNotFoundError, NotADirectoryError):  # another run may be at work there
         return {}
-    if stat.S_ISDIR(mode):
-        return {path: kind for name in sorted(os.listdir(top)) for path, kind in find_strangers(top / name).items()}
-    if stat.S_ISREG(mode):
-        return {}
-    return {top: "a symbolic link" if stat.S_ISLNK(mode) else "no regular file"}
+    if stat.S_ISLNK(mode):
+        return {top: "a symbolic link"}
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        return {top: "no regular file"}
+    return {path: kind for name in names for path, kind in find_strangers(top / name).items()}
 
 
 def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:

@@ -26,6 +26,7 @@ from convert.agent import (
     Artifact,
     Record,
     from_json,
+    name_actions,
     to_json,
 )
 from convert.errors import AtariConvertError, RecordError, UnwritableOutput
@@ -79,6 +80,8 @@ def convert_data(
         stale = tuple(dict.fromkeys((*stale, *record.artifacts)))
     with _aside() as folder:
         fresh = _write_aside(network, agent, stale, folder, job)
+        if not fresh.written:
+            return (), record or fresh.record, fresh.failures
         kept = record.artifacts if record and record.agent == agent and not is_unfinished else {}
         merged = Record(agent, {**kept, **fresh.record.artifacts}, fresh.record.versions)
         _send(folder, job.folder, fresh.record, merged, record, files)
@@ -103,10 +106,10 @@ def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> t
 
 def guess_agent(job: Job, record: Record | None) -> Agent | None:
     """Return who a checkpoint is without reading it: whom the record tells of, unless the job tells of another."""
-    if record is None or job.size not in (0, record.agent.source.size):
+    if record is None or job.path != record.agent.source.path or job.size not in (0, record.agent.source.size):
         return None
-    agent = record.agent
-    return agent if (agent.identity, agent.source.path) == (job.identity, job.path) else None
+    source, head = record.agent.source, record.agent.head
+    return Agent(job.identity, head, source, name_actions(job.identity.game, head.actions))
 
 
 def _find_record(url: str, files: _Listing) -> tuple[Record | None, bool]:

@@ -172,7 +172,7 @@ def test_the_folder_that_is_read_is_never_written(way, agents, tmp_path, monkeyp
     monkeypatch.chdir(folder)
     read, out, options = folder, tmp_path / "agents", ()
     if way == "spelling":
-        read, out = ".", "../../../../agents"
+        read, out = ".", "../../../../../agents"
     elif way == "link":
         out = tmp_path / "link"
     elif way == "inside":

@@ -197,8 +197,9 @@ def test_an_agent_that_could_not_be_checked_exits_with_2(faulty, tmp_path):
 def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
     folder = tmp_path / "agent"
     shutil.copytree(converted / FOLDER, folder)
-    with (folder / "model.onnx").open("ab") as file:
-        file.write(b"x")
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.onnx").write_bytes(data)
     done = _run(folder, "--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 2)
     assert done.exit_code == 1
     assert "onnxruntime: checksum: model.onnx has sha256" in done.stdout
@@ -242,20 +243,35 @@ def test_a_check_that_cannot_be_done_exits_with_2(arguments, message, converted,
     assert message in done.output
 
 
+WHO = ("family", "algorithm", "protocol", "game", "rom_id", "seed", "step", "action_meanings")
+NOBODY = {**dict.fromkeys(WHO), "path": "mine.gz"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"game": None, "family": None}, "says neither game nor protocol"),
+        (NOBODY, "says neither game nor protocol"),
         ({"game": "Tetris"}, "no game 'Tetris'"),
-        ({"game": "Breakout", "rom_id": "breakout"}, "the head has 6 actions, the game's minimal set 4"),
+        (
+            {"game": "Breakout", "rom_id": "breakout", "path": "DQN_modern/Breakout/0/model_328492.gz"},
+            "the head has 6 actions, the game's minimal set 4",
+        ),
+        (
+            {"game": "Carnival", "rom_id": "carnival"},
+            "said to be DQN_modern/Carnival/0/328492, its source's path tells",
+        ),
+        ({"notes": "mine"}, "unknown field 'notes'"),
         ({"artifacts": {}}, "lists no artefact"),
         ({"format_version": 2}, "format_version is 2, expected 1"),
     ],
 )
 def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted, tmp_path):
     record = json.loads((converted / FOLDER / "agent.json").read_text("utf-8"))
+    if path := change.get("path"):
+        record["source"] |= {"path": path, "file": Path(path).name}
+    record |= {name: value for name, value in change.items() if name != "path"}
     shutil.copy(converted / FOLDER / "model.onnx", tmp_path)
-    (tmp_path / "agent.json").write_text(json.dumps(record | change), "utf-8")
+    (tmp_path / "agent.json").write_text(json.dumps(record), "utf-8")
     backend = ("--backend", "onnxruntime") if change.get("artifacts") is None else ()
     done = _run(tmp_path, "--source", PONG, *backend, "--max-steps", 1)
     assert done.exit_code == 2

@@ -366,8 +366,37 @@ def test_a_record_that_contradicts_itself_is_caught_and_nobody_is_said_to_agree(
     document = json.loads((folder / "agent.json").read_text("utf-8"))
     document["protocol"] = "classic"
     (folder / "agent.json").write_text(json.dumps(document), "utf-8")
-    with pytest.raises(RecordError, match="protocol is 'classic', expected 'modern'"):
+    with pytest.raises(
+        RecordError, match=r"agent\.json: protocol is 'classic', expected 'modern': the file is damaged"
+    ):
         _check(folder, "onnxruntime")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (
+            {"format_version": 7},
+            r"format_version of onnx is 7, this version writes \d+: convert the agent again, or check",
+        ),
+        ({"versions": {"atari-convert": "0.0.1"}}, r"onnx was written by atari-convert 0\.0\.1, this is .* or check"),
+        ({"versions": {}}, "onnx was written by atari-convert None, this is"),
+    ],
+)
+def test_what_another_version_wrote_is_not_said_to_agree(change, reason, converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    record = read_record(folder)
+    _write_record(folder, replace(record, artifacts={"onnx": replace(record.artifacts["onnx"], **change)}))
+    _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", reason)
+
+
+def test_a_wrong_size_is_told_as_one(converted, tmp_path):
+    folder = _copy(converted, PONG, "onnx", tmp_path)
+    text = (folder / RECORD_NAME).read_text("utf-8")
+    size = (folder / "model.onnx").stat().st_size
+    (folder / RECORD_NAME).write_text(text.replace(f'"size": {size}', f'"size": {size + 1}'), "utf-8")
+    reason = f"size: model.onnx has {size} bytes, agent.json says {size + 1} bytes"
+    _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", reason)
 
 
 @pytest.mark.parametrize(
@@ -418,11 +447,8 @@ def test_exploration_hides_nothing_in_solo_play(converted, tmp_path):
 def test_an_artefact_of_an_unknown_target_is_not_passed_over(converted, tmp_path):
     folder = _copy(converted, PONG, "onnx", tmp_path)
     record = read_record(folder)
-    other = (replace(record.artifacts["onnx"].files[0], path="model-v2.onnx"),)
-    (folder / RECORD_NAME).write_text(
-        to_json(
-            replace(record, artifacts={**record.artifacts, "onnx-v2": replace(record.artifacts["onnx"], files=other)})
-        )
-    )
+    artifact = record.artifacts["onnx"]
+    other = replace(artifact, files=(replace(artifact.files[0], path="model_v2.onnx"),))
+    (folder / RECORD_NAME).write_text(to_json(replace(record, artifacts={**record.artifacts, "onnx-v2": other})))
     with pytest.raises(CheckError, match="lists onnx-v2, which no backend of this version opens: name"):
         check_agent(folder, Sources(AGENTS), Options(max_steps=5), LISTENERS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import replace
 
@@ -115,3 +116,15 @@ def test_a_symbolic_link_is_no_part_of_an_artefact(converted, record, tmp_path):
     (folder / "model.onnx").symlink_to(tmp_path / "model.onnx")
     (change,) = find_changes(folder, "onnx", record.artifacts["onnx"])
     assert change == "model.onnx is a symbolic link, which atari-convert never writes"
+
+
+def test_links_and_pipes_are_told_and_never_opened(converted, record, tmp_path):
+    folder = tmp_path / "agent"
+    shutil.copytree(converted / FOLDER, folder)
+    (folder / "model.onnx").unlink()
+    os.mkfifo(folder / "model.onnx")
+    os.mkfifo(folder / "saved_model/more")
+    (change,) = find_changes(folder, "onnx", record.artifacts["onnx"])
+    assert change == "model.onnx is no regular file, which atari-convert never writes"
+    (change,) = find_changes(folder, "tensorflow", record.artifacts["tensorflow"])
+    assert change == "saved_model/more is no regular file, which atari-convert never writes"
