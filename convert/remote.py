@@ -176,8 +176,8 @@ def _aside() -> Iterator[Path]:
 
 def _make_base() -> Path:
     """Return a swept folder for those of `_aside`; the system's own, unswept, where none can be made."""
-    base = cache_folder() / "aside"
     try:
+        base = cache_folder() / "aside"
         base.mkdir(parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.gettempdir())

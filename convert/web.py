@@ -76,7 +76,7 @@ async def read_body(response: aiohttp.ClientResponse, bound: int) -> bytes:
         body += chunk
         if len(body) > bound:
             response.close()
-            raise RequestFailed(f"has more than {bound} bytes, expected at most that", is_permanent=True)
+            raise RequestFailed(f"has more than {bound} bytes, expected at most {bound}", is_permanent=True)
     return bytes(body)
 
 
@@ -122,6 +122,8 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
         if not detail:
             return names
         return [{"name": name, "size": None, "type": "directory" if name.endswith("/") else "file"} for name in names]
+
+    ls = sync_wrapper(_ls)  # else it stays that of the class above
 
     async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         if mode != "overwrite":
@@ -191,7 +193,7 @@ def _explain(error: Exception) -> RequestFailed:  # noqa: C901  a table
         case aiohttp.ClientSSLError():
             return RequestFailed(f"no secure connection ({error})", is_permanent=True)
         case aiohttp.ClientResponseError():
-            return RequestFailed("the server's answer is not HTTP")
+            return RequestFailed("the server's answer is not valid HTTP")
         case aiohttp.ConnectionTimeoutError():
             return RequestFailed(f"no connection within {_TIMEOUT.sock_connect:.0f} s")
         case aiohttp.SocketTimeoutError():
@@ -222,9 +224,9 @@ def _find_links(page: str, url: str, answered: str) -> set[str]:
     base = answered.rstrip("/") + "/"
     top = url.partition("?")[0].rstrip("/") + "/"
     found = set()
-    for match in _LINK.finditer(page):
+    for text in {match[2] for match in _LINK.finditer(page)}:
         try:
-            link = urlsplit(urljoin(base, html.unescape(match[2]).strip()))
+            link = urlsplit(urljoin(base, html.unescape(text).strip()))
         except ValueError:  # no URL at all
             continue
         # A page may call the server http or https, whichever it was asked by.

@@ -419,6 +419,18 @@ def test_a_fault_that_stays_is_that_files_failure(fault, message, faulty, releas
     assert served == 1 if fault in ("403", "404") else served >= 5  # aiohttp itself goes on after a reset
 
 
+def test_a_store_is_asked_for_no_more_than_the_bound(s3, monkeypatch):
+    monkeypatch.setattr(storage, "LARGEST", 999)
+    for size in (0, 999, 1000):
+        s3.put_object(Bucket="bucket", Key="large/model_1.gz", Body=bytes(size))
+        if size <= 999:
+            assert len(storage.read_source("s3://bucket/large/model_1.gz")[0]) == size
+    with pytest.raises(UnreadableCheckpoint, match=r"cannot be read \(has 1000 bytes, expected at most 999\)"):
+        storage.read_source("s3://bucket/large/model_1.gz")
+    with pytest.raises(UnwritableOutput, match=r"cannot be read \(has 1000 bytes, expected at most 999\)"):
+        storage.read_bytes("s3://bucket/large/model_1.gz")
+
+
 def test_a_source_that_says_it_is_far_too_large_is_not_read(monkeypatch):
     _forget_systems()
     storage.write_bytes("memory://large/model_1.gz", bytes(1000))
