@@ -83,7 +83,7 @@ def convert_agent(
     """
     stored = open_agent(folder, target, identity)
     place = Path(out, _path_of(stored.agent, Path(folder)).removesuffix(".gz"))
-    _refuse_overlap(Path(folder), place)
+    _refuse_overlap(Path(folder), Path(out), place)
     conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
     return raise_failures(conversion, targets)
 
@@ -104,7 +104,7 @@ def run(
         stored = open_agent(folder, target, identity)
         job = replace(job, path=_path_of(stored.agent, Path(folder)), identity=stored.agent.identity)
         place = Path(job.folder)
-        _refuse_overlap(Path(folder), place)
+        _refuse_overlap(Path(folder), Path(out), place)
         if dry_run:
             check_ours(place)
             yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite))
@@ -117,17 +117,23 @@ def run(
     yield Outcome(job, written, record, sum_up(record.agent, targets, written, failures))
 
 
-def _refuse_overlap(folder: Path, place: Path) -> None:
+def _refuse_overlap(folder: Path, out: Path, place: Path) -> None:
     """Refuse to write into the folder that is read, or around it.
+
+    Args:
+        folder: what is read.
+        out: the folder that receives the agent's.
+        place: the agent's folder in it.
 
     Raises:
         OutputExists: the place is the folder, in it, or a folder above it.
     """
-    source, target = folder.resolve(), place.resolve()
+    source, target, top = folder.resolve(), place.resolve(), out.resolve()
     if _holds(source, target) or _holds(target, source):
+        beside = source if _holds(source, top) else top
         raise OutputExists(
             f"{place}: lies in the folder that is read, {folder}, or around it: nothing was touched; choose an --out "
-            f"apart from it, such as {source.parent / 'from-agent'}"
+            f"apart from it, such as {beside.with_name(f'{beside.name}-back')}"
         )
 
 
