@@ -77,7 +77,7 @@ def convert_agent(
         overwrite: write again what is current.
 
     Raises:
-        OutputExists: the agent's folder would be the one that is read, in it, or around it.
+        OutputExists: the agent's folder would be the one that is read, inside it, or around it.
         TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
         AtariConvertError: nothing was written; see `convert.errors`.
     """
@@ -118,7 +118,7 @@ def run(
 
 
 def _refuse_overlap(folder: Path, out: Path, place: Path) -> None:
-    """Refuse to write into the folder that is read, or around it.
+    """Refuse an output that overlaps the folder that is read.
 
     Args:
         folder: what is read.
@@ -126,19 +126,19 @@ def _refuse_overlap(folder: Path, out: Path, place: Path) -> None:
         place: the agent's folder in it.
 
     Raises:
-        OutputExists: the place is the folder, in it, or a folder above it.
+        OutputExists: the agent's folder would be the one that is read, inside it, or around it.
     """
     source, target, top = folder.resolve(), place.resolve(), out.resolve()
     if _holds(source, target) or _holds(target, source):
         beside = source if _holds(source, top) else top
         raise OutputExists(
-            f"{place}: lies in the folder that is read, {folder}, or around it: nothing was touched; choose an --out "
-            f"apart from it, such as {beside.with_name(f'{beside.name}-back')}"
+            f"{place}: overlaps {folder}, which is read: nothing was touched; choose an --out outside it, such as "
+            f"{beside.with_name(f'{beside.name}-back')}"
         )
 
 
 def _holds(folder: Path, path: Path) -> bool:
-    """Say whether a path is a folder or lies in it, by whatever spelling the file system takes."""
+    """Return whether a path is a folder or lies inside it, whatever the spelling."""
     return folder.exists() and any(above.exists() and above.samefile(folder) for above in (path, *path.parents))
 
 
@@ -178,7 +178,7 @@ def _open_dopamine(base: Path, identity: Identity | None) -> StoredAgent:
 
 
 def _rename(agent: Agent, network: Network, identity: Identity | None) -> Agent:
-    """Return the agent under another identity, if one is given: the path of its source tells it, or nothing."""
+    """Return the agent under another identity, if one is given. The recorded path of its source changes with it."""
     if identity in (None, agent.identity):
         return describe_agent(network, agent.identity, agent.source, agent.derived_from)
     path = f"{identity.folder}.gz" if identity.is_complete else PurePosixPath(agent.source.path).name

@@ -49,7 +49,7 @@ class Work:
 class Outcome:
     """What became of a job, or would: the targets written (none: all current) and its record, or why it failed.
 
-    Where some targets failed, it has all three. seen: what the journal may remember.
+    If only some targets failed, it has all three. seen: what the journal may remember.
     """
 
     job: Job

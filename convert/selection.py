@@ -279,7 +279,7 @@ def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> J
         path = f"{identity.folder}.gz"
     else:
         path = name[len(base) :].lstrip("/") if is_url(name) else Path(name).relative_to(base).as_posix()
-        if identify(path) != Identity():  # it was said to be another, of whom its place in the release tells nothing
+        if identify(path) != Identity():  # --identity says otherwise, so this path would mislead
             path = path.rpartition("/")[2]
         if any(part in ("", ".", "..") or "\0" in part for part in path.removesuffix(".gz").split("/")):
             raise SelectionError(f"{found.name}: its name without .gz is no name for a folder: rename it")

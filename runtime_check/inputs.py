@@ -99,7 +99,7 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     """Return how the files of an artefact differ from their record: missing, changed, or not recorded."""
     top = find_artefact(folder, target)
     changes = find_strange_files(folder, top)
-    if changes:  # which may lead anywhere, and need not be opened
+    if changes:  # they may lead anywhere: open nothing
         return changes
     for file in artifact.files:
         path = folder / file.path
@@ -120,7 +120,7 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
 
 
 def find_strange_files(folder: Path, path: Path) -> list[str]:
-    """Return what at or below a path is a link, a pipe or a device."""
+    """Return which files at or below a path are links, pipes or devices."""
     return [
         f"{stranger.relative_to(folder).as_posix()} is {kind}, which atari-convert never writes"
         for stranger, kind in find_strangers(path).items()
@@ -128,7 +128,7 @@ def find_strange_files(folder: Path, path: Path) -> list[str]:
 
 
 def find_version_faults(target: str, artifact: Artifact) -> list[str]:
-    """Return where an artefact was written by another version than would write it now, and may differ for that."""
+    """Return whether another version of the format or of atari-convert wrote an artefact."""
     faults = []
     expected = find_target(target).format_version
     if artifact.format_version != expected:
@@ -184,7 +184,7 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str
 
 
 def _find_change(path: Path, file: File) -> tuple[str, str, str] | None:
-    """Return in what a file differs from its record, what it has, and what was recorded; None where it does not."""
+    """Return what differs from a file's record, what it is and what was recorded; None if nothing differs."""
     if not path.is_file():
         return "size", "no file", f"{file.size} bytes"
     size = path.stat().st_size

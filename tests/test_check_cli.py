@@ -258,7 +258,7 @@ NOBODY = {**dict.fromkeys(WHO), "path": "mine.gz"}
         ),
         (
             {"game": "Carnival", "rom_id": "carnival"},
-            "said to be DQN_modern/Carnival/0/328492, its source's path tells",
+            "claims to be DQN_modern/Carnival/0/328492, but the path of its source says",
         ),
         ({"notes": "mine"}, "unknown field 'notes'"),
         ({"artifacts": {}}, "lists no artefact"),

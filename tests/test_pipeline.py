@@ -251,7 +251,9 @@ def test_an_artefact_of_another_agent_does_not_outlive_it(uneven, tmp_path):
 
 @pytest.mark.parametrize("path", ["DQN_modern/Pong/1/model_328492.gz", "DQN_modern/Boxing/0/model_328492.gz"])
 def test_a_path_that_tells_of_another_agent_is_refused(path, tmp_path):
-    with pytest.raises(CheckpointError, match=r"its source's path tells DQN_modern/.*: check its folder or --identity"):
+    with pytest.raises(
+        CheckpointError, match=r"the path of its source says DQN_modern/.*: check its folder or --identity"
+    ):
         convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"], path=path)
     with pytest.raises(CheckpointError, match="has control characters: rename the checkpoint"):
         convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"], path="a\nb.gz")
