@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from convert.agent import Agent, Identity, Record, read_record
     from convert.back import convert_agent, read_agent
     from convert.errors import AtariConvertError
+    from convert.loading import LoadedAgent, load_agent
     from convert.network import Network
-    from convert.pipeline import Conversion, LoadedAgent, convert_checkpoint, load_agent, read_checkpoint
+    from convert.pipeline import Conversion, convert_checkpoint, read_checkpoint
     from convert.stack import stack_params
 
 __version__ = "0.1.0"
@@ -44,12 +45,12 @@ _MODULES = {
     "AtariConvertError": "errors",
     "Conversion": "pipeline",
     "Identity": "agent",
-    "LoadedAgent": "pipeline",
+    "LoadedAgent": "loading",
     "Network": "network",
     "Record": "agent",
     "convert_agent": "back",
     "convert_checkpoint": "pipeline",
-    "load_agent": "pipeline",
+    "load_agent": "loading",
     "read_agent": "back",
     "read_checkpoint": "pipeline",
     "read_record": "agent",

@@ -10,6 +10,7 @@ AtariConvertError
 │ ├ MissingExtra              says which ``pip install`` brings it
 │ ├ OutputExists              something in the way that we did not write
 │ ├ UnwritableOutput
+│ ├ RuntimeUnavailable        a runtime lacks the device that was asked for, or fell back from it
 │ └ UnreadableArtefact        a file of a target that is damaged, or that we did not write
 ├ SelectionError      what was named holds no checkpoint, or two that would share a folder
 ├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
@@ -19,7 +20,7 @@ AtariConvertError
 ├ UnexpectedError     our bug as well, met in a run over many
 ├ WorkerDied          the process or node that converted an agent ended, more than once
 └ CheckError          a check that could not be done
-  ├ BackendUnavailable
+  ├ UnknownBackend
   ├ RomUnavailable
   └ ArtefactMissing
 """
@@ -76,6 +77,10 @@ class UnreadableArtefact(TargetError):
     """An artefact that is damaged, or that this tool did not write."""
 
 
+class RuntimeUnavailable(TargetError):
+    """A runtime lacks the device that was asked for, or answered from another one."""
+
+
 class SelectionError(AtariConvertError):
     """What was named holds no checkpoint, or two that would share an output folder."""
 
@@ -113,8 +118,8 @@ class CheckError(AtariConvertError):
     """A check that could not be done. A disagreement is a result, not an exception."""
 
 
-class BackendUnavailable(CheckError):
-    """A runtime is not installed, or lacks the device that was asked for."""
+class UnknownBackend(CheckError):
+    """No backend has this name."""
 
 
 class RomUnavailable(CheckError):

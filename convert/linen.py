@@ -6,19 +6,13 @@ their convolutions, as the agents of the release do not: the first dense layer t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from numpy.typing import NDArray
 
-from convert.agent import Agent
-from convert.network import NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, Float32
-from convert.params import support_of
-from convert.targets import Policy
+from convert.network import NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES
 
 
 class QOutput(NamedTuple):
@@ -79,24 +73,3 @@ def _nature_features(x: jax.Array, inputs_preprocessed: bool) -> jax.Array:
     for (features, _, height, width), stride in zip(NATURE_KERNELS, NATURE_STRIDES, strict=True):
         x = nn.relu(nn.Conv(features, (height, width), strides=(stride, stride), padding="VALID")(x))
     return nn.relu(nn.Dense(NATURE_HIDDEN[0])(x.reshape((*x.shape[:-3], -1))))
-
-
-def make_module(agent: Agent) -> tuple[NatureDQN | NatureC51, tuple[Float32, ...]]:
-    """Return the Linen module of an agent, and what its call takes after the observation (C51: the support)."""
-    support = support_of(agent)
-    if support is None:
-        return NatureDQN(agent.head.actions), ()
-    return NatureC51(agent.head.actions, len(support)), (support,)
-
-
-def make_policy(agent: Agent, params: Any) -> Policy:
-    """Return the agent as a function under ``jit``: uint8[N, 84, 84, 4] to its outputs by name."""
-    module, arguments = make_module(agent)
-    apply: Any = jax.jit(lambda observation: module.apply(params, observation, *arguments))
-    names = ("q_values",) if isinstance(module, NatureDQN) else ("q_values", "logits")
-
-    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
-        outputs = apply(observation)
-        return {name: np.asarray(getattr(outputs, name)) for name in names}
-
-    return policy

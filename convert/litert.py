@@ -1,4 +1,4 @@
-"""What a LiteRT file of ours holds, read without TensorFlow: its weights, and the agent as a function."""
+"""What a LiteRT file of ours holds, read without TensorFlow: its weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
-from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
 from convert.agent import HeadSpec, describe_head
@@ -19,7 +18,6 @@ from convert.formats.files import read_file
 from convert.formats.litert_files import CATEGORICAL_TAIL, TRUNK
 from convert.network import Float32, Network, arrays
 from convert.params import from_params, to_params
-from convert.targets import Policy
 from convert.template import largest_file
 
 _LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
@@ -113,17 +111,6 @@ def find_losses(path: Path, network: Network) -> list[str]:
         elif (np.abs(actual - expected) > rounding[name]).any():
             losses.append(f"{name} is off by {np.abs(actual - expected).max():.3g}")
     return losses
-
-
-def make_policy(path: Path) -> Policy:
-    """Load a file with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name."""
-    runner: Any = Interpreter(model_content=path.read_bytes()).get_signature_runner()
-
-    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
-        outputs: Mapping[str, Float32] = runner(observation=observation)
-        return outputs
-
-    return policy
 
 
 def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | None]:

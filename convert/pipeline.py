@@ -28,11 +28,8 @@ from convert.agent import (
     find_path_problem,
     identify,
     name_actions,
-    read_record,
 )
-from convert.artefacts import open_screened
 from convert.errors import (
-    ArtefactMissing,
     AtariConvertError,
     CheckpointError,
     RoundTripError,
@@ -41,7 +38,7 @@ from convert.errors import (
     UnwritableOutput,
 )
 from convert.games import load_games
-from convert.network import Float32, Network, find_differences
+from convert.network import Network, find_differences
 from convert.publish import (
     check_ours,
     describe_files,
@@ -54,10 +51,10 @@ from convert.publish import (
 )
 from convert.storage import describe, read_source
 from convert.targets import (
-    Policy,
     QuantizedModule,
     Target,
     describe_tensors,
+    explain_missing,
     find_target,
     import_target,
     list_targets,
@@ -367,7 +364,8 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
     """
     target, module = find_target(name), import_target(name)
     path = folder / target.path
-    module.write(network, agent, path)
+    with explain_missing(target):  # of what only writing needs
+        module.write(network, agent, path)
     if target.is_quantized:
         differences = cast(QuantizedModule, module).find_losses(path, network)
     else:
@@ -394,48 +392,6 @@ def own_versions() -> dict[str, str]:
 
 def _default_path(source: Path, identity: Identity) -> str:
     return f"{identity.folder}.gz" if identity.is_complete else source.name
-
-
-@dataclass(frozen=True)
-class LoadedAgent:
-    """A converted agent, ready to act. Call it on observations for Q-values.
-
-    agent: who it is, with ``identity``, ``head`` and ``action_meanings``.
-    target: what it was loaded from.
-    axes: the observation's axes, in order, as the artefact wants them.
-    run: observations to every output by name, such as ``logits``.
-    """
-
-    agent: Agent
-    target: str
-    axes: tuple[str, ...]
-    run: Policy
-
-    def __call__(self, observation: object) -> Float32:
-        """Return float32[N, actions] for uint8[N, …] observations in the order of ``axes``, oldest frame first."""
-        return self.run(observation)["q_values"]  # type: ignore[arg-type]
-
-
-def load_agent(folder: str | Path, target: str) -> LoadedAgent:
-    """Load an agent from its folder with the target's own runtime.
-
-    Raises:
-        RecordError: the folder has no readable ``agent.json``.
-        ArtefactMissing: it holds no artefact of this target.
-        UnreadableArtefact: the artefact is damaged, or holds what the target does not write.
-        MissingExtra: the target's framework is not installed.
-    """
-    folder = Path(folder)
-    record = read_record(folder)
-    if target not in record.artifacts:
-        find_target(target)
-        found = ", ".join(record.artifacts) or "nothing"
-        raise ArtefactMissing(f"{folder}: holds {found}, not {target}: atari-convert --to {target} writes it")
-    module = import_target(target)
-    with open_screened(target, folder / find_target(target).path, record.agent) as screened:
-        run = module.load(screened.path, record.agent)
-    (observation,), _ = describe_tensors(find_target(target), record.agent.head)
-    return LoadedAgent(record.agent, target, observation.axes, run)
 
 
 def find_warnings(record: Record) -> list[str]:

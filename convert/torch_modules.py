@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import nn
 
-from convert.network import NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, CategoricalHead, Float32, Network
-from convert.targets import Policy
+from convert.agent import HeadSpec
+from convert.network import NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES
 
 
 class NatureCNN(nn.Module):
@@ -46,17 +43,8 @@ class NatureCNN(nn.Module):
         return {"q_values": (logits.softmax(-1) * self.support).sum(-1), "logits": logits}
 
 
-def make_module(network: Network) -> NatureCNN:
-    """Return the module of a network's head, with weights that are still to be loaded."""
-    head = network.head
-    return NatureCNN(head.actions, head.atoms if isinstance(head, CategoricalHead) else None).eval()
-
-
-def make_policy(module: Any) -> Policy:
-    """Return a module as a function on arrays: uint8[N, 4, 84, 84] to its outputs by name."""
-
-    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
-        with torch.no_grad():
-            return {name: value.numpy() for name, value in module(torch.from_numpy(observation)).items()}
-
-    return policy
+def load_module(head: HeadSpec, state: Mapping[str, torch.Tensor]) -> NatureCNN:
+    """Return the module of a head with the weights of a state dict, which has to fit."""
+    module = NatureCNN(head.actions, head.atoms).eval()
+    module.load_state_dict(state)
+    return module

@@ -15,16 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
-from convert.artefacts import open_screened
-from convert.errors import ArtefactMissing, AtariConvertError, BackendUnavailable, CheckError, MissingExtra
-from runtime_check.backends import (
-    REFERENCE,
-    Backend,
-    Settings,
-    find_backend,
-    import_backend,
-    list_backends,
-)
+from convert.errors import ArtefactMissing, AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
+from convert.layout import nhwc_from_nchw
+from convert.loading import open_artefact
+from convert.runtimes import Runtime, Settings
+from convert.targets import find_target
+from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.compare import (
     DEFAULT_ATOL,
     DEFAULT_RTOL,
@@ -49,6 +45,7 @@ from runtime_check.inputs import (
 )
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
+from runtime_check.reference import open_checkpoint
 from runtime_check.replay import Batch, EpisodeLog, Plan, Replay, replay_log
 from runtime_check.results import AgentResult, BackendResult, Exhibit
 from runtime_check.tally import Disagreement, Tally, judge
@@ -125,7 +122,7 @@ def choose_backends(folder: Path, record: Record, names: Collection[str]) -> lis
 
     Raises:
         ArtefactMissing: the agent has no artefact for one that was named, or none at all.
-        BackendUnavailable: there is no backend of a name.
+        UnknownBackend: there is no backend of a name.
         CheckError: the agent has an artefact that no backend opens, which would be passed over.
     """
     if names:
@@ -203,36 +200,43 @@ def _reference_failed(result: AgentResult) -> CheckError:
 
 def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
     """Hold an artefact against its record and open it; what keeps it closed becomes a fault of the backend."""
-    module, outcome = import_backend(backend.name), result.backends[backend.name]
-    path = result.source
+    outcome, path = result.backends[backend.name], result.source
     if backend.target is not None:
-        artifact = record.artifacts[backend.target]
         path = find_artefact(result.folder, backend.target)
-        faults = find_changes(result.folder, backend.target, artifact)
-        faults += find_tensor_faults(backend.target, artifact, record.agent.head)
-        faults += find_version_faults(backend.target, artifact)
-        if faults:
+        if faults := _find_faults(result.folder, record, backend.target):
             outcome.fail("; ".join(faults))
             return
     try:
         if backend.target is None:
-            outcome.runtime = module.open_artefact(path, record.agent, settings)
-            outcome.description = outcome.runtime.description
+            runtime = open_checkpoint(path, record.agent, settings)
         else:
-            _open_screened(outcome, backend.target, path, record, settings)
-    except (BackendUnavailable, MissingExtra):
+            opened = open_artefact(backend.target, path, record.agent, settings)
+            if not is_recorded(record.artifacts[backend.target], opened.files):
+                outcome.fail(f"{path.name} changed while it was checked: check it again")
+                return
+            runtime = _take_nchw(opened.runtime, find_target(backend.target).axes)
+    except (RuntimeUnavailable, MissingExtra):
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
         outcome.fail(f"{path.name} does not load: {_first_line(error)}")
+        return
+    outcome.runtime, outcome.description = runtime, runtime.description
 
 
-def _open_screened(outcome: BackendResult, target: str, path: Path, record: Record, settings: Settings) -> None:
-    with open_screened(target, path, record.agent) as screened:
-        if is_recorded(record.artifacts[target], screened.files):
-            outcome.runtime = import_backend(outcome.name).open_artefact(screened.path, record.agent, settings)
-            outcome.description = outcome.runtime.description
-        else:
-            outcome.fail(f"{path.name} changed while it was checked: check it again")
+def _find_faults(folder: Path, record: Record, target: str) -> list[str]:
+    artifact = record.artifacts[target]
+    return [
+        *find_changes(folder, target, artifact),
+        *find_tensor_faults(target, artifact, record.agent.head),
+        *find_version_faults(target, artifact),
+    ]
+
+
+def _take_nchw(runtime: Runtime, axes: str) -> Runtime:
+    """Return a runtime that takes observations [N, C, H, W], whatever order its target's artefact takes."""
+    if axes == "NCHW":
+        return runtime
+    return replace(runtime, answer=lambda obs_nchw: runtime.answer(nhwc_from_nchw(obs_nchw)))
 
 
 def _compare_batches(result: AgentResult, oracle: Oracle, options: Options) -> None:
@@ -310,7 +314,7 @@ def _ask(result: AgentResult, outcome: BackendResult, obs_nchw: NDArray[np.uint8
         return None
     try:
         answer = outcome.runtime.answer(obs_nchw.copy())  # an artefact may write into its input
-    except BackendUnavailable:
+    except RuntimeUnavailable:
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not run
         faults = [f"does not run: {_first_line(error)}"]

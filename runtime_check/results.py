@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent
-from runtime_check.backends import Bound, Description, Runtime
+from convert.runtimes import Description, Runtime
+from runtime_check.backends import Bound
 from runtime_check.compare import Tolerance
 from runtime_check.replay import Plan
 from runtime_check.tally import Tally, judge

@@ -4,39 +4,39 @@ A target module begins with literal constants, which are read from its source wi
 
     PATH            what it writes, relative to the agent's folder
     AXES            the order of an observation's axes: ``NCHW`` or ``NHWC``
+    RUNTIME         what runs it: the name of a module in `convert.runtimes`
     FORMAT_VERSION  raised when the same agent would be written differently
     EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
-    PACKAGES        the packages it imports
+    PACKAGES        the packages it imports, here or when it writes
     IN_ALL          whether ``--to all`` means it too
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
-and holds three functions, see `TargetModule`, and a fourth where an artefact is not to be opened as ``write`` would
-write what ``read`` finds: ``rebuild(path, agent, to)``, see `convert.artefacts`. Dashes in a target's name are
-underscores in its module's.
+and holds two functions, see `TargetModule`. Two more are optional:
+
+    rebuild(path, agent, to)    where an artefact is not to be opened as ``write`` would write what ``read`` finds, see
+                                `convert.artefacts`
+    prepare(path, agent)        where the runtime does not open ``path`` itself: returns what it runs, such as a module
+                                with its weights; the runtime's ``run`` says what it takes
+
+Dashes in a target's name are underscores in its module's.
 """
 
 from __future__ import annotations
 
-import ast
 import importlib
-import pkgutil
-from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import ModuleSpec
-from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Protocol, cast
 
-import numpy as np
-from numpy.typing import NDArray
-
+from convert import leaves
 from convert.agent import Agent, HeadSpec, Tensor, describe_head
 from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
 from convert.names import ask, find_meant
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
-Policy = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
+_CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
 
 
 class TargetModule(Protocol):
@@ -51,9 +51,6 @@ class TargetModule(Protocol):
         The file may be a stranger's: nothing of it is run, nothing outside of it is read, memory stays within its
         size, and all but its weights has to be what ``write`` writes.
         """
-
-    def load(self, path: Path, agent: Agent) -> Policy:
-        """Load the artefact with its own runtime: observations in the order of ``AXES`` to outputs by name."""
 
 
 class QuantizedModule(TargetModule, Protocol):
@@ -71,6 +68,7 @@ class Target:
     summary: str
     path: str
     axes: str
+    runtime: str
     format_version: int
     extra: str
     packages: tuple[str, ...]
@@ -83,7 +81,7 @@ class Target:
 
     @property
     def missing_packages(self) -> tuple[str, ...]:
-        return tuple(package for package in self.packages if not _is_importable(package))
+        return leaves.find_missing(self.packages)
 
 
 def list_targets() -> tuple[Target, ...]:
@@ -110,21 +108,18 @@ def import_target(name: str) -> TargetModule:
         UnknownTarget: there is no target of this name.
         MissingExtra: its framework is not installed; the message says what to install.
     """
-    target = find_target(name)
-    try:
-        return cast(TargetModule, importlib.import_module(f"convert.targets.{_module_name(name)}"))
-    except ModuleNotFoundError as error:
-        # Only what the target says it needs is a missing extra; anything else is a bug, and must look like one.
-        roots = {package.split(".")[0] for package in target.packages}
-        if (error.name or "").split(".")[0] not in roots:
-            raise
-        raise missing_extra(target) from error
+    with explain_missing(find_target(name)):
+        return cast(TargetModule, importlib.import_module(leaves.name_module(__name__, name)))
+
+
+def explain_missing(target: Target) -> AbstractContextManager[None]:
+    """Turn a failed import of what a target needs into the error that says how to install it."""
+    return leaves.explain_missing(f"target {target.name!r}", target.packages, target.extra)
 
 
 def missing_extra(target: Target) -> MissingExtra:
     """Return the error that says how to install what a target needs."""
-    packages = ", ".join(target.missing_packages or target.packages)
-    return MissingExtra(f"target {target.name!r} needs {packages}: pip install 'atari-convert[{target.extra}]'")
+    return leaves.missing_extra(f"target {target.name!r}", target.packages, target.extra)
 
 
 def check_head(network: Network, agent: Agent, path: Path) -> None:
@@ -154,36 +149,18 @@ def describe_tensors(target: Target, head: HeadSpec) -> tuple[tuple[Tensor, ...]
 
 @cache
 def _names() -> list[str]:
-    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(__path__))
-
-
-def _module_name(name: str) -> str:
-    return name.replace("-", "_")
-
-
-def _is_importable(package: str) -> bool:
-    try:
-        return find_spec(package) is not None
-    except ModuleNotFoundError:  # the parent of a dotted name is missing
-        return False
+    return leaves.list_names(__path__)
 
 
 @cache
 def _read_constants(name: str) -> Target:
-    spec = cast(ModuleSpec, find_spec(f"{__name__}.{_module_name(name)}"))
-    tree = ast.parse(Path(cast(str, spec.origin)).read_text("utf-8"))
-    constants: dict[str, Any] = {
-        statement.targets[0].id: ast.literal_eval(statement.value)
-        for statement in tree.body
-        if isinstance(statement, ast.Assign)
-        and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("PATH", "AXES", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
-    }
+    summary, constants = leaves.read_constants(__name__, name, _CONSTANTS)
     return Target(
         name,
-        (ast.get_docstring(tree) or "").splitlines()[0],
+        summary,
         constants["PATH"],
         constants["AXES"],
+        constants["RUNTIME"],
         constants["FORMAT_VERSION"],
         constants["EXTRA"],
         constants["PACKAGES"],

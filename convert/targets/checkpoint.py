@@ -14,13 +14,14 @@ import torch
 
 from convert.agent import Agent, Identity
 from convert.formats.files import check_names, read_files
-from convert.named import to_named
+from convert.named import NAMES
 from convert.network import Network, arrays
 from convert.sources import atari_agents
-from convert.targets import Policy
+from convert.torch_modules import load_module
 
 PATH = "checkpoint"
 AXES = "NCHW"
+RUNTIME = "torch"
 FORMAT_VERSION = 1
 EXTRA = "torch"
 PACKAGES = ("torch",)
@@ -47,14 +48,12 @@ def read(path: Path, agent: Agent) -> Network:
     return atari_agents.read(files[f"{path.name}/{name}"], str(path / name))
 
 
-def load(path: Path, agent: Agent) -> Policy:
-    """Load the checkpoint into a PyTorch module: uint8[N, 4, 84, 84] to its outputs by name."""
-    from convert.torch_modules import make_module, make_policy
-
-    network = read(path, agent)
-    module = make_module(network)
-    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()})
-    return make_policy(module)
+def prepare(path: Path, agent: Agent) -> torch.nn.Module:
+    """Return a PyTorch module with the weights of the checkpoint, which torch reads."""
+    with gzip.open(path / name_checkpoint(agent.identity)) as file:
+        state = torch.load(io.BytesIO(file.read()), weights_only=True)[atari_agents.STATE_KEY]
+    names = {ours: name for name, ours in NAMES.items()}
+    return load_module(agent.head, {names[atari_agents.KEYS[key]]: tensor for key, tensor in state.items()})
 
 
 def name_checkpoint(identity: Identity) -> PurePosixPath:

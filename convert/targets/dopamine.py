@@ -24,10 +24,11 @@ from convert.formats.documents import LARGEST_DOCUMENT, read_json
 from convert.formats.files import check_names, read_file, read_files, write_files
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
-from convert.targets import Policy, check_head
+from convert.targets import check_head
 
 PATH = "dopamine"
 AXES = "NHWC"
+RUNTIME = "jax"
 FORMAT_VERSION = 1
 EXTRA = "flax"
 PACKAGES = ("numpy",)
@@ -143,11 +144,11 @@ def _is_equal(found: Any, expected: Any) -> bool:
     return type(found) is type(expected) and bool(found == expected)
 
 
-def load(path: Path, agent: Agent) -> Policy:
-    """Load the parameters into the Linen module: uint8[N, 84, 84, 4] to its outputs by name."""
-    from convert.linen import make_policy  # only acting needs JAX; writing and reading back do not
+def prepare(path: Path, agent: Agent) -> Any:
+    """Return the Linen module that ``agent.gin`` binds, with the online parameters of the latest checkpoint."""
+    from convert.runtimes.jax import make_linen  # only acting needs JAX; writing and reading back do not
 
-    return make_policy(agent, read_bundle(path).online_params)
+    return make_linen(agent, read_bundle(path).online_params)
 
 
 def iteration_of(step: int | None) -> int:

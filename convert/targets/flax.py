@@ -18,10 +18,9 @@ from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.formats.documents import show
 from convert.formats.files import read_file
-from convert.linen import make_policy
 from convert.network import Float32, Network
 from convert.params import flatten, from_params, support_of, to_params, unflatten
-from convert.targets import Policy
+from convert.runtimes.jax import Function, make_linen
 from convert.template import (
     Form,
     Template,
@@ -36,6 +35,7 @@ from convert.template import (
 
 PATH = "params.msgpack"
 AXES = "NHWC"
+RUNTIME = "jax"
 FORMAT_VERSION = 1
 EXTRA = "flax"
 PACKAGES = ("flax", "jax")
@@ -97,6 +97,6 @@ def _find_template(form: Form) -> Template:
     return make_template(serialize, shapes)
 
 
-def load(path: Path, agent: Agent) -> Policy:
-    """Load the parameters into the Linen module, under ``jit``: uint8[N, 84, 84, 4] to its outputs by name."""
-    return make_policy(agent, serialization.msgpack_restore(path.read_bytes()))
+def prepare(path: Path, agent: Agent) -> Function:
+    """Return the Linen module of the agent with the parameters, which Flax reads."""
+    return make_linen(agent, serialization.msgpack_restore(path.read_bytes()))

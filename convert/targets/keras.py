@@ -9,13 +9,11 @@ from __future__ import annotations
 import io
 import json
 import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
-from numpy.typing import NDArray
 
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
@@ -35,7 +33,6 @@ from convert.network import (
 )
 from convert.params import from_params, support_of, to_params
 from convert.quiet_tensorflow import tf  # noqa: F401 - the default backend
-from convert.targets import Policy
 from convert.template import largest_file, make_zeros, nature_form
 
 import keras  # isort: skip - after TensorFlow's quiet start
@@ -43,6 +40,7 @@ from keras import layers  # isort: skip
 
 PATH = "model.keras"
 AXES = "NHWC"
+RUNTIME = "keras"
 FORMAT_VERSION = 1
 EXTRA = "keras"
 PACKAGES = ("keras", "h5py", "tensorflow")
@@ -115,17 +113,6 @@ def _read(path: Path, agent: Agent) -> tuple[Network, Any]:
     support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
     tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
     return from_params({"params": tree}, support), config
-
-
-def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
-    """Load the model on Keras' own backend: uint8[N, 84, 84, 4] to its outputs by name."""
-    model: Any = keras.models.load_model(path, compile=False)
-
-    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
-        outputs = model(observation, training=False)
-        return {name: keras.ops.convert_to_numpy(value) for name, value in outputs.items()}
-
-    return policy
 
 
 def make_model(agent: Agent) -> Any:

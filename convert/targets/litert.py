@@ -6,20 +6,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
 from convert import litert
 from convert.agent import Agent, describe_head
 from convert.formats import litert_files
-from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
-from convert.params import to_params
-from convert.quiet_tensorflow import tf
-from convert.targets import Policy
+from convert.network import Network
 
 PATH = "model.tflite"
 AXES = "NHWC"
+RUNTIME = "litert"
 FORMAT_VERSION = 1
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "tensorflow")
@@ -28,7 +25,9 @@ IN_ALL = True
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model as float32."""
-    converted = litert.restore_biases(make_converter(network).convert(), network)
+    from convert.tensorflow_lite import convert_to_float32  # reading needs no TensorFlow
+
+    converted = litert.restore_biases(convert_to_float32(network), network)
     path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
 
 
@@ -48,36 +47,3 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
         UnreadableArtefact: as `read` does.
     """
     to.write_bytes(litert.rebuild(path, agent.head))
-
-
-def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
-    """Load the model with LiteRT's interpreter: uint8[N, 84, 84, 4] to its outputs by name."""
-    return litert.make_policy(path)
-
-
-def make_converter(network: Network) -> Any:
-    """Return TensorFlow's converter of a network, to be given options by the quantised targets."""
-    layers = to_params(network)["params"]
-    head = network.head
-
-    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name="observation")])  # type: ignore[untyped-decorator]
-    def serve(observation: Any) -> dict[str, Any]:
-        # The ReLU changes no pixel. Without it the converter folds 1/255 into the first kernel, whose weights
-        # would no longer read back.
-        features = tf.nn.relu(tf.cast(observation, tf.float32) / 255)
-        for index, stride in enumerate(NATURE_STRIDES):
-            conv = layers[f"Conv_{index}"]
-            features = tf.nn.conv2d(features, conv["kernel"], stride, "VALID")
-            features = tf.nn.relu(tf.nn.bias_add(features, conv["bias"]))
-        hidden, last = layers["Dense_0"], layers["Dense_1"]
-        features = tf.reshape(features, [-1, hidden["kernel"].shape[0]])
-        features = tf.nn.relu(tf.matmul(features, hidden["kernel"]) + hidden["bias"])
-        outputs = tf.matmul(features, last["kernel"]) + last["bias"]
-        if not isinstance(head, CategoricalHead):
-            return {"q_values": outputs}
-        logits = tf.reshape(outputs, [-1, head.actions, head.atoms])
-        return {"q_values": tf.reduce_sum(tf.nn.softmax(logits) * head.support, -1), "logits": logits}
-
-    owner = tf.Module()
-    owner.serve = serve
-    return tf.lite.TFLiteConverter.from_concrete_functions([serve.get_concrete_function()], owner)

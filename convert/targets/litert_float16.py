@@ -9,13 +9,13 @@ from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
 from convert.network import Network
-from convert.quiet_tensorflow import tf
-from convert.targets.litert import load, make_converter, rebuild
+from convert.targets.litert import rebuild
 
-__all__ = ["find_losses", "load", "read", "rebuild", "write"]
+__all__ = ["find_losses", "read", "rebuild", "write"]
 
 PATH = "model_float16.tflite"
 AXES = "NHWC"
+RUNTIME = "litert"
 FORMAT_VERSION = 1
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "tensorflow")
@@ -27,10 +27,9 @@ find_losses = litert.find_losses
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model with its weights rounded to float16."""
-    converter = make_converter(network)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
-    converter.target_spec.supported_types = [tf.float16]
-    path.write_bytes(litert_files.rebuild(converter.convert(), describe_head(network)))
+    from convert.tensorflow_lite import convert_to_float16  # reading needs no TensorFlow
+
+    path.write_bytes(litert_files.rebuild(convert_to_float16(network), describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

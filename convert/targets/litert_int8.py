@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
-from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,15 +13,14 @@ from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
 from convert.layout import nhwc_from_nchw
-from convert.native_logs import without_native_logs
 from convert.network import Network
-from convert.quiet_tensorflow import tf
-from convert.targets.litert import load, make_converter, rebuild
+from convert.targets.litert import rebuild
 
-__all__ = ["find_losses", "load", "read", "rebuild", "write"]
+__all__ = ["find_losses", "read", "rebuild", "write"]
 
 PATH = "model_int8.tflite"
 AXES = "NHWC"
+RUNTIME = "litert"
 FORMAT_VERSION = 1
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "tensorflow")
@@ -33,33 +29,13 @@ QUANTIZED = True
 
 find_losses = litert.find_losses
 
-# What stays float32: the first product, the head under the names that the converter gives it, and C51's tail. An
-# int8 head has 256 levels for all Q-values, whose differences between actions are finer.
-_FLOAT_OPERATORS = ["MUL", "SOFTMAX", "SUM"]
-_FLOAT_NODES = ["MatMul_1;add_1", "StatefulPartitionedCall:0", "PartitionedCall:0"]
-
 
 def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the model with int8 convolutions and hidden layer."""
-    observations = read_calibration(agent.identity.game)
-    converter = make_converter(network)
-    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    from convert.tensorflow_lite import convert_to_int8  # reading needs no TensorFlow
 
-    def calibrate() -> Iterator[list[Any]]:
-        for observation in observations:
-            yield [observation[None]]
-
-    converter.representative_dataset = calibrate
-    options = tf.lite.experimental.QuantizationDebugOptions(
-        denylisted_ops=_FLOAT_OPERATORS, denylisted_nodes=_FLOAT_NODES
-    )
-    with without_native_logs(), warnings.catch_warnings():
-        # TensorFlow calibrates with an interpreter of its own that it calls deprecated.
-        warnings.filterwarnings("ignore", message=r"\s*Warning: tf.lite.Interpreter is deprecated")
-        debugger = tf.lite.experimental.QuantizationDebugger(
-            converter=converter, debug_dataset=calibrate, debug_options=options
-        )
-    path.write_bytes(litert_files.rebuild(debugger.get_nondebug_quantized_model(), describe_head(network)))
+    converted = convert_to_int8(network, read_calibration(agent.identity.game))
+    path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

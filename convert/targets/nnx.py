@@ -5,25 +5,23 @@ For `convert.nnx.NatureCNN`: ``{conv1, conv2, conv3, hidden, head}/{kernel, bias
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from flax import nnx
-from numpy.typing import NDArray
 
 from convert import orbax_folders
 from convert.agent import Agent
-from convert.network import CategoricalHead, Float32, Network
+from convert.network import CategoricalHead, Network
 from convert.nnx import NatureCNN
 from convert.params import from_params, to_params
-from convert.targets import Policy
+from convert.runtimes.jax import Function
 from convert.template import make_zeros, nature_form
 
 PATH = "nnx"
 AXES = "NHWC"
+RUNTIME = "jax"
 FORMAT_VERSION = 1
 EXTRA = "nnx"
 PACKAGES = ("flax", "jax", "orbax.checkpoint")
@@ -56,28 +54,14 @@ def _to_state(network: Network) -> dict[str, Any]:
     return state | ({"support": network.head.support} if isinstance(network.head, CategoricalHead) else {})
 
 
-def load(path: Path, agent: Agent) -> Policy:
-    """Load the state into the module, under ``jit``: uint8[N, 84, 84, 4] to its outputs by name."""
-    apply, state = open_module(path, agent)
-    compiled = jax.jit(apply)
-
-    def policy(observation: NDArray[np.uint8]) -> Mapping[str, Float32]:
-        return {name: np.asarray(value) for name, value in compiled(state, observation).items()}
-
-    return policy
+def prepare(path: Path, agent: Agent) -> Function:
+    """Return the module as a function of its state, which orbax reads."""
+    return Function(_apply, (agent.head.actions, agent.head.atoms), orbax_folders.restore(path))
 
 
-def open_module(path: Path, agent: Agent) -> tuple[Callable[[Any, Any], dict[str, jax.Array]], Any]:
-    """Return the module as a function of its state and observations, and its state.
-
-    Raises:
-        Exception: Flax's and orbax's own, where the state is that of another module.
-    """
-    module = nnx.eval_shape(lambda: NatureCNN(agent.head.actions, agent.head.atoms, rngs=nnx.Rngs(0)))
-    graph, state = nnx.split(module)
-    nnx.replace_by_pure_dict(state, orbax_folders.restore(path))
-
-    def apply(state: Any, observation: Any) -> dict[str, jax.Array]:
-        return nnx.merge(graph, state)(observation)
-
-    return apply, state
+def _apply(architecture: tuple[int, int | None], state: Any, obs_nhwc: jax.Array) -> dict[str, jax.Array]:
+    module = nnx.eval_shape(lambda: NatureCNN(*architecture, rngs=nnx.Rngs(0)))
+    graph, filled = nnx.split(module)
+    nnx.replace_by_pure_dict(filled, state)
+    outputs: dict[str, jax.Array] = nnx.merge(graph, filled)(obs_nhwc)
+    return outputs

@@ -19,7 +19,7 @@ from convert.errors import UnreadableArtefact
 from convert.formats.documents import show
 from convert.formats.files import read_file
 from convert.network import CategoricalHead, Float32, Network, arrays, from_arrays
-from convert.targets import Policy, describe_tensors, find_target
+from convert.targets import describe_tensors, find_target
 from convert.template import (
     Form,
     Template,
@@ -34,6 +34,7 @@ from convert.template import (
 
 PATH = "model.onnx"
 AXES = "NCHW"
+RUNTIME = "onnxruntime"
 FORMAT_VERSION = 1
 EXTRA = "onnx"
 PACKAGES = ("onnx",)
@@ -81,15 +82,6 @@ def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
             f"{path}: its graph or metadata {reason}, expected what atari-convert writes for it: convert it again"
         )
     return network
-
-
-def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
-    """Load the file with onnxruntime on the CPU: uint8[N, 4, 84, 84] to its outputs by name."""
-    import onnxruntime  # writing needs no runtime
-
-    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    names = [output.name for output in session.get_outputs()]
-    return lambda observation: dict(zip(names, session.run(names, {"observation": observation}), strict=True))
 
 
 @lru_cache(maxsize=64)

@@ -6,16 +6,17 @@ The tree of ``params.msgpack``, see `convert.params`. A support is not a paramet
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from convert import orbax_folders
 from convert.agent import Agent
 from convert.network import Network
 from convert.params import flatten, from_params, support_of, to_params, unflatten
-from convert.targets import Policy
 from convert.template import make_zeros, nature_form
 
 PATH = "orbax"
 AXES = "NHWC"
+RUNTIME = "jax"
 FORMAT_VERSION = 1
 EXTRA = "orbax"
 PACKAGES = ("orbax.checkpoint",)
@@ -39,8 +40,8 @@ def read(path: Path, agent: Agent) -> Network:
     return from_params(unflatten({names[name]: array for name, array in leaves.items()}), support_of(agent))
 
 
-def load(path: Path, agent: Agent) -> Policy:
-    """Load the parameters into the Linen module, under ``jit``: uint8[N, 84, 84, 4] to its outputs by name."""
-    from convert.linen import make_policy  # the checkpoint alone needs no Flax
+def prepare(path: Path, agent: Agent) -> Any:
+    """Return the Linen module of the agent with the parameters, which orbax reads."""
+    from convert.runtimes.jax import make_linen  # the checkpoint alone needs no Flax
 
-    return make_policy(agent, orbax_folders.restore(path))
+    return make_linen(agent, orbax_folders.restore(path))

@@ -19,11 +19,12 @@ from convert.formats.files import check_names, read_file, read_files, write_file
 from convert.model_card import Returns, read_returns, to_model_card
 from convert.named import from_named, to_named
 from convert.network import NATURE_STRIDES, Network
-from convert.targets import Policy, check_head
+from convert.targets import check_head
 from convert.template import largest_file
 
 PATH = "huggingface"
 AXES = "NCHW"
+RUNTIME = "torch"
 FORMAT_VERSION = 1
 EXTRA = "safetensors"
 PACKAGES = ("safetensors",)
@@ -93,15 +94,13 @@ def _read_metadata(data: bytes) -> Any:
     return read_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
 
 
-def load(path: Path, agent: Agent) -> Policy:
-    """Load the weights into PyTorch: uint8[N, 4, 84, 84] to its outputs by name."""
+def prepare(path: Path, agent: Agent) -> Any:
+    """Return a PyTorch module with the weights."""
     from safetensors.torch import load_file  # the weights alone need no torch
 
-    from convert.torch_modules import NatureCNN, make_policy
+    from convert.torch_modules import load_module
 
-    module = NatureCNN(agent.head.actions, agent.head.atoms).eval()
-    module.load_state_dict(load_file(path / WEIGHTS_NAME))
-    return make_policy(module)
+    return load_module(agent.head, load_file(path / WEIGHTS_NAME))
 
 
 def to_config(agent: Agent) -> dict[str, object]:

@@ -18,10 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
 
 from convert import layout
 from convert.agent import Agent
@@ -30,7 +28,6 @@ from convert.formats.documents import show
 from convert.formats.files import check_names, read_files
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays
 from convert.quiet_tensorflow import tf
-from convert.targets import Policy
 from convert.template import (
     MARGIN,
     Form,
@@ -48,6 +45,7 @@ from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip -
 
 PATH = "saved_model"
 AXES = "NHWC"
+RUNTIME = "tensorflow"
 FORMAT_VERSION = 1
 PACKAGES = ("tensorflow",)
 IN_ALL = True
@@ -112,16 +110,6 @@ def read(path: Path, agent: Agent) -> Network:
             "another agent; convert it again"
         )
     return _network_from_variables(variables, form)
-
-
-def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
-    """Load the SavedModel with ``tf.saved_model.load`` alone: uint8[N, 84, 84, 4] to its outputs by name."""
-    signature = tf.saved_model.load(str(path)).signatures[_SIGNATURE]
-
-    def policy(observation: NDArray[np.uint8]) -> dict[str, Float32]:
-        return {name: values.numpy() for name, values in signature(observation=tf.constant(observation)).items()}
-
-    return policy
 
 
 class _Affine(tf.Module):  # type: ignore[misc]

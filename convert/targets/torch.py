@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
@@ -18,12 +19,13 @@ from convert.formats.files import check_names, read_file, read_files
 from convert.formats.torch_files import Tensor
 from convert.named import from_named, to_named
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
-from convert.targets import Policy, check_head
+from convert.targets import check_head
 from convert.template import largest_file
-from convert.torch_modules import make_module, make_policy
+from convert.torch_modules import load_module
 
 PATH = "torch"
 AXES = "NCHW"
+RUNTIME = "torch"
 FORMAT_VERSION = 1
 EXTRA = "torch"
 PACKAGES = ("torch",)
@@ -36,8 +38,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the state dict and the exported program."""
     path.mkdir()
     _write_state_dict(network, path)
-    module = make_module(network)
-    module.load_state_dict({name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()})
+    module = load_module(describe_head(network), _to_state_dict(network))
     # Two observations, because torch.export takes a size of one for fixed.
     observation = torch.zeros((2, FRAMES, HEIGHT, WIDTH), dtype=torch.uint8)
     program = torch.export.export(module, (observation,), dynamic_shapes=({0: torch.export.Dim("batch")},))
@@ -91,15 +92,17 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
     (to / PROGRAM_NAME).write_bytes(program)
 
 
-def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
-    """Load the exported program: uint8[N, 4, 84, 84] to its outputs by name."""
-    return make_policy(torch.export.load(path / PROGRAM_NAME).module())
+def prepare(path: Path, agent: Agent) -> ExportedProgram:  # noqa: ARG001
+    """Return the exported program."""
+    return torch.export.load(path / PROGRAM_NAME)
 
 
 def _write_state_dict(network: Network, path: Path) -> None:
-    torch.save(
-        {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}, path / STATE_DICT_NAME
-    )
+    torch.save(_to_state_dict(network), path / STATE_DICT_NAME)
+
+
+def _to_state_dict(network: Network) -> dict[str, torch.Tensor]:
+    return {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
 
 
 def _rebuild_program(path: Path, network: Network, agent: Agent) -> bytes:
