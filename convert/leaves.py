@@ -43,7 +43,7 @@ def read_constants(package: str, name: str, wanted: Collection[str]) -> tuple[st
         and isinstance(statement.targets[0], ast.Name)
         and statement.targets[0].id in wanted
     }
-    return (ast.get_docstring(tree) or "").splitlines()[0], constants
+    return (ast.get_docstring(tree) or "").partition("\n")[0], constants
 
 
 def find_missing(packages: Iterable[str]) -> tuple[str, ...]:

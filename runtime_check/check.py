@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from convert.agent import Agent, Record, read_record
 from convert.errors import ArtefactMissing, AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
 from convert.layout import nhwc_from_nchw
-from convert.loading import open_artefact
-from convert.runtimes import Runtime, Settings
+from convert.loading import Opened, open_artefact
+from convert.runtimes import Settings
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.compare import (
@@ -207,20 +207,16 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
             outcome.fail("; ".join(faults))
             return
     try:
-        if backend.target is None:
-            runtime = open_checkpoint(path, record.agent, settings)
-        else:
-            opened = open_artefact(backend.target, path, record.agent, settings)
-            if not is_recorded(record.artifacts[backend.target], opened.files):
-                outcome.fail(f"{path.name} changed while it was checked: check it again")
-                return
-            runtime = _take_nchw(opened.runtime, find_target(backend.target).axes)
+        opened = open_backend(backend, path, record.agent, settings)
     except (RuntimeUnavailable, MissingExtra):
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
         outcome.fail(f"{path.name} does not load: {_first_line(error)}")
         return
-    outcome.runtime, outcome.description = runtime, runtime.description
+    if backend.target is not None and not is_recorded(record.artifacts[backend.target], opened.files):
+        outcome.fail(f"{path.name} changed while it was checked: check it again")
+        return
+    outcome.runtime, outcome.description = opened.runtime, opened.runtime.description
 
 
 def _find_faults(folder: Path, record: Record, target: str) -> list[str]:
@@ -232,11 +228,22 @@ def _find_faults(folder: Path, record: Record, target: str) -> list[str]:
     ]
 
 
-def _take_nchw(runtime: Runtime, axes: str) -> Runtime:
-    """Return a runtime that takes observations [N, C, H, W], whatever order its target's artefact takes."""
-    if axes == "NCHW":
-        return runtime
-    return replace(runtime, answer=lambda obs_nchw: runtime.answer(nhwc_from_nchw(obs_nchw)))
+def open_backend(backend: Backend, path: Path, agent: Agent, settings: Settings) -> Opened:
+    """Open the artefact at ``path`` as its users do, or the original checkpoint, for observations uint8[N, 4, 84, 84].
+
+    Raises:
+        MissingExtra: a framework is not installed.
+        RuntimeUnavailable: a GPU was asked for, and the runtime sees none.
+        Exception: whatever a runtime raises for what it cannot load.
+    """
+    if backend.target is None:
+        return Opened(open_checkpoint(path, agent, settings), {})
+    opened = open_artefact(backend.target, path, agent, settings)
+    if find_target(backend.target).axes == "NCHW":
+        return opened
+    answer = opened.runtime.answer
+    runtime = replace(opened.runtime, answer=lambda obs_nchw: answer(nhwc_from_nchw(obs_nchw)))
+    return replace(opened, runtime=runtime)
 
 
 def _compare_batches(result: AgentResult, oracle: Oracle, options: Options) -> None:

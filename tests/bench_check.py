@@ -27,8 +27,9 @@ import numpy as np
 
 from convert.agent import Agent, read_record
 from convert.pipeline import convert_checkpoint
-from runtime_check.backends import REFERENCE, Runtime, Settings, find_backend, import_backend
-from runtime_check.check import Listeners, Options, check_agent
+from convert.runtimes import Runtime, Settings
+from runtime_check.backends import REFERENCE, find_backend
+from runtime_check.check import Listeners, Options, check_agent, open_backend
 from runtime_check.inputs import Sources, find_artefact
 from runtime_check.oracle import compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS
@@ -106,7 +107,7 @@ def open_runtime(name: str, folder: Path, source: Path, options: Options, agent:
     record = None if agent else read_record(folder)
     target = find_backend(name).target
     path = source if target is None else find_artefact(folder, target)
-    return import_backend(name).open_artefact(path, agent or record.agent, Settings(batch=options.width))
+    return open_backend(find_backend(name), path, agent or record.agent, Settings(batch=options.width)).runtime
 
 
 def time_emulators(agent: Agent, options: Options, actions: list[np.ndarray]) -> tuple[float, float]:

@@ -10,18 +10,15 @@ import numpy as np
 import pytest
 from builders import AGENTS, make_observations, make_state, save_checkpoint
 
+from convert import runtimes
 from convert.agent import read_record
-from convert.errors import BackendUnavailable
+from convert.errors import RuntimeUnavailable, UnknownBackend
+from convert.loading import open_artefact
 from convert.pipeline import convert_checkpoint
-from runtime_check import backends as backends_package
-from runtime_check.backends import (
-    Runtime,
-    Settings,
-    choose_gpu,
-    find_backend,
-    import_backend,
-    list_backends,
-)
+from convert.runtimes import Runtime, Settings, choose_gpu
+from convert.targets import list_targets
+from runtime_check.backends import find_backend, list_backends
+from runtime_check.check import open_backend
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, find_faults
 from runtime_check.inputs import find_artefact
 from runtime_check.oracle import compute_outputs, read_oracle
@@ -51,7 +48,7 @@ def agents(converted, tmp_path_factory):
 def _open(name: str, folder, source, **settings) -> Runtime:
     record, backend = read_record(folder), find_backend(name)
     path = source if backend.target is None else find_artefact(folder, backend.target)
-    return import_backend(name).open_artefact(path, record.agent, Settings(**settings))
+    return open_backend(backend, path, record.agent, Settings(**settings)).runtime
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -91,32 +88,37 @@ def test_a_missing_gpu_is_an_error_and_not_the_cpu(name, agents):
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     folder, source = next(iter(agents.items()))
-    with pytest.raises(BackendUnavailable, match=f"backend '{name}' sees no GPU.*--device gpu"):
+    with pytest.raises(RuntimeUnavailable, match=r"sees no GPU: install .* or choose the device 'cpu' or 'auto'"):
         _open(name, folder, source, device="gpu")
 
 
-@pytest.mark.parametrize("name", [backend.name for backend in list_backends() if "litert" not in backend.name])
-def test_the_device_is_chosen_before_anything_is_opened(name, agents, tmp_path):
-    """Opening may start a runtime, which reads its settings but once."""
+@pytest.mark.parametrize(
+    "backend",
+    [backend for backend in list_backends() if "litert" not in backend.name],
+    ids=lambda backend: backend.name,
+)
+def test_the_device_is_chosen_before_anything_is_opened(backend, agents, tmp_path):
+    """Opening may start a runtime, which reads its settings but once; and so may screening, which writes."""
     torch = pytest.importorskip("torch")
     if torch.cuda.is_available():
         pytest.skip("this machine has a GPU")
     agent = read_record(next(iter(agents))).agent
-    with pytest.raises(BackendUnavailable, match=r"sees no GPU.*--device gpu"):
-        import_backend(name).open_artefact(tmp_path / "nowhere", agent, Settings("gpu"))
+    with pytest.raises(RuntimeUnavailable, match="sees no GPU"):
+        open_backend(backend, tmp_path / "nowhere", agent, Settings("gpu"))
 
 
-@pytest.mark.parametrize("name", ["keras", "tensorflow"])
-def test_tensorflow_is_not_started_before_its_memory_is_set_up(name):
+@pytest.mark.parametrize("target", ["keras", "tensorflow"])
+def test_tensorflow_is_not_started_before_its_memory_is_set_up(target):
     """In a process of its own. What may be set before the start only is refused after it."""
     code = (
         "from pathlib import Path\n"
-        "from convert.errors import BackendUnavailable\n"
-        "from runtime_check.backends import Settings, import_backend\n"
-        "from runtime_check.backends.tensorflow import tf\n"
+        "from convert.errors import RuntimeUnavailable\n"
+        "from convert.loading import open_artefact\n"
+        "from convert.runtimes import Settings\n"
+        "from convert.runtimes.tensorflow import tf\n"
         "try:\n"
-        f"    import_backend({name!r}).open_artefact(Path(), None, Settings('gpu'))\n"
-        "except BackendUnavailable:\n"
+        f"    open_artefact({target!r}, Path(), None, Settings('gpu'))\n"
+        "except RuntimeUnavailable:\n"
         "    (cpu,) = tf.config.list_physical_devices('CPU')\n"
         "    two = [tf.config.LogicalDeviceConfiguration()] * 2\n"
         "    tf.config.set_logical_device_configuration(cpu, two)\n"
@@ -135,7 +137,7 @@ def test_a_gpu_build_of_onnx_runtime_whose_cuda_does_not_load_is_recorded_as_the
     folder, source = next(iter(agents.items()))
     description = _open("onnxruntime", folder, source, device="auto").description
     assert (description.device, description.precision) == ("CPUExecutionProvider", "float32, deterministic")
-    with pytest.raises(BackendUnavailable, match="fell back to CPUExecutionProvider"):
+    with pytest.raises(RuntimeUnavailable, match="fell back to CPUExecutionProvider"):
         _open("onnxruntime", folder, source, device="gpu")
 
 
@@ -166,44 +168,51 @@ def test_backends_are_found_by_name_without_their_frameworks():
         "assert not {'torch', 'jax', 'tensorflow', 'onnxruntime', 'flax'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    assert set(NAMES) <= {backend.name for backend in list_backends()}
+    assert {backend.target for backend in list_backends()} == {None, *(target.name for target in list_targets())}
     assert find_backend("onnxruntime").target == "onnx"
+    assert find_backend("release").target == "checkpoint"
     assert find_backend("checkpoint").target is None
 
 
 def test_an_unknown_backend_is_refused():
-    with pytest.raises(BackendUnavailable, match=r"no backend 'tensorrt'; Known: .*onnxruntime"):
+    with pytest.raises(UnknownBackend, match=r"no backend 'tensorrt'; Known: .*onnxruntime"):
         find_backend("tensorrt")
+    with pytest.raises(UnknownBackend, match=r"no backend 'onnx'; did you mean onnxruntime\? Known"):
+        find_backend("onnx")
 
 
 @pytest.mark.parametrize(
-    ("name", "package", "extra"),
-    [("flax", "jax", "flax"), ("onnxruntime", "onnxruntime", "onnx"), ("tensorflow", "tensorflow", "tensorflow")],
+    ("target", "package", "message"),
+    [
+        ("flax", "jax", "target 'flax' needs jax: pip install 'atari-convert[flax]'"),
+        ("dopamine", "jax", "runtime 'jax' needs jax: pip install 'atari-convert[flax]'"),
+        ("orbax", "flax", "runtime 'jax' needs flax: pip install 'atari-convert[flax]'"),
+        ("onnx", "onnxruntime", "runtime 'onnxruntime' needs onnxruntime: pip install 'atari-convert[onnx]'"),
+        ("litert", "ai_edge_litert", "target 'litert' needs ai_edge_litert: pip install 'atari-convert[litert]'"),
+    ],
 )
-def test_a_missing_runtime_names_its_install_line(name, package, extra):
+def test_a_missing_runtime_names_its_install_line(target, package, message):
     """In a process of its own, where the package cannot be imported."""
     code = (
         "import sys\n"
+        "from pathlib import Path\n"
         f"sys.modules[{package!r}] = None\n"
-        "from convert.errors import BackendUnavailable\n"
-        "from runtime_check.backends import import_backend\n"
+        "from convert.errors import MissingExtra\n"
+        "from convert.loading import open_artefact\n"
+        "from convert.runtimes import Settings\n"
         "try:\n"
-        f"    import_backend({name!r})\n"
-        "except BackendUnavailable as error:\n"
+        f"    open_artefact({target!r}, Path(), None, Settings())\n"
+        "except MissingExtra as error:\n"
         "    print(error)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
-    assert done.stdout == f"backend '{name}' needs {package}: pip install 'atari-convert[{extra}]'\n"
+    assert done.stdout == f"{message}\n"
 
 
-def test_another_missing_module_is_a_bug_and_looks_like_one(monkeypatch, tmp_path):
-    (tmp_path / "broken.py").write_text(
-        'TARGET = "onnx"\nEXTRA = "onnx"\nPACKAGES = ("numpy",)\nimport no_such_module\n'
-    )
-    monkeypatch.setattr(backends_package, "__path__", [str(tmp_path)])
-    list_backends.cache_clear()
-    try:
-        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
-            import_backend("broken")
-    finally:
-        list_backends.cache_clear()
+def test_another_missing_module_is_a_bug_and_looks_like_one(monkeypatch, tmp_path, agents):
+    (tmp_path / "onnxruntime.py").write_text('EXTRA = "onnx"\nPACKAGES = ("numpy",)\nimport no_such_module\n')
+    monkeypatch.setattr(runtimes, "__path__", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, "convert.runtimes.onnxruntime", raising=False)
+    folder = next(iter(agents))
+    with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+        open_artefact("onnx", folder / "model.onnx", read_record(folder).agent, Settings())

@@ -19,8 +19,9 @@ from convert.agent import RECORD_NAME, HeadSpec, Record, read_record, to_json
 from convert.errors import CheckError, RecordError
 from convert.network import CategoricalHead, Conv, Dense, Network, QHead
 from convert.publish import describe_files
+from convert.runtimes import Runtime, import_runtime
 from convert.targets import find_target, import_target
-from runtime_check.backends import Runtime, find_backend, import_backend
+from runtime_check.backends import find_backend
 from runtime_check.check import Listeners, Options, check_agent
 from runtime_check.inputs import Sources
 from runtime_check.results import AgentResult
@@ -304,14 +305,14 @@ RUNTIME_FAULTS = {
 def test_a_fault_of_a_runtime_is_caught(fault, converted, tmp_path, monkeypatch):
     """The file is right, and what answers is not: planted between ONNX Runtime and the check."""
     change, reason = RUNTIME_FAULTS[fault]
-    module = import_backend("onnxruntime")
-    open_artefact = module.open_artefact
+    module = import_runtime("onnxruntime")
+    run = module.run
 
-    def open_faulty(*arguments: object) -> Runtime:
-        runtime = open_artefact(*arguments)
+    def run_faulty(*arguments: object) -> Runtime:
+        runtime = run(*arguments)
         return Runtime(lambda observations: change(runtime.answer(observations)), runtime.description)
 
-    monkeypatch.setattr(module, "open_artefact", open_faulty)
+    monkeypatch.setattr(module, "run", run_faulty)
     folder = _copy(converted, PONG, "onnx", tmp_path)
     _assert_caught(_check(folder, "onnxruntime"), "onnxruntime", reason)
 

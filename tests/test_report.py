@@ -14,8 +14,9 @@ import pytest
 
 from convert.agent import Agent, File, HeadSpec, Identity
 from convert.errors import RomUnavailable
+from convert.runtimes import Description
 from runtime_check import report as report_module
-from runtime_check.backends import Bound, Description, list_backends
+from runtime_check.backends import Bound, list_backends
 from runtime_check.check import Options, drop_least
 from runtime_check.compare import Tolerance, compare_outputs
 from runtime_check.plots import draw_plots

@@ -1,0 +1,182 @@
+"""One loader: what ``atari-check`` proves is what ``convert.load_agent`` runs."""
+
+from __future__ import annotations
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save_checkpoint
+
+import convert
+from convert import layout
+from convert.errors import RuntimeUnavailable
+from convert.runtimes import Settings
+from convert.targets import find_target, import_target, list_targets
+from runtime_check.backends import list_backends
+from runtime_check.check import open_backend
+
+FIRST = ("onnx", "flax", "tensorflow")
+ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def _folder(root: Path, source: Path) -> Path:
+    return root.joinpath(*source.parts[-4:]).with_suffix("")
+
+
+def _python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120, env=ENVIRONMENT)
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def _assert_same_answers(folder: Path, target: str) -> None:
+    agent = convert.load_agent(folder, target, "cpu")
+    (backend,) = (backend for backend in list_backends() if backend.target == target)
+    judged = open_backend(backend, folder / find_target(target).path, agent.agent, Settings("cpu")).runtime
+    obs_nchw = make_observations(3)
+    expected = judged.answer(obs_nchw)
+    actual = agent.run(obs_nchw if agent.axes[1] == "frame" else layout.nhwc_from_nchw(obs_nchw))
+    assert actual.keys() == expected.keys()
+    assert all(np.array_equal(actual[name], expected[name]) for name in expected)
+    assert "cpu" in agent.device.lower()
+    assert agent.device == judged.description.device
+
+
+@pytest.mark.parametrize("target", FIRST)
+def test_users_get_the_answers_that_are_judged(converted, target):
+    _assert_same_answers(_folder(converted, BREAKOUT), target)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", [target.name for target in list_targets() if target.name not in FIRST])
+def test_users_get_the_answers_that_are_judged_of_every_target(further, target):
+    _assert_same_answers(_folder(further, BREAKOUT), target)
+
+
+@pytest.fixture(scope="module")
+def litert(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("litert") / "agent"
+    convert.convert_checkpoint(PONG, folder, ["litert", "litert-float16", "litert-int8"])
+    return folder
+
+
+@pytest.mark.parametrize("target", ["litert", "litert-float16", "litert-int8"])
+def test_loading_litert_imports_no_tensorflow(litert, target):
+    code = f"""
+import sys, numpy, convert
+agent = convert.load_agent({str(litert)!r}, {target!r})
+print(agent(numpy.zeros((2, 84, 84, 4), numpy.uint8)).shape, agent.device, "tensorflow" in sys.modules)
+"""
+    assert _python(code) == "(2, 6) cpu False\n"
+
+
+def test_checking_litert_imports_no_tensorflow(litert):
+    arguments = [str(litert), "--source", str(AGENTS), "--max-steps", "5"]
+    code = f"""
+import sys
+from runtime_check.cli import main
+try:
+    main({arguments!r})
+finally:
+    print("tensorflow" in sys.modules)
+"""
+    *table, loaded = _python(code).splitlines()
+    assert sum("litert" in line and " agree " in line for line in table) == 3
+    assert loaded == "False"
+
+
+def test_a_litert_file_is_read_back_where_tensorflow_is_not_installed(litert):
+    code = f"""
+import sys, convert
+sys.modules["tensorflow"] = None
+print(convert.read_agent({str(litert)!r}, "litert"))
+try:
+    convert.convert_checkpoint({str(PONG)!r}, {str(litert.parent / "other")!r}, ["litert"])
+except convert.errors.MissingExtra as error:
+    print(error)
+"""
+    network, message = _python(code).splitlines()
+    assert network == "Network(3 convolutions, hidden 512, Q head of 6 actions)"
+    assert message == "target 'litert' needs tensorflow: pip install 'atari-convert[litert]'"
+
+
+def test_agents_of_one_architecture_share_a_compilation(tmp_path):
+    from convert.runtimes import jax as runtime
+
+    folders = []
+    for seed, (actions, atoms) in enumerate([(6, None), (6, None), (6, 51), (6, 51), (4, None)]):
+        state = make_state(actions, atoms, seed)
+        if atoms:
+            state["_AtariNet__support"] *= seed
+        folders.append(tmp_path / str(seed))
+        source = save_checkpoint(tmp_path / f"{seed}.gz", state)
+        convert.convert_checkpoint(source, folders[-1], ["flax", "dopamine", "nnx"])
+    observations = layout.nhwc_from_nchw(make_observations(5))
+    runtime._apply.clear_cache()
+    counts, answers = [], []
+    for folder in folders:
+        for target in ("flax", "dopamine"):
+            answers.append(convert.load_agent(folder, target, "cpu")(observations))
+            counts.append(runtime._apply._cache_size())
+    assert counts == [1, 1, 1, 1, 2, 2, 2, 2, 3, 3]
+    for one, other in zip(answers[::2], answers[1::2], strict=True):
+        assert np.array_equal(one, other)
+    assert not np.allclose(answers[0], answers[2])
+    assert not np.allclose(answers[4], answers[6])
+    for folder in folders:
+        convert.load_agent(folder, "nnx", "cpu")(observations)
+    assert runtime._apply._cache_size() == 6
+
+
+@pytest.mark.parametrize("target", FIRST)
+def test_a_gpu_that_is_not_there_is_an_error(converted, target):
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(RuntimeUnavailable, match=r"sees no GPU: install .* or choose the device 'cpu' or 'auto'"):
+        convert.load_agent(_folder(converted, PONG), target, device="gpu")
+
+
+def test_a_device_that_nobody_knows_is_refused(converted):
+    with pytest.raises(ValueError, match="device is 'cuda', expected 'auto', 'cpu', 'gpu'"):
+        convert.load_agent(_folder(converted, PONG), "onnx", device="cuda")
+
+
+def test_an_agent_is_loaded_where_tensorflow_runs_already(converted):
+    code = f"""
+import numpy, convert
+from convert.quiet_tensorflow import tf
+tf.constant(1)
+agent = convert.load_agent({str(_folder(converted, PONG))!r}, "tensorflow")
+print(agent(numpy.zeros((1, 84, 84, 4), numpy.uint8)).shape)
+"""
+    assert _python(code) == "(1, 6)\n"
+
+
+@pytest.mark.slow
+def test_a_backend_of_keras_that_is_not_supported_is_named(further, monkeypatch):
+    import keras
+
+    monkeypatch.setattr(keras.backend, "backend", lambda: "numpy")
+    with pytest.raises(RuntimeUnavailable, match="KERAS_BACKEND is 'numpy', expected tensorflow, jax, torch"):
+        convert.load_agent(_folder(further, PONG), "keras")
+
+
+def test_every_target_names_a_runtime_and_none_loads_itself():
+    runtimes = {path.stem for path in (Path(convert.__file__).parent / "runtimes").glob("[!_]*.py")}
+    assert {target.runtime for target in list_targets()} == runtimes
+    assert not [target.name for target in list_targets() if hasattr(import_target(target.name), "load")]
+
+
+def test_the_converter_imports_nothing_of_the_judge():
+    for path in Path(convert.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not [name for name in names if name.split(".")[0] == "runtime_check"], path
