@@ -30,7 +30,7 @@ from convert.agent import (
     name_actions,
     read_record,
 )
-from convert.artefacts import open_screened
+from convert.artefacts import describes, open_screened
 from convert.errors import (
     ArtefactMissing,
     AtariConvertError,
@@ -304,6 +304,7 @@ def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, o
         overwrite=overwrite,
         is_exact=record is not None and is_exact(folder, record),
         is_intact=partial(is_intact, folder),
+        is_true=lambda name: record is not None and describes(name, folder / find_target(name).path, record.agent),
     )
 
 
@@ -315,6 +316,7 @@ def choose_stale(
     overwrite: bool,
     is_exact: bool,
     is_intact: Callable[[Artifact], bool],
+    is_true: Callable[[str], bool],
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
@@ -328,6 +330,7 @@ def choose_stale(
         overwrite: write again what is current.
         is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
         is_intact: tells whether the files of an artefact are as recorded.
+        is_true: tells whether the artefact of a target says of its agent what the target writes.
     """
     if record is None:
         return tuple(dict.fromkeys(targets))
@@ -336,7 +339,11 @@ def choose_stale(
     stale = [
         name
         for name in targets
-        if overwrite or not is_exact or name not in record.artifacts or not _is_current(name, record, is_intact)
+        if overwrite
+        or not is_exact
+        or name not in record.artifacts
+        or not _is_current(name, record, is_intact)
+        or not is_true(name)
     ]
     known = [target for target in list_targets() if target.name in record.artifacts]
     lying = [target.name for target in known if not _is_described(target, record)]

@@ -514,7 +514,8 @@ def test_the_gin_file_binds_what_the_agent_needs(tmp_path, path):
 
 def test_what_is_not_known_stays_open_in_the_gin_file_and_names_cannot_add_to_it():
     network = to_network(make_state())
-    agent = describe_agent(network, Identity(), describe_source(b"x", "evil\nimport os\n.gz"))
+    agent = describe_agent(network, Identity(), describe_source(b"x", "m.gz"))
+    agent = replace(agent, source=replace(agent.source, path="evil\nimport os\n.gz"))
     gin = dopamine.to_gin(agent)
     assert "game = %gin.REQUIRED" in gin
     assert "sticky_actions = %gin.REQUIRED" in gin
