@@ -530,6 +530,13 @@ def test_a_support_that_dopamine_cannot_hold_is_refused(tmp_path):
         import_target("dopamine").write(network, _describe(network), tmp_path / "dopamine")
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_to_int8_explains_what_is_lost_of_any_agent(tmp_path, seed):
+    """A bias has many steps: what float32 makes of it is more than half a step, and no fault."""
+    path = save_checkpoint(tmp_path / "model_1.gz", make_state(18, 51 if seed % 2 else None, seed=seed))
+    assert convert.convert_checkpoint(path, tmp_path / "agent", ["litert-int8"]).written == ("litert-int8",)
+
+
 def test_a_model_card_says_who_the_agent_is_and_what_was_measured():
     identity = identify("x/C51_classic/Breakout/0/model_187420.gz")
     agent = describe_agent(convert.read_checkpoint(BREAKOUT), identity, describe_source(b"x", "m.gz"))
