@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from convert import __version__
+from convert.console import Command
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
@@ -49,7 +50,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, exit_unwritten=1, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...")
 @click.option(
     "--to",

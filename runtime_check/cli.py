@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
+from convert.console import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,11 @@ _BAR = 24
 _REDRAW = 0.2  # seconds
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.command(
+    cls=Command,
+    exit_unwritten=EXIT_UNCHECKED,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.argument(
     "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
