@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -14,6 +15,7 @@ import click
 
 from convert import __version__
 from convert.console import Command
+from convert.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
@@ -39,10 +41,11 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
         from convert.errors import AtariConvertError
 
         try:
-            command(**options)
-        except KeyboardInterrupt:
-            click.echo("interrupted: the same command goes on from here", err=True)
-            sys.exit(130)
+            with stop_on_signals():
+                command(**options)
+        except KeyboardInterrupt as stop:
+            click.echo("interrupted: rerun the same command to resume", err=True)
+            sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
         except AtariConvertError as error:
             click.echo(f"failed: {error}", err=True)
             sys.exit(1)
@@ -168,7 +171,7 @@ def main(
     with by the same command.
 
     Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2 the command line is wrong;
-    130 interrupted.
+    130 interrupted, 143 terminated.
     """
     from convert.selection import Filter
     from convert.summary import Tally

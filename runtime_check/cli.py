@@ -178,6 +178,8 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
     """
 
     def end(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         discard()
         # Not through sys.stderr, which may be at work at this moment.
         os.write(2, b"\ninterrupted: no half report is left\n")
