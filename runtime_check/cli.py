@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
-from convert.command_line import Command, complete_from, split_formats
+from convert.command_line import complete_from, split_formats
+from convert.console import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ def _list_backend_names() -> list[str]:
 @click.command(
     cls=Command,
     examples=_EXAMPLES,
+    exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.argument(
@@ -207,6 +209,8 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
     """
 
     def end(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         discard()
         # Not through sys.stderr, which may be at work at this moment.
         os.write(2, b"\ninterrupted: no report was written\n")
