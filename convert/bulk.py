@@ -147,7 +147,8 @@ def _plan_job(work: Work, job: Job) -> Outcome:
     if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
         data, _ = storage.read_source(job.source)
         agent = describe_agent(read_network(data, job.source), job.identity, describe_source(data, job.path))
-    return Outcome(job, find_stale(folder, agent, work.targets, overwrite=work.overwrite))
+    stale = find_stale(folder, agent, work.targets, overwrite=work.overwrite, is_rehearsal=True)
+    return Outcome(job, stale)
 
 
 def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:

@@ -294,9 +294,19 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
     return agent
 
 
-def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten."""
+def find_stale(
+    folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool, is_rehearsal: bool = False
+) -> tuple[str, ...]:
+    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten.
+
+    A rehearsal loads no framework, and so does not look at what an artefact says of its agent.
+    """
     record = find_record(folder)
+
+    def is_true(name: str) -> bool:
+        path = folder / find_target(name).path
+        return is_rehearsal or (record is not None and describes(name, path, record.agent))
+
     return choose_stale(
         record,
         agent,
@@ -304,7 +314,7 @@ def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, o
         overwrite=overwrite,
         is_exact=record is not None and is_exact(folder, record),
         is_intact=partial(is_intact, folder),
-        is_true=lambda name: record is not None and describes(name, folder / find_target(name).path, record.agent),
+        is_true=is_true,
     )
 
 
