@@ -1,4 +1,4 @@
-"""Turn the pretrained Atari agents of 2022 into the same agents elsewhere.
+"""Convert the pretrained Atari agents of 2022 to other formats, and load them.
 
 import convert
 
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from convert.agent import Agent, Identity, Record, read_record
     from convert.back import convert_agent, read_agent
+    from convert.errors import AtariConvertError
     from convert.network import Network
     from convert.pipeline import Conversion, LoadedAgent, convert_checkpoint, load_agent, read_checkpoint
     from convert.stack import stack_params
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Agent",
+    "AtariConvertError",
     "Conversion",
     "Identity",
     "LoadedAgent",
@@ -39,6 +41,7 @@ __all__ = [
 
 _MODULES = {
     "Agent": "agent",
+    "AtariConvertError": "errors",
     "Conversion": "pipeline",
     "Identity": "agent",
     "LoadedAgent": "pipeline",
@@ -59,3 +62,8 @@ def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module 'convert' has no attribute {name!r}")
     return getattr(importlib.import_module(f"convert.{_MODULES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """List what the package offers, loaded or not, for ``dir``, ``help`` and completion."""
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

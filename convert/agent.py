@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 import re
+import struct
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import astuple, dataclass, field
+from functools import partial
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from convert.errors import RecordError
+from convert.errors import RecordError, UnreadableArtefact
+from convert.formats.documents import LARGEST_DOCUMENT, read_json, show
+from convert.formats.files import read_file
 from convert.games import FULL_ACTION_SET, load_games
-from convert.network import FRAMES, HEIGHT, WIDTH, CategoricalHead, Network
+from convert.network import FRAMES, HEIGHT, LARGEST_ACTIONS, LARGEST_ATOMS, WIDTH, CategoricalHead, Network
+
+Value = TypeVar("Value")
 
 RECORD_NAME = "agent.json"
 UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
 RECORD_FORMAT = 1
+LARGEST_FILE = 2**30  # bytes
+LARGEST_NUMBER = 10**15 - 1  # of 15 digits, which every reader of JSON holds exactly
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,8 @@ class Identity:
         return PurePosixPath(f"{self.family}/{self.game}/{self.seed}/model_{self.step}")
 
 
-_LAYOUT = re.compile(r"(?:^|/)([^/]+)/([^/]+)/(0|[1-9]\d*)/model_(0|[1-9]\d*)\.gz$", re.ASCII)
+_NUMBER = r"(0|[1-9]\d{0,14})"
+_LAYOUT = re.compile(rf"(?:^|.*/)([^/]+)/([^/]+)/{_NUMBER}/model_{_NUMBER}\.gz", re.ASCII | re.DOTALL)
 
 
 def identify(path: str) -> Identity:
@@ -80,7 +91,7 @@ def identify(path: str) -> Identity:
     Args:
         path: with ``/`` between its parts, such as ``…/DQN_modern/Pong/0/model_50000000.gz``.
     """
-    match = _LAYOUT.search(path)
+    match = _LAYOUT.fullmatch(path)
     if match is None or match[1] not in FAMILIES or match[2] not in load_games():
         return Identity()
     family, game = sys.intern(match[1]), sys.intern(match[2])  # thousands of agents share a few names
@@ -94,7 +105,7 @@ def parse_identity(text: str) -> Identity:
         ValueError: another form, a family or a game that the release does not have.
     """
     parts = text.strip("/").split("/")
-    if not 2 <= len(parts) <= 4 or not all(re.fullmatch(r"0|[1-9]\d*", part, re.ASCII) for part in parts[2:]):
+    if not 2 <= len(parts) <= 4 or not all(re.fullmatch(_NUMBER, part, re.ASCII) for part in parts[2:]):
         raise ValueError(f"{text!r} is not FAMILY/Game[/SEED[/STEP]], such as DQN_modern/Pong/0/50000000")
     check_known("family", parts[0], list(FAMILIES))
     check_known("game", parts[1], list(load_games()))
@@ -155,6 +166,17 @@ class File:
     sha256: str
 
 
+def find_path_problem(path: str) -> str | None:
+    """Return why a path has no place in a record: relative ones do, with ``/`` between plain names."""
+    if len(path) > 4096:
+        return f"is {len(path)} characters long, expected at most 4096"
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", path):
+        return "has control characters"
+    if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        return "leaves its folder or has parts that are no names"
+    return None
+
+
 @dataclass(frozen=True)
 class Agent:
     """An agent: who it is, what its head answers, and which checkpoint it came from.
@@ -168,6 +190,24 @@ class Agent:
     source: File
     action_meanings: tuple[str, ...] | None = None
     derived_from: File | None = None
+
+
+def find_contradiction(agent: Agent) -> str | None:
+    """Return how an agent contradicts itself: its family has another kind of head, or its source's path another agent.
+
+    A path outside the release's layout tells nothing, and contradicts nothing. No path tells a seed or step of more
+    than 15 digits, so that an agent cannot have one.
+    """
+    identity, head, path = agent.identity, agent.head, agent.source.path
+    if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
+        return f"has a {head.kind} head, expected that of {identity.family} ({identity.algorithm})"
+    if max(identity.seed or 0, identity.step or 0) > LARGEST_NUMBER:
+        return f"has seed {identity.seed} and step {identity.step}, expected at most {LARGEST_NUMBER}"
+    told = identify(path)
+    if told != Identity() and told != identity:
+        found = "/".join("?" if part is None else str(part) for part in astuple(identity))
+        return f"is said to be {found}, its source's path tells {told.folder}"
+    return None
 
 
 @dataclass(frozen=True)
@@ -214,9 +254,14 @@ OBSERVATION = {
 
 def to_json(record: Record) -> str:
     """Return the text of ``agent.json``. The same record gives the same text: no times, no absolute paths."""
+    return json.dumps(_to_document(record), indent=2, ensure_ascii=False) + "\n"
+
+
+def _to_document(record: Record) -> dict[str, Any]:
     agent, identity = record.agent, record.agent.identity
     head = agent.head
-    document = {
+    support, meanings = head.support, agent.action_meanings
+    return {
         "format_version": RECORD_FORMAT,
         "family": identity.family,
         "algorithm": identity.algorithm,
@@ -225,15 +270,19 @@ def to_json(record: Record) -> str:
         "rom_id": identity.rom_id,
         "seed": identity.seed,
         "step": identity.step,
-        "head": {"kind": head.kind, "actions": head.actions, "atoms": head.atoms, "support": head.support},
-        "action_meanings": agent.action_meanings,
+        "head": {
+            "kind": head.kind,
+            "actions": head.actions,
+            "atoms": head.atoms,
+            "support": None if support is None else list(support),
+        },
+        "action_meanings": None if meanings is None else list(meanings),
         "observation": OBSERVATION,
         "source": {"file": PurePosixPath(agent.source.path).name, **_file_to_json(agent.source)},
         "derived_from": _file_to_json(agent.derived_from) if agent.derived_from else None,
         "artifacts": {name: _artifact_to_json(record.artifacts[name]) for name in sorted(record.artifacts)},
         "versions": dict(sorted(record.versions.items())),
     }
-    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
 
 
 def _file_to_json(file: File) -> dict[str, Any]:
@@ -241,7 +290,7 @@ def _file_to_json(file: File) -> dict[str, Any]:
 
 
 def _tensor_to_json(tensor: Tensor) -> dict[str, Any]:
-    return {"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape, "axes": tensor.axes}
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "axes": list(tensor.axes)}
 
 
 def _artifact_to_json(artifact: Artifact) -> dict[str, Any]:
@@ -261,11 +310,13 @@ def read_record(folder: str | Path) -> Record:
         RecordError: there is none, it is not JSON, a field is missing or wrong, or its format is another.
     """
     path = Path(folder, RECORD_NAME)
+    if not os.path.lexists(path):
+        raise RecordError(f"{folder}: no {RECORD_NAME}: not a folder that atari-convert wrote")
     try:
-        text = path.read_text("utf-8")
-    except FileNotFoundError:
-        raise RecordError(f"{folder}: no {RECORD_NAME}: not a folder that atari-convert wrote") from None
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_file(path, LARGEST_DOCUMENT).decode("utf-8")
+    except UnreadableArtefact as error:
+        raise RecordError(str(error)) from error
+    except UnicodeDecodeError as error:
         raise RecordError(f"{path}: cannot be read ({error}): convert the agent again") from error
     return from_json(text, str(path))
 
@@ -278,112 +329,208 @@ def from_json(text: str, name: str) -> Record:
         name: how messages call it, such as its path.
 
     Raises:
-        RecordError: it is not JSON, a field is missing or wrong, or its format is another.
+        RecordError: it is not JSON, its format is another, a field is missing, unknown or wrong, or it contradicts
+            itself.
     """
     try:
-        document = json.loads(text)
-    except (ValueError, RecursionError) as error:
+        document = read_json(text)
+    except ValueError as error:
         raise RecordError(f"{name}: not JSON ({error}): the file is damaged, convert the agent again") from None
     found = document.get("format_version") if isinstance(document, dict) else None
-    if found != RECORD_FORMAT:
-        raise RecordError(f"{name}: format_version is {found!r}, expected {RECORD_FORMAT}: convert the agent again")
+    if type(found) is not int or found != RECORD_FORMAT:
+        raise RecordError(
+            f"{name}: format_version is {_show(found)}, expected {RECORD_FORMAT}: convert the agent again"
+        )
     try:
-        json.dumps(document, ensure_ascii=False).encode()  # half of a surrogate pair has no place in any file
-        return _record_from_json(document)
+        _check_bounds(document)
+        record = _record_from_json(document)
+        # What follows from other fields, such as the protocol from the family, and what has no place in a record.
+        problem = _find_difference(document, _to_document(record)) or find_contradiction(record.agent)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        what = f"no field {error}" if isinstance(error, KeyError) else str(error)
-        raise RecordError(f"{name}: {what}: the file is damaged, convert the agent again") from None
+        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    if problem:
+        raise RecordError(f"{name}: {problem}: the file is damaged, convert the agent again")
+    return record
+
+
+_DEEPEST = 8  # levels; a size in the shape of an artefact's input is on the seventh
+
+
+def _check_bounds(document: Any) -> None:
+    pending = [(document, 1)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"nested deeper than {_DEEPEST} levels")
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            pending += [(each, depth + 1) for each in inner]
+        elif isinstance(value, int | float) and not -1e39 < value < 1e39:
+            raise ValueError("a number is larger than any float32")
+        elif isinstance(value, str):
+            value.encode()  # half of a surrogate pair has no place in any file
+
+
+def _find_difference(found: Any, expected: Any, name: str = "") -> str | None:
+    """Return the first place where a document is not what is expected of it."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if unknown := sorted(found.keys() - expected.keys()):
+            return f"unknown field {_show(unknown[0])}"
+        pairs = ((found[key], expected[key], key) for key in expected)
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = ((one, other, name) for one, other in zip(found, expected, strict=True))
+    else:
+        # 1 is True in Python, and 10 is a way to write 10.0 in JSON.
+        is_same = found == expected and isinstance(found, bool) == isinstance(expected, bool)
+        return None if is_same else f"{name} is {_show(found)}, expected {_show(expected)}"
+    return next((difference for pair in pairs if (difference := _find_difference(*pair))), None)
 
 
 def _record_from_json(document: dict[str, Any]) -> Record:
     identity = Identity(
-        _optional(document, "family", str),
-        _optional(document, "game", str),
-        _optional(document, "seed", int),
-        _optional(document, "step", int),
+        _optional(document, "family", _name),
+        _optional(document, "game", _name),
+        _optional(document, "seed", _number),
+        _optional(document, "step", _number),
     )
     if identity.family is not None:
         check_known("family", identity.family, list(FAMILIES))
     if identity.game is not None:
         check_known("game", identity.game, list(load_games()))
-    meanings = _optional(document, "action_meanings", list)
-    derived_from = _optional(document, "derived_from", dict)
+    head = _head_from_json(_field(document, "head", dict))
     agent = Agent(
         identity,
-        _head_from_json(_field(document, "head", dict)),
+        head,
         _file_from_json(_field(document, "source", dict)),
-        tuple(_each(meanings, str, "action_meanings")) if meanings is not None else None,
-        _file_from_json(derived_from) if derived_from is not None else None,
+        _optional(document, "action_meanings", partial(_meanings, actions=head.actions)),
+        _optional(document, "derived_from", lambda inner, key: _file_from_json(_field(inner, key, dict))),
     )
-    artifacts = _field(document, "artifacts", dict)
-    return Record(
-        agent,
-        {name: _artifact_from_json(_field(artifacts, name, dict)) for name in artifacts},
-        _versions_from_json(document),
-    )
+    found = _field(document, "artifacts", dict)
+    artifacts = {_match(_TARGET, name, "target"): _artifact_from_json(_field(found, name, dict)) for name in found}
+    paths = [file.path for artifact in artifacts.values() for file in artifact.files]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"a file is listed twice among {_show(paths)}")
+    return Record(agent, artifacts, _versions_from_json(document))
 
 
 def _head_from_json(document: dict[str, Any]) -> HeadSpec:
     kind = _field(document, "kind", str)
     if kind not in ("q", "categorical"):
-        raise ValueError(f"head kind is {kind!r}, expected 'q' or 'categorical'")
-    support = _optional(document, "support", list)
-    return HeadSpec(
-        kind,
-        _field(document, "actions", int),
-        _optional(document, "atoms", int),
-        tuple(float(value) for value in _each(support, (int, float), "support")) if support is not None else None,
-    )
+        raise ValueError(f"head kind is {_show(kind)}, expected 'q' or 'categorical'")
+    actions = _number(document, "actions", 1, LARGEST_ACTIONS)
+    if kind == "q":
+        if document["atoms"] is not None or document["support"] is not None:
+            raise ValueError("a q head has no atoms and no support")
+        return HeadSpec(kind, actions)
+    atoms = _number(document, "atoms", 2, LARGEST_ATOMS)
+    support = tuple(map(_to_float32, _field(document, "support", list)))
+    if len(support) != atoms:
+        raise ValueError(f"support has {len(support)} values, expected as many as atoms, {atoms}")
+    if any(low >= high for low, high in pairwise(support)):
+        raise ValueError("support does not increase")
+    return HeadSpec(kind, actions, atoms, support)
+
+
+def _to_float32(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"support holds {_show(value)}")
+    number = float(value)
+    if struct.unpack("<f", struct.pack("<f", number)) != (number,):
+        raise ValueError(f"support holds {value}, which is no float32")
+    return number
+
+
+def _meanings(document: dict[str, Any], key: str, *, actions: int) -> tuple[str, ...]:
+    meanings = _field(document, key, list)
+    if len(meanings) != actions or not all(name in FULL_ACTION_SET and meanings.count(name) == 1 for name in meanings):
+        raise ValueError(f"{key} are {_show(meanings)}, expected the names of {actions} different actions in ALE")
+    return tuple(meanings)
 
 
 def _file_from_json(document: dict[str, Any]) -> File:
     path = _field(document, "path", str)
-    if PurePosixPath(path).is_absolute() or ".." in PurePosixPath(path).parts or "\\" in path or not path:
-        raise ValueError(f"path {path!r} leaves its folder")
+    if problem := find_path_problem(path):
+        raise ValueError(f"path {_show(path)} {problem}")
     sha256 = _field(document, "sha256", str)
     if not re.fullmatch(r"[0-9a-f]{64}", sha256):
-        raise ValueError(f"sha256 {sha256!r} is not 64 lower-case hex digits")
-    return File(path, _field(document, "size", int), sha256)
+        raise ValueError(f"sha256 {_show(sha256)} is not 64 lower-case hex digits")
+    return File(path, _number(document, "size", 0, LARGEST_FILE), sha256)
 
 
-def _tensor_from_json(document: dict[str, Any]) -> Tensor:
+def _tensor_from_json(document: Any) -> Tensor:
     shape = _field(document, "shape", list)
+    axes = _field(document, "axes", list)
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {_show(shape)} has other axes than {_show(axes)}")
     return Tensor(
-        _field(document, "name", str),
-        _field(document, "dtype", str),
-        tuple(_each(shape, (int, type(None)), "shape")),
-        tuple(_each(_field(document, "axes", list), str, "axes")),
+        _name(document, "name"),
+        _name(document, "dtype"),
+        tuple(None if size is None else _number({"shape": size}, "shape", 1) for size in shape),
+        tuple(_name({"axes": axis}, "axes") for axis in axes),
     )
 
 
 def _artifact_from_json(document: dict[str, Any]) -> Artifact:
     return Artifact(
-        _field(document, "format_version", int),
-        tuple(_file_from_json(file) for file in _each(_field(document, "files", list), dict, "files")),
-        tuple(_tensor_from_json(tensor) for tensor in _each(_field(document, "inputs", list), dict, "inputs")),
-        tuple(_tensor_from_json(tensor) for tensor in _each(_field(document, "outputs", list), dict, "outputs")),
+        _number(document, "format_version", 1),
+        tuple(map(_file_from_json, _filled(document, "files"))),
+        tuple(map(_tensor_from_json, _filled(document, "inputs"))),
+        tuple(map(_tensor_from_json, _filled(document, "outputs"))),
         _versions_from_json(document),
     )
 
 
 def _versions_from_json(document: dict[str, Any]) -> dict[str, str]:
     versions = _field(document, "versions", dict)
-    return {name: _field(versions, name, str) for name in versions}
+    return {
+        _match(_PACKAGE, name, "package"): _match(_VERSION, _field(versions, name, str), f"version of {name}")
+        for name in versions
+    }
+
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
+_TARGET = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+_PACKAGE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_VERSION = re.compile(r"[!-~]{1,64}", re.ASCII)
+
+
+def _match(pattern: re.Pattern[str], text: str, what: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{what} is {_show(text)}, expected {pattern.pattern}")
+    return text
+
+
+def _name(document: dict[str, Any], key: str) -> str:
+    return _match(_NAME, _field(document, key, str), key)
+
+
+def _number(document: dict[str, Any], key: str, lowest: int = 0, highest: int = LARGEST_NUMBER) -> int:
+    value: int = _field(document, key, int)
+    if not lowest <= value <= highest:
+        raise ValueError(f"{key} is {value}, expected {lowest} to {highest}")
+    return value
+
+
+def _filled(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    values = _field(document, key, list)
+    if not values or not all(isinstance(value, dict) for value in values):
+        raise TypeError(f"{key} is {_show(values)}, expected at least one object, and nothing else")
+    return cast(list[dict[str, Any]], values)
 
 
 def _field(document: dict[str, Any], key: str, kind: type) -> Any:
     value = document[key]
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise TypeError(f"{key} is {value!r}, expected {kind.__name__}")
+        raise TypeError(f"{key} is {_show(value)}, expected {_KINDS[kind]}")
     return value
 
 
-def _optional(document: dict[str, Any], key: str, kind: type) -> Any:
-    return None if document[key] is None else _field(document, key, kind)
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "an integer"}
 
 
-def _each(values: list[Any], kind: type | tuple[type, ...], key: str) -> list[Any]:
-    for value in values:
-        if not isinstance(value, kind) or isinstance(value, bool):
-            raise TypeError(f"{key} holds {value!r}")
-    return values
+def _optional(document: dict[str, Any], key: str, take: Callable[[dict[str, Any], str], Value]) -> Value | None:
+    return None if document[key] is None else take(document, key)
+
+
+def _show(value: object) -> str:
+    return show(repr(value))

@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from convert.agent import Agent
+from convert.errors import CheckpointError, UnreadableArtefact
 from convert.formats.files import read_files, write_files
-from convert.targets import find_target, import_target
+from convert.targets import TargetModule, check_head, find_target, import_target
 
 
 @dataclass(frozen=True)
@@ -49,8 +50,17 @@ def open_screened(name: str, path: Path, agent: Agent) -> Iterator[Screened]:
         copy, rebuilt = Path(folder, "copy", find_target(name).path), Path(folder, "rebuilt", find_target(name).path)
         write_files(copy.parent, files)
         rebuilt.parent.mkdir()
-        if rebuild := getattr(module, "rebuild", None):
-            rebuild(copy, agent, rebuilt)
-        else:
-            module.write(module.read(copy, agent), agent, rebuilt)
+        try:
+            _rebuild(module, copy, agent, rebuilt)
+        except (UnreadableArtefact, CheckpointError) as error:  # which name the copy
+            raise type(error)(str(error).replace(str(copy.parent), str(path.parent))) from error
         yield Screened(rebuilt, files)
+
+
+def _rebuild(module: TargetModule, path: Path, agent: Agent, to: Path) -> None:
+    if rebuild := getattr(module, "rebuild", None):
+        rebuild(path, agent, to)
+    else:
+        network = module.read(path, agent)
+        check_head(network, agent, path)
+        module.write(network, agent, to)

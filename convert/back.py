@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from convert.agent import RECORD_NAME, Agent, Identity, Record, describe_head, read_record
 from convert.bulk import Outcome
-from convert.errors import ArtefactMissing, AtariConvertError, UnreadableArtefact
+from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact
 from convert.network import Network, check_network, compute_digest
-from convert.pipeline import Conversion, describe_source, find_stale, write_agent
-from convert.publish import is_intact
+from convert.pipeline import (
+    Conversion,
+    describe_agent,
+    describe_source,
+    find_stale,
+    raise_failures,
+    sum_up,
+    to_known,
+    write_agent,
+)
+from convert.publish import check_ours, is_intact
 from convert.selection import Job
 from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra, torch
 
@@ -66,10 +75,17 @@ def convert_agent(
         target: which artefact to read.
         identity: who the agent is, in place of what its record says.
         overwrite: write again what is current.
+
+    Raises:
+        OutputExists: the agent's folder would be the one that is read, in it, or around it.
+        TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
+        AtariConvertError: nothing was written; see `convert.errors`.
     """
     stored = open_agent(folder, target, identity)
-    place = Path(out) / _path_of(stored.agent, Path(folder)).removesuffix(".gz")
-    return write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
+    place = Path(out, _path_of(stored.agent, Path(folder)).removesuffix(".gz"))
+    _refuse_overlap(Path(folder), place)
+    conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
+    return raise_failures(conversion, targets)
 
 
 def run(
@@ -88,15 +104,36 @@ def run(
         stored = open_agent(folder, target, identity)
         job = replace(job, path=_path_of(stored.agent, Path(folder)), identity=stored.agent.identity)
         place = Path(job.folder)
+        _refuse_overlap(Path(folder), place)
         if dry_run:
-            who = stored.agent
-            yield Outcome(job, find_stale(place, who.identity, who.source, targets, overwrite=overwrite))
+            check_ours(place)
+            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite))
             return
         conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
-    except AtariConvertError as error:
-        yield Outcome(job, error=error)
-    else:
-        yield Outcome(job, conversion.written, conversion.record)
+    except Exception as error:  # noqa: BLE001  part of the outcome, foreseen or not
+        yield Outcome(job, error=to_known(error, folder))
+        return
+    written, record, failures = conversion.written, conversion.record, conversion.failures
+    yield Outcome(job, written, record, sum_up(record.agent, targets, written, failures))
+
+
+def _refuse_overlap(folder: Path, place: Path) -> None:
+    """Refuse to write into the folder that is read, or around it.
+
+    Raises:
+        OutputExists: the place is the folder, in it, or a folder above it.
+    """
+    source, target = folder.resolve(), place.resolve()
+    if _holds(source, target) or _holds(target, source):
+        raise OutputExists(
+            f"{place}: lies in the folder that is read, {folder}, or around it: nothing was touched; choose an --out "
+            f"apart from it, such as {source.parent / 'from-agent'}"
+        )
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Say whether a path is a folder or lies in it, by whatever spelling the file system takes."""
+    return folder.exists() and any(above.exists() and above.samefile(folder) for above in (path, *path.parents))
 
 
 def _path_of(agent: Agent, folder: Path) -> str:
@@ -115,9 +152,10 @@ def open_agent(folder: str | Path, target: str | None = None, identity: Identity
     if chosen.name == DOPAMINE:
         return _open_dopamine(folder / chosen.path, identity)
     network = _read(chosen, folder / chosen.path, record.agent)
-    agent = record.agent if identity is None else replace(record.agent, identity=identity)
-    if not is_intact(folder, record.artifacts[chosen.name]):
-        agent = _derive(agent, network, identity or replace(agent.identity, step=None))
+    if is_intact(folder, record.artifacts[chosen.name]):
+        agent = _rename(record.agent, network, identity)
+    else:
+        agent = _derive(record.agent, network, identity or replace(record.agent.identity, step=None))
     return StoredAgent(agent, network, chosen.name)
 
 
@@ -125,11 +163,20 @@ def _open_dopamine(base: Path, identity: Identity | None) -> StoredAgent:
     """Open a base folder of Dopamine, which trains in place: its latest checkpoint may be of another step."""
     origin, digest = dopamine.read_origin(base)
     network = _read(find_target(DOPAMINE), base, origin)
-    agent = origin if identity is None else replace(origin, identity=identity)
-    if compute_digest(network) != digest:
+    if compute_digest(network) == digest:
+        agent = _rename(origin, network, identity)
+    else:
         trained = replace(origin.identity, step=dopamine.read_bundle(base).training_steps)
-        agent = _derive(agent, network, identity or trained)
+        agent = _derive(origin, network, identity or trained)
     return StoredAgent(agent, network, DOPAMINE)
+
+
+def _rename(agent: Agent, network: Network, identity: Identity | None) -> Agent:
+    """Return the agent under another identity, if one is given: the path of its source tells it, or nothing."""
+    if identity in (None, agent.identity):
+        return describe_agent(network, agent.identity, agent.source, agent.derived_from)
+    path = f"{identity.folder}.gz" if identity.is_complete else PurePosixPath(agent.source.path).name
+    return describe_agent(network, identity, replace(agent.source, path=path), agent.derived_from)
 
 
 def _read(target: Target, path: Path, agent: Agent) -> Network:
@@ -180,4 +227,4 @@ def _has_changed(folder: Path, record: Record, target: Target) -> bool:
 def _derive(parent: Agent, network: Network, identity: Identity) -> Agent:
     """Return a trained agent: its source is its own checkpoint in the release's format, which it need not have."""
     source = describe_source(checkpoint.to_bytes(network), str(checkpoint.name_checkpoint(identity)))
-    return replace(parent, identity=identity, source=source, derived_from=parent.derived_from or parent.source)
+    return describe_agent(network, identity, source, parent.derived_from or parent.source)

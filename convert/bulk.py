@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import traceback
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
@@ -13,9 +12,17 @@ from typing import cast
 
 from convert import journal, remote, storage
 from convert.agent import RECORD_NAME, UNFINISHED_NAME, Record
-from convert.errors import AtariConvertError, UnexpectedError, UnwritableOutput
+from convert.errors import AtariConvertError, UnwritableOutput
 from convert.journal import Journal, Seen
-from convert.pipeline import convert_data, describe_source, find_stale
+from convert.pipeline import (
+    convert_data,
+    describe_agent,
+    describe_source,
+    find_stale,
+    read_network,
+    sum_up,
+    to_known,
+)
 from convert.publish import check_ours, find_record, is_settled
 from convert.selection import Job
 from convert.storage import Found
@@ -42,7 +49,7 @@ class Work:
 class Outcome:
     """What became of a job, or would: the targets written (none: all current) and its record, or why it failed.
 
-    seen: what the journal may remember.
+    Where some targets failed, it has all three. seen: what the journal may remember.
     """
 
     job: Job
@@ -111,27 +118,23 @@ def convert_job(work: Work, job: Job) -> Outcome:
 def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
     try:
         return action()
-    except AtariConvertError as error:
-        return Outcome(job, error=error)
-    except Exception as error:  # noqa: BLE001  nobody foresaw it, and thousands of jobs wait
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {storage.describe(error)}"
-        problem = UnexpectedError(f"{job.source}: {reason}: a bug of atari-convert, please report it")
-        return Outcome(job, error=problem)
+    except Exception as error:  # noqa: BLE001  perhaps nobody foresaw it, and thousands of jobs wait
+        return Outcome(job, error=to_known(error, job.source))
 
 
 def _convert_job(work: Work, job: Job) -> Outcome:
     data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
     if storage.is_url(job.folder):
-        written, record = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
+        written, record, failures = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
     else:
         folder = Path(job.folder)
         conversion = convert_data(
             data, job.source, folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
         )
-        written, record = conversion.written, conversion.record
-    seen = _see(job, record, work.targets, stamp) if stamp else None
-    return Outcome(job, written, record, seen=seen)
+        written, record, failures = conversion.written, conversion.record, conversion.failures
+    if failures:  # which the next run is to try again
+        return Outcome(job, written, record, sum_up(record.agent, work.targets, written, failures))
+    return Outcome(job, written, record, seen=_see(job, record, work.targets, stamp) if stamp else None)
 
 
 def _plan_job(work: Work, job: Job) -> Outcome:
@@ -140,11 +143,11 @@ def _plan_job(work: Work, job: Job) -> Outcome:
     folder = Path(job.folder)
     check_ours(folder)
     record = find_record(folder)
-    source = remote.guess_source(job, record)
-    looks_known = record is not None and source == record.agent.source
-    if not storage.is_url(job.source) and (looks_known or not os.path.isfile(job.source)):
-        source = describe_source(storage.read_source(job.source)[0], job.path)
-    return Outcome(job, find_stale(folder, job.identity, source, work.targets, overwrite=work.overwrite))
+    agent = remote.guess_agent(job, record)
+    if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
+        data, _ = storage.read_source(job.source)
+        agent = describe_agent(read_network(data, job.source), job.identity, describe_source(data, job.path))
+    return Outcome(job, find_stale(folder, agent, work.targets, overwrite=work.overwrite))
 
 
 def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:

@@ -13,6 +13,15 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from convert import __version__
+from convert.command_line import (
+    Command,
+    complete_from,
+    list_family_names,
+    list_game_names,
+    list_target_names,
+    split_formats,
+    split_names,
+)
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
@@ -23,11 +32,14 @@ if TYPE_CHECKING:
 PROGRESS_AFTER = 1.0  # seconds
 
 
-def _complete_target(_context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[str]:
-    from convert.targets import list_targets
+_EXAMPLES = """\
+Convert trained Atari agents. For example:
+  atari-convert model_50000000.gz --to onnx        one checkpoint
+  atari-convert RELEASE --to onnx,flax             every model_*.gz in and below a folder
+  atari-convert RELEASE --to all --dry-run         show the plan without converting
+  atari-convert --help                             every option
 
-    names = ["all", *(target.name for target in list_targets())]
-    return [name for name in names if name.startswith(incomplete)]
+The converted agents go to the folder converted."""
 
 
 def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
@@ -40,7 +52,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
         try:
             command(**options)
         except KeyboardInterrupt:
-            click.echo("interrupted: the same command goes on from here", err=True)
+            click.echo("interrupted: rerun the same command to resume", err=True)
             sys.exit(130)
         except AtariConvertError as error:
             click.echo(f"failed: {error}", err=True)
@@ -49,17 +61,18 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.command(cls=Command, examples=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...", type=click.Path())
 @click.option(
     "--to",
     "to",
     multiple=True,
-    required=True,
-    metavar="TARGET",
-    shell_complete=_complete_target,
-    help="onnx | flax | tensorflow | dopamine | keras | litert | nnx | orbax | safetensors | torch | all, or a variant "
-    "that all leaves out: litert-float16 | litert-int8; repeatable.",
+    metavar="TARGET,...",
+    callback=split_formats,
+    shell_complete=complete_from(lambda: ["all", *list_target_names()]),
+    help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all of "
+    "these. Only by name: litert-float16, litert-int8 (rounded weights), checkpoint (the release's format). "
+    "Repeatable.",
 )
 @click.option(
     "-o",
@@ -67,26 +80,26 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     default="converted",
     show_default=True,
     type=click.Path(file_okay=False),
-    help="Folder or URL that receives the agents' folders.",
+    help="Folder or URL for the agents' folders.",
 )
 @click.option(
     "--identity",
     metavar="FAMILY/Game[/SEED[/STEP]]",
-    help="Who the agent is, for one file outside the release's layout.",
+    help="Who the agent is. For a single file outside the release's layout.",
 )
 @click.option(
     "--from-agent",
     type=click.Path(exists=True, file_okay=False),
     metavar="FOLDER",
-    help="In place of SOURCE: an agent's folder, or a base folder that Dopamine trained in. With --to checkpoint, back "
-    "to the release's format.",
+    help="Read a converted agent instead of SOURCE: its folder, or a base folder that Dopamine trained in. With "
+    "--to checkpoint, this converts back to the release's format.",
 )
 @click.option(
     "--from",
     "from_target",
     metavar="TARGET",
-    shell_complete=_complete_target,
-    help="Which artefact of --from-agent to read; by default the one that has changed.",
+    shell_complete=complete_from(list_target_names),
+    help="The artefact of --from-agent to read. Default: the one that has changed.",
 )
 @click.option(
     "--files-from",
@@ -94,19 +107,42 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE|-",
     help="Also convert the paths and URLs listed here.",
 )
-@click.option("--family", "families", multiple=True, metavar="PATTERN", help="Only these families; repeatable.")
 @click.option(
-    "--game", "games", multiple=True, metavar="PATTERN", help="Only these games, such as 'Space*'; repeatable."
+    "--family",
+    "families",
+    multiple=True,
+    metavar="PATTERN,...",
+    callback=split_names,
+    shell_complete=complete_from(list_family_names),
+    help="Only these families, such as 'DQN*'. Repeatable.",
 )
-@click.option("--seed", "seeds", multiple=True, metavar="PATTERN", help="Only these seeds; repeatable.")
+@click.option(
+    "--game",
+    "games",
+    multiple=True,
+    metavar="PATTERN,...",
+    callback=split_names,
+    shell_complete=complete_from(list_game_names),
+    help="Only these games, such as 'Space*'. Repeatable.",
+)
+@click.option(
+    "--seed",
+    "seeds",
+    multiple=True,
+    metavar="PATTERN,...",
+    callback=split_names,
+    help="Only these seeds. Repeatable.",
+)
 @click.option(
     "--steps",
     multiple=True,
-    metavar="WHICH",
-    help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern; repeatable.",
+    metavar="WHICH,...",
+    callback=split_names,
+    shell_complete=complete_from(lambda: ["latest", "final"]),
+    help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern. Repeatable.",
 )
-@click.option("--shard", metavar="K/N", help="Only part K of N, near equal in bytes.")
-@click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// without credentials, as public buckets allow.")
+@click.option("--shard", metavar="K/N", help="Convert only part K of N. The parts are nearly equal in bytes.")
+@click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// sources without credentials, for public buckets.")
 @click.option(
     "-j",
     "--jobs",
@@ -114,23 +150,29 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     default=1,
     show_default=True,
     type=click.IntRange(0),
-    help="Convert so many agents at once; 0: one for each processor.",
+    help="Number of agents to convert in parallel; 0 means one per processor.",
 )
-@click.option("--engine", type=click.Choice(["local", "ray"]), default="local", show_default=True, help="Where to run.")
-@click.option("--ray-address", metavar="ADDRESS", help="Ray cluster to run on; by default one is started here.")
-@click.option("--overwrite", is_flag=True, help="Write again what is current.")
-@click.option("--check-hashes", is_flag=True, help="Read and hash every file; do not trust sizes and times.")
+@click.option(
+    "--engine",
+    type=click.Choice(["local", "ray"]),
+    default="local",
+    show_default=True,
+    help="Run local processes or Ray tasks.",
+)
+@click.option("--ray-address", metavar="ADDRESS", help="Address of a Ray cluster. Default: start one on this machine.")
+@click.option("--overwrite", is_flag=True, help="Convert again even if the files are up to date.")
+@click.option("--check-hashes", is_flag=True, help="Read and hash every file instead of trusting sizes and times.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
-@click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+@click.option("--dry-run", is_flag=True, help="Show the plan without converting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
 @click.option(
     "--summary",
     type=click.Path(dir_okay=False),
     metavar="FILE",
-    help="Write a summary as JSON; in GitHub Actions also to the step's summary page.",
+    help="Write a summary as JSON. In GitHub Actions, also add it to the step's summary page.",
 )
-@click.option("-q", "--quiet", is_flag=True, help="Print failures only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print every file with its checksum.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only failures.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print every file with its checksum.")
 @click.version_option(__version__, prog_name="atari-convert")
 @_ends_well
 def main(
@@ -159,19 +201,21 @@ def main(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Convert pretrained Atari agents: gzipped PyTorch state dicts to ONNX, Flax and TensorFlow.
+    """Convert pretrained Atari agents from gzipped PyTorch state dicts to ONNX, Flax, TensorFlow and more.
 
-    SOURCE is a checkpoint, a folder that is searched for model_*.gz, or a pattern, each a path or a URL (gs://, s3://,
-    https://); without one, the current folder. Each agent becomes one folder, OUT/FAMILY/Game/seed/model_STEP, with
-    agent.json and an artefact for each target. What is current is left alone, so a run that was stopped is gone on
-    with by the same command.
+    SOURCE is a checkpoint, a folder to search for model_*.gz, or a pattern. Each can be a path or a URL (gs://, s3://,
+    https://). The default is the current folder. Each agent gets one folder, OUT/FAMILY/Game/seed/model_STEP, with
+    agent.json and the files of each target. Files that are up to date are left alone: rerun the same command to
+    resume. Repeatable options also take several values separated by commas.
 
-    Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2 the command line is wrong;
-    130 interrupted.
+    Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
+    line is wrong; 130 interrupted.
     """
+    from convert.names import spell
     from convert.selection import Filter
     from convert.summary import Tally
 
+    from_target = from_target and spell(from_target)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _usage_errors():
         _check_summary(summary)
@@ -269,11 +313,11 @@ def _check_from(
     if target:
         find_target(target)
     if folder is None:
-        raise click.UsageError("--from says which artefact of --from-agent to read")
+        raise click.UsageError("--from names the artefact of --from-agent to read: add --from-agent FOLDER")
     if sources or files_from is not None:
-        raise click.UsageError("--from-agent takes the place of SOURCE")
+        raise click.UsageError("--from-agent is used instead of SOURCE: give one of the two")
     if is_url(out):
-        raise click.UsageError("--from-agent writes to a local --out")
+        raise click.UsageError("--from-agent needs a local folder as --out")
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
@@ -292,7 +336,7 @@ def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]
         _refuse_memory(jobs)
         return _choose_ray(address, workers)
     if address:
-        raise click.UsageError("--ray-address is for --engine ray")
+        raise click.UsageError("--ray-address needs --engine ray")
     if min(workers, len(jobs)) < 2:
         return None
     _refuse_memory(jobs)
@@ -321,13 +365,16 @@ def _choose_ray(address: str | None, workers: int) -> Engine:
 def _refuse_memory(jobs: list[Job]) -> None:
     for job in jobs:
         if job.source.startswith("memory://") or job.out.startswith("memory://"):
-            raise click.UsageError("memory:// is within one process: leave out --jobs and --engine")
+            raise click.UsageError("memory:// works within one process only: leave out --jobs and --engine")
 
 
 def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
     """Return the targets to write: those named, and for ``all`` every one of its own that is installed."""
     from convert.targets import find_target, list_targets, missing_extra
 
+    if not names:
+        known = ", ".join(target.name for target in list_targets())
+        raise click.UsageError(f"no target given: add --to with one or more of {known}, or all, such as --to onnx,flax")
     chosen = [find_target(name) for name in names if name != "all"]
     for target in chosen:
         if not target.is_installed:
@@ -350,7 +397,7 @@ def _warn_of_unknown(jobs: list[Job]) -> None:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         click.echo(
             f"warning: {unknown[0].source}{more}: not in the release's layout FAMILY/Game/seed/model_STEP.gz; "
-            "what is not known stays null in agent.json (for one file, --identity FAMILY/Game/seed/step tells it)",
+            "what is unknown stays null in agent.json (for a single file, use --identity FAMILY/Game/SEED/STEP)",
             err=True,
         )
 
@@ -437,7 +484,7 @@ def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
     if dry_run:
         size = f"{tell_bytes(tally.bytes_read)} to read"
         if tally.untold:
-            size += f", without {tally.untold} whose size is not told"
+            size += f", not counting {tally.untold} of unknown size"
         click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size}")
     else:
         click.echo(tell(tally))

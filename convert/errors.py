@@ -15,6 +15,7 @@ AtariConvertError
 ├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
 ├ RoundTripError      our bug, never the user's file
+├ TargetsFailed       some of the targets that were asked for; the others are published
 ├ UnexpectedError     our bug as well, met in a run over many
 ├ WorkerDied          the process or node that converted an agent ended, more than once
 └ CheckError          a check that could not be done
@@ -24,6 +25,11 @@ AtariConvertError
 """
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from convert.pipeline import Conversion
 
 
 class AtariConvertError(Exception):
@@ -84,6 +90,15 @@ class RecordError(AtariConvertError):
 
 class RoundTripError(AtariConvertError):
     """What was written does not read back as the network that was meant: a bug of this tool."""
+
+
+class TargetsFailed(AtariConvertError):
+    """Some targets could not be written. ``conversion`` says what was published, and by target what failed."""
+
+    def __init__(self, message: str, conversion: Conversion | None = None) -> None:
+        # An exception comes out of a pickle by its message alone, and is then given its attributes.
+        super().__init__(message)
+        self.conversion = conversion
 
 
 class UnexpectedError(AtariConvertError):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
@@ -21,6 +22,8 @@ from convert.agent import RECORD_NAME
 from convert.selection import Job
 from convert.targets import find_target
 
+_LOGGER = logging.getLogger(__name__)  # without a handler of anybody's, Python prints its warnings to standard error
+_PATIENCE = 2.0  # seconds for another process that writes; one that holds the journal for longer has it
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (
     folder TEXT PRIMARY KEY,
@@ -47,8 +50,10 @@ class Journal:
     """The journal of one output folder. Close it, or use it in ``with``."""
 
     def __init__(self, path: Path) -> None:
+        self._path = path
+        self._is_usable = True
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=30, isolation_level=None)
+        self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
         self._connection.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk, and others may read
         self._connection.execute("PRAGMA synchronous = NORMAL")
         self._connection.execute(_SCHEMA)
@@ -61,9 +66,7 @@ class Journal:
 
     def find(self, job: Job) -> Seen | None:
         """Return what was seen of an agent; None where it was another source, or nothing that can be read."""
-        row = None
-        with suppress(sqlite3.DatabaseError):
-            row = self._connection.execute("SELECT source, seen FROM agents WHERE folder = ?", (job.path,)).fetchone()
+        row = self._execute("SELECT source, seen FROM agents WHERE folder = ?", job.path)
         if row is None or row[0] != _describe(job):
             return None
         try:
@@ -81,29 +84,58 @@ class Journal:
         if earlier and earlier.source == seen.source:
             seen = Seen(seen.source, seen.record, {**earlier.artifacts, **seen.artifacts})
         row = (job.path, _describe(job), json.dumps(asdict(seen)))
-        with suppress(sqlite3.DatabaseError):  # a full disk, a run that holds the journal for too long, damage
-            self._connection.execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", row)
+        self._execute("INSERT OR REPLACE INTO agents VALUES (?, ?, ?)", *row)
+
+    def _execute(self, statement: str, *parameters: str) -> tuple[str, ...] | None:
+        """Return the first row; None where there is none, or the journal cannot be used."""
+        if not self._is_usable:
+            return None
+        try:
+            row: tuple[str, ...] | None = self._connection.execute(statement, parameters).fetchone()
+        except sqlite3.DatabaseError as error:  # a full disk, damage, another process
+            if _is_locked(error):  # which would cost the same time for every agent
+                self._is_usable = False
+                _warn_of_lock(self._path)
+            return None
+        return row
 
 
 def open_journal(out: str) -> Journal | None:
-    """Open the journal of an output folder or URL; None where the cache folder cannot be written."""
+    """Open the journal of an output folder or URL; None where there is no cache folder, or another process locks it."""
     place = out if storage.is_url(out) else os.path.realpath(out)
-    path = cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.sqlite"
-    with suppress(OSError, sqlite3.OperationalError):
+    with suppress(OSError):
+        path = cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.sqlite"
         try:
             return Journal(path)
-        except sqlite3.DatabaseError as error:
-            if isinstance(error, sqlite3.OperationalError):
-                raise
+        except sqlite3.OperationalError as error:
+            if _is_locked(error):
+                _warn_of_lock(path)
+        except sqlite3.DatabaseError:
             path.unlink()  # it is damaged, and only saves time
-            return Journal(path)
+            with suppress(sqlite3.OperationalError):
+                return Journal(path)
     return None
 
 
+def _is_locked(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+
+
+def _warn_of_lock(path: Path) -> None:
+    _LOGGER.warning("warning: %s: locked by another process: continuing without the journal", path)
+
+
 def cache_folder() -> Path:
-    """Return the folder for what only saves time: ``$XDG_CACHE_HOME/atari-convert``, by default below ``~/.cache``."""
+    """Return the folder for what only saves time: ``$XDG_CACHE_HOME/atari-convert``, by default below ``~/.cache``.
+
+    Raises:
+        OSError: there is no home directory.
+    """
     base = os.environ.get("XDG_CACHE_HOME")
-    return Path(base or Path.home() / ".cache") / "atari-convert"
+    try:
+        return Path(base or Path.home() / ".cache") / "atari-convert"
+    except RuntimeError as error:
+        raise FileNotFoundError("no home directory: set HOME or XDG_CACHE_HOME") from error
 
 
 def is_current(seen: Seen, targets: Collection[str], stamp: str | None, find_file: Callable[[str], str | None]) -> bool:

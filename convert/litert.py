@@ -87,16 +87,19 @@ def read_network(path: Path, head: HeadSpec) -> tuple[Network, Mapping[str, Floa
 
 
 def rebuild(path: Path, head: HeadSpec) -> bytes:
-    """Return a file anew, from what was looked at.
+    """Return a file anew, from what was looked at, which is all there is.
 
     Raises:
         UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
     """
     data = read_file(path, largest_file(head))
     try:
-        return litert_files.rebuild(data, head)
+        rebuilt = litert_files.rebuild(data, head)
     except ValueError as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error}): convert it again") from error
+    if rebuilt != data:
+        raise UnreadableArtefact(f"{path}: holds more than the model of an agent: convert it again")
+    return rebuilt
 
 
 def find_losses(path: Path, network: Network) -> list[str]:

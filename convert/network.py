@@ -23,6 +23,8 @@ NATURE_STRIDES = (4, 2, 1)
 NATURE_PADDINGS = (0, 0, 0)
 NATURE_KERNELS = ((32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3))
 NATURE_HIDDEN = (512, 3136)
+LARGEST_ACTIONS = 18  # all that ALE has
+LARGEST_ATOMS = 512  # ten times those of C51
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +83,7 @@ class CategoricalHead:
 Head = QHead | CategoricalHead
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Network:
     """An agent's network: convolutions, a hidden dense layer with ReLU, and a head. Arrays are read-only."""
 
@@ -92,6 +94,14 @@ class Network:
     def __post_init__(self) -> None:
         for array in arrays(self).values():
             array.setflags(write=False)
+
+    def __repr__(self) -> str:
+        """Return one line on its layers, without a weight."""
+        head = self.head
+        atoms = f" × {head.atoms} atoms" if isinstance(head, CategoricalHead) else ""
+        kind = "categorical" if atoms else "Q"
+        hidden = self.hidden.bias.shape[0]
+        return f"Network({len(self.convs)} convolutions, hidden {hidden}, {kind} head of {head.actions} actions{atoms})"
 
 
 def arrays(network: Network) -> dict[str, Float32]:
@@ -155,7 +165,8 @@ def check_network(network: Network, name: str) -> None:
 def find_shape_problems(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     """Return how shapes, by the names of `arrays`, differ from the release's. Names that are not there are passed over.
 
-    The number of actions is free, and so is the number of atoms of a support, of which the head is a multiple.
+    The number of actions is free up to that of ALE, and so is, within reason, the number of atoms of a support, of
+    which the head is a multiple.
     """
     expected: dict[str, tuple[int, ...]] = {f"convs.{i}.kernel": shape for i, shape in enumerate(NATURE_KERNELS)}
     expected |= {f"convs.{i}.bias": shape[:1] for i, shape in enumerate(NATURE_KERNELS)}
@@ -176,10 +187,14 @@ def _find_head_problems(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
     problems = []
     if kernel is not None and bias is not None and bias != kernel[:1]:
         problems.append(f"bias of the head is {bias}, expected {kernel[:1]}")
-    if support is not None and (len(support) != 1 or support[0] < 2):
-        problems.append(f"support is {support}, expected one row of at least 2 atoms")
-    elif support is not None and kernel is not None and kernel[0] % support[0]:
-        problems.append(f"head has {kernel[0]} rows, expected a multiple of the {support[0]} atoms of its support")
+    if support is not None and (len(support) != 1 or not 2 <= support[0] <= LARGEST_ATOMS):
+        return [*problems, f"support is {support}, expected one row of 2 to {LARGEST_ATOMS} atoms"]
+    atoms = 1 if support is None else support[0]
+    if kernel is not None and kernel[0] % atoms:
+        problems.append(f"head has {kernel[0]} rows, expected a multiple of the {atoms} atoms of its support")
+    elif kernel is not None and kernel[0] // atoms > LARGEST_ACTIONS:
+        of = "without a support" if support is None else f"with {atoms} atoms each"
+        problems.append(f"head has {kernel[0] // atoms} actions {of}, expected at most {LARGEST_ACTIONS}")
     return problems
 
 

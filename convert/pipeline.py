@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import os
+import shutil
 import sys
-from collections.abc import Callable, Collection
-from dataclasses import dataclass
+import traceback
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import cast
@@ -20,26 +24,60 @@ from convert.agent import (
     Identity,
     Record,
     describe_head,
+    find_contradiction,
+    find_path_problem,
     identify,
     name_actions,
     read_record,
 )
 from convert.artefacts import open_screened
-from convert.errors import ArtefactMissing, CheckpointError, RoundTripError
+from convert.errors import (
+    ArtefactMissing,
+    AtariConvertError,
+    CheckpointError,
+    RoundTripError,
+    TargetsFailed,
+    UnexpectedError,
+    UnwritableOutput,
+)
 from convert.games import load_games
 from convert.network import Float32, Network, find_differences
-from convert.publish import describe_files, find_record, is_intact, is_settled, open_folder, publish
-from convert.storage import read_source
-from convert.targets import Policy, QuantizedModule, describe_tensors, find_target, import_target
+from convert.publish import (
+    check_ours,
+    describe_files,
+    find_record,
+    is_exact,
+    is_intact,
+    is_settled,
+    open_folder,
+    publish,
+)
+from convert.storage import describe, read_source
+from convert.targets import (
+    Policy,
+    QuantizedModule,
+    Target,
+    describe_tensors,
+    find_target,
+    import_target,
+    list_targets,
+)
+
+# Where one target meets these, the others would too.
+_OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of one checkpoint: the agent's folder, the targets written (none: all were current), its record."""
+    """What became of one checkpoint: the agent's folder, the targets written, its record, and why others failed.
+
+    Where nothing was written, all were current.
+    """
 
     folder: Path
     written: tuple[str, ...]
     record: Record
+    failures: Mapping[str, AtariConvertError] = field(default_factory=dict)
 
 
 def convert_checkpoint(
@@ -62,13 +100,49 @@ def convert_checkpoint(
         overwrite: write again what is current.
 
     Raises:
+        TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
         AtariConvertError: see `convert.errors`; the folder is then as it was.
     """
     source, folder = Path(source), Path(folder)
     identity = identity or identify(source.absolute().as_posix())
     data, _ = read_source(str(source))
     path = path or _default_path(source, identity)
-    return convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
+    conversion = convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
+    return raise_failures(conversion, targets)
+
+
+def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversion:
+    """Return a conversion of which no target failed.
+
+    Raises:
+        AtariConvertError: one did, see `sum_up`.
+    """
+    error = sum_up(conversion.record.agent, targets, conversion.written, conversion.failures)
+    if error is None:
+        return conversion
+    if isinstance(error, TargetsFailed):
+        error.conversion = conversion
+    raise error
+
+
+def sum_up(
+    agent: Agent, targets: Collection[str], written: Collection[str], failures: Mapping[str, AtariConvertError]
+) -> AtariConvertError | None:
+    """Return one error for the targets that failed, of one target its own; None where none failed.
+
+    Args:
+        agent: whose they are.
+        targets: what was asked for.
+        written: what succeeded.
+        failures: what failed, and why.
+    """
+    if not failures:
+        return None
+    if failures.keys() == set(targets) and len(failures) == 1:
+        return next(iter(failures.values()))
+    reasons = "; ".join(f"{name}: {error}" for name, error in failures.items())
+    rest = f"but published {', '.join(written)}" if written else "published nothing"
+    return TargetsFailed(f"{agent.source.path}: could not write {', '.join(failures)}, {rest}: {reasons}")
 
 
 def convert_data(
@@ -81,13 +155,20 @@ def convert_data(
     path: str,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert the bytes of a checkpoint as `convert_checkpoint` does; ``name`` is how messages call it."""
-    checkpoint = describe_source(data, path)
-    record = find_record(folder)
-    if record and is_settled(folder) and not find_stale(folder, identity, checkpoint, targets, overwrite=overwrite):
-        return Conversion(folder, (), record)
+    """Convert the bytes of a checkpoint as `convert_checkpoint` does; ``name`` is how messages call it.
+
+    A target that fails is told in the conversion.
+
+    Raises:
+        AtariConvertError: nothing was published; see `convert.errors`.
+    """
+    check_targets(targets)
+    check_ours(folder)
     network = read_network(data, name)
-    agent = describe_agent(network, identity, checkpoint)
+    agent = describe_agent(network, identity, describe_source(data, path))
+    record = find_record(folder)
+    if record and is_settled(folder) and not find_stale(folder, agent, targets, overwrite=overwrite):
+        return Conversion(folder, (), record)
     return write_agent(network, agent, folder, targets, overwrite=overwrite)
 
 
@@ -96,17 +177,74 @@ def write_agent(
 ) -> Conversion:
     """Write a network's targets into the agent's folder, those that are not current there.
 
+    A target that fails takes no other down, and is told in the conversion. What it was to replace stays where it is
+    of the same agent, and goes where it is of another. Where all fail, the folder is as it was.
+
     Raises:
-        AtariConvertError: see `convert.errors`; the folder is then as it was.
+        AtariConvertError: the folder cannot be written, and is as it was; see `convert.errors`.
     """
+    check_targets(targets)
     with open_folder(folder) as staging:
-        stale = find_stale(folder, agent.identity, agent.source, targets, overwrite=overwrite)
-        written = {target: write_artifact(target, network, agent, staging) for target in stale}
+        stale = find_stale(folder, agent, targets, overwrite=overwrite)
+        written, failures = _write_artifacts(stale, network, agent, staging)
         previous = find_record(folder)
-        record = Record(agent, {**(previous.artifacts if previous else {}), **written}, own_versions())
+        kept = previous.artifacts if previous and previous.agent == agent else {}
+        record = Record(agent, {**kept, **written}, own_versions())
         if written:
             publish(staging, record)
-    return Conversion(folder, tuple(written), record)
+    return Conversion(folder, tuple(written), record, failures)
+
+
+def check_targets(targets: Collection[str]) -> None:
+    """Refuse what is no collection of names of targets.
+
+    Raises:
+        TypeError: it is one name, which would be taken for its letters.
+        UnknownTarget: there is no target of a name.
+    """
+    if isinstance(targets, str):
+        raise TypeError(f"targets is {targets!r}, expected a collection of names such as [{targets!r}]")
+    for target in targets:
+        find_target(target)
+
+
+def _write_artifacts(
+    targets: Iterable[str], network: Network, agent: Agent, folder: Path
+) -> tuple[dict[str, Artifact], dict[str, AtariConvertError]]:
+    """Write targets into a folder; return what was written and why the rest failed, of which nothing stays."""
+    written: dict[str, Artifact] = {}
+    failures: dict[str, AtariConvertError] = {}
+    for target in targets:
+        before = set(os.listdir(folder))
+        try:
+            written[target] = write_artifact(target, network, agent, folder)
+        except UnwritableOutput:
+            raise
+        except Exception as error:  # frameworks raise their own
+            if isinstance(error, OSError) and error.errno in _OUTPUT_FAILS:
+                raise
+            failures[target] = to_known(error, agent.source.path)
+            for name in set(os.listdir(folder)) - before:
+                _remove(folder / name)
+    return written, failures
+
+
+def to_known(error: Exception, name: str) -> AtariConvertError:
+    """Return an error as it is where it was foreseen, and else as a bug of this tool; ``name`` is what was at work."""
+    if isinstance(error, AtariConvertError):
+        return error
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {describe(error)}"
+    problem = UnexpectedError(f"{name}: {reason}: a bug of atari-convert, please report it")
+    problem.__cause__ = error
+    return problem
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def read_checkpoint(path: str | Path) -> Network:
@@ -139,63 +277,83 @@ def describe_source(data: bytes, path: str) -> File:
     return File(path, len(data), hashlib.sha256(data).hexdigest())
 
 
-def describe_agent(network: Network, identity: Identity, source: File) -> Agent:
+def describe_agent(network: Network, identity: Identity, source: File, derived_from: File | None = None) -> Agent:
     """Return who the network is.
 
     Raises:
-        CheckpointError: its family has another kind of head.
+        CheckpointError: its family has another kind of head, or the path of its source tells another agent or has no
+            place in a record.
     """
     head = describe_head(network)
-    if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
-        raise CheckpointError(
-            f"{source.path}: has a {head.kind} head, expected that of {identity.family} ({identity.algorithm}): "
-            "check its folder or --identity"
-        )
-    return Agent(identity, head, source, name_actions(identity.game, head.actions))
+    agent = Agent(identity, head, source, name_actions(identity.game, head.actions), derived_from)
+    if problem := find_path_problem(source.path):
+        raise CheckpointError(f"{source.path!r}: the path {problem}: rename the checkpoint")
+    if problem := find_contradiction(agent):
+        raise CheckpointError(f"{source.path}: {problem}: check its folder or --identity")
+    return agent
 
 
-def find_stale(
-    folder: Path, identity: Identity, source: File, targets: Collection[str], *, overwrite: bool
-) -> tuple[str, ...]:
+def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
     """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten."""
     record = find_record(folder)
-    intact = partial(is_intact, folder)
-    return choose_stale(record, identity, source, targets, overwrite=overwrite, is_intact=intact)
+    return choose_stale(
+        record,
+        agent,
+        targets,
+        overwrite=overwrite,
+        is_exact=record is not None and is_exact(folder, record),
+        is_intact=partial(is_intact, folder),
+    )
 
 
 def choose_stale(
     record: Record | None,
-    identity: Identity,
-    source: File,
+    agent: Agent | None,
     targets: Collection[str],
     *,
     overwrite: bool,
+    is_exact: bool,
     is_intact: Callable[[Artifact], bool],
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
-    Where the record is of another source, or of another identity of it, every recorded target is outdated too.
+    Of the others those that the record describes wrongly.
 
-    Raises:
-        TypeError: ``targets`` is one name, which would be taken for its letters.
+    Args:
+        record: what the folder has; None where there is none that can be read.
+        agent: who the checkpoint is. Where the record tells of another, every recorded target is outdated too; None
+            is another than any.
+        targets: names such as ``onnx``.
+        overwrite: write again what is current.
+        is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
+        is_intact: tells whether the files of an artefact are as recorded.
     """
-    if isinstance(targets, str):
-        raise TypeError(f"targets is {targets!r}, expected a collection of names such as [{targets!r}]")
     if record is None:
-        return tuple(targets)
-    if (record.agent.identity, record.agent.source) != (identity, source):
+        return tuple(dict.fromkeys(targets))
+    if record.agent != agent:
         return tuple(dict.fromkeys((*targets, *record.artifacts)))
-    return tuple(
+    stale = [
         name
         for name in targets
-        if overwrite or name not in record.artifacts or not _is_current(name, record.artifacts[name], is_intact)
-    )
+        if overwrite or not is_exact or name not in record.artifacts or not _is_current(name, record, is_intact)
+    ]
+    known = [target for target in list_targets() if target.name in record.artifacts]
+    lying = [target.name for target in known if not _is_described(target, record)]
+    return tuple(dict.fromkeys((*stale, *lying)))
 
 
-def _is_current(name: str, artifact: Artifact, is_intact: Callable[[Artifact], bool]) -> bool:
+def _is_described(target: Target, record: Record) -> bool:
+    artifact = record.artifacts[target.name]
+    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
+
+
+def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]) -> bool:
+    target, artifact = find_target(name), record.artifacts[name]
     return (
-        artifact.format_version == find_target(name).format_version
+        artifact.format_version == target.format_version
         and artifact.versions.get("atari-convert") == __version__
+        and _is_described(target, record)
+        and all(f"{file.path}/".startswith(f"{target.path}/") for file in artifact.files)
         and is_intact(artifact)
     )
 
@@ -216,7 +374,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
     if differences:
         raise RoundTripError(
             f"{agent.source.path}: {name} does not read back as it was written ({'; '.join(differences)}): "
-            "a bug of atari-convert, please report it; nothing was published"
+            "a bug of atari-convert, please report it; it was not published"
         )
     inputs, outputs = describe_tensors(target, agent.head)
     return Artifact(
@@ -275,7 +433,8 @@ def load_agent(folder: str | Path, target: str) -> LoadedAgent:
     module = import_target(target)
     with open_screened(target, folder / find_target(target).path, record.agent) as screened:
         run = module.load(screened.path, record.agent)
-    return LoadedAgent(record.agent, target, record.artifacts[target].inputs[0].axes, run)
+    (observation,), _ = describe_tensors(find_target(target), record.agent.head)
+    return LoadedAgent(record.agent, target, observation.axes, run)
 
 
 def find_warnings(record: Record) -> list[str]:

@@ -3,6 +3,8 @@
 What is new is staged in ``.atari-convert-new`` inside the agent's folder. The staged ``agent.json``, written last,
 is the decision to publish: a run that finds it carries the renames through, a run that finds none drops the rest.
 A lock on the folder keeps two runs apart; the system lifts it when its process ends, however it ends.
+
+Nothing here makes a link, so none in the places of ours is followed, moved or deleted: a folder with one is refused.
 """
 
 from __future__ import annotations
@@ -11,12 +13,25 @@ import fcntl
 import hashlib
 import os
 import shutil
+import stat
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from convert.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, File, Record, read_record, to_json
-from convert.errors import OutputExists, RecordError, UnwritableOutput
+from convert.agent import (
+    RECORD_NAME,
+    UNFINISHED_NAME,
+    Artifact,
+    File,
+    Record,
+    from_json,
+    read_record,
+    to_json,
+)
+from convert.errors import OutputExists, RecordError, RoundTripError, UnreadableArtefact, UnwritableOutput
+from convert.formats.documents import LARGEST_DOCUMENT
+from convert.formats.files import read_file
+from convert.targets import list_targets
 
 _OLD = ".atari-convert-old"
 
@@ -25,15 +40,16 @@ _OLD = ".atari-convert-old"
 def open_folder(folder: Path) -> Iterator[Path]:
     """Make and lock an agent's folder, finish or drop what a killed run left, and give a folder to stage into.
 
-    On an error nothing staged stays, and a folder that this call made goes again.
+    What is staged and not published goes again, and so does a folder that this call made, where it stays empty.
 
     Raises:
-        OutputExists: the folder holds something and no record of ours.
+        OutputExists: the folder holds something and no record of ours, or a link in the place of ours.
         UnwritableOutput: the folder cannot be made or written.
     """
     made = _make(folder)
     try:
         with _locked(folder):
+            refuse_strangers(folder)
             _finish(folder)
             check_ours(folder)
             staging = folder / UNFINISHED_NAME
@@ -43,33 +59,84 @@ def open_folder(folder: Path) -> Iterator[Path]:
             finally:
                 _finish(folder)
     except OSError as error:
-        _remove_empty(made)
         raise UnwritableOutput(f"{folder}: cannot be written ({error.strerror or error})") from error
-    except BaseException:
+    finally:
         _remove_empty(made)
-        raise
 
 
 def publish(staging: Path, record: Record) -> None:
-    """Put what is staged in place, and the record last.
+    """Put what is staged in place, and the record last; an artefact that the record lists no longer goes.
 
     A plain file replaces its predecessor in one step; a folder's predecessor is renamed aside first, for a folder
     cannot be renamed onto another.
+
+    Raises:
+        RoundTripError: the record would not be read back as it is.
     """
-    (staging / f"{RECORD_NAME}.part").write_text(to_json(record), "utf-8")
+    text, place = to_json(record), staging.parent / RECORD_NAME
+    try:
+        is_read_back = from_json(text, str(place)) == record
+    except RecordError as error:
+        raise RoundTripError(f"{error}; a bug of atari-convert, please report it; nothing was published") from error
+    if not is_read_back:
+        raise RoundTripError(f"{place}: does not read back as it was meant: a bug of atari-convert, please report it")
+    (staging / f"{RECORD_NAME}.part").write_text(text, "utf-8")
     os.replace(staging / f"{RECORD_NAME}.part", staging / RECORD_NAME)
     _finish(staging.parent)
 
 
 def check_ours(folder: Path) -> None:
-    """Refuse a folder that holds something and no record of ours; one that is missing or empty will do.
+    """Refuse a folder that holds something and no record of ours, or a link in the place of ours.
+
+    One that is missing or empty will do.
 
     Raises:
         OutputExists: it holds what this tool did not write.
+        UnwritableOutput: it cannot be listed.
     """
-    names = [entry.name for entry in folder.iterdir()] if folder.is_dir() else []
+    try:
+        names = os.listdir(folder) if folder.is_dir() else []
+        refuse_strangers(folder)
+    except OSError as error:
+        raise UnwritableOutput(f"{folder}: cannot be listed ({error.strerror}): choose another --out") from error
     if _OLD not in names:
         refuse_foreign(str(folder), names, _read_text(folder / RECORD_NAME))
+
+
+def refuse_strangers(folder: Path) -> None:
+    """Refuse a folder with a link, a pipe or a device where this tool has its files and folders.
+
+    Raises:
+        OutputExists: it holds one.
+    """
+    names = [RECORD_NAME, UNFINISHED_NAME, _OLD, *(target.path for target in list_targets())]
+    for name in names:
+        strangers = find_strangers(folder / name)
+        if name in (UNFINISHED_NAME, _OLD) and (folder / name).is_file():
+            strangers |= {folder / name: "a file, expected a folder"}
+        for path, kind in strangers.items():
+            raise OutputExists(
+                f"{path}: is {kind}, which atari-convert never makes: nothing was touched; remove it, or choose "
+                "another --out"
+            )
+
+
+def find_strangers(top: Path) -> dict[Path, str]:
+    """Return what is neither a folder nor a regular file at or below a path, and what it is; no link is followed.
+
+    Raises:
+        OSError: a folder cannot be listed.
+    """
+    try:
+        mode = top.lstat().st_mode
+        names = sorted(os.listdir(top)) if stat.S_ISDIR(mode) else []
+    except (FileNotFoundError, NotADirectoryError):  # another run may be at work there
+        return {}
+    if stat.S_ISLNK(mode):
+        return {top: "a symbolic link"}
+    if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
+        return {top: "no regular file"}
+    return {path: kind for name in names for path, kind in find_strangers(top / name).items()}
 
 
 def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:
@@ -95,6 +162,11 @@ def find_record(folder: Path) -> Record | None:
         return None
 
 
+def is_exact(folder: Path, record: Record) -> bool:
+    """Say whether a folder's ``agent.json`` is, to the byte, what this tool writes of a record."""
+    return _read_text(folder / RECORD_NAME) == to_json(record)
+
+
 def is_settled(folder: Path) -> bool:
     """Say whether no killed run has left anything in a folder."""
     return not (os.path.lexists(folder / UNFINISHED_NAME) or os.path.lexists(folder / _OLD))
@@ -113,45 +185,65 @@ def describe_files(folder: Path, path: str) -> tuple[File, ...]:
 
 
 def _describe_file(file: Path, path: str) -> File:
-    return File(path, file.stat().st_size, _hash(file))
+    data = read_file(file)
+    return File(path, len(data), hashlib.sha256(data).hexdigest())
 
 
 def _is_intact(path: Path, file: File) -> bool:
     try:
-        return path.stat().st_size == file.size and _hash(path) == file.sha256
-    except OSError:
+        return hashlib.sha256(read_file(path, file.size)).hexdigest() == file.sha256
+    except UnreadableArtefact:
         return False
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _finish(folder: Path) -> None:
     """Carry a decided publication through, from wherever it stopped; drop an undecided one."""
     new, old = folder / UNFINISHED_NAME, folder / _OLD
-    if (new / RECORD_NAME).exists():
-        for entry in sorted(new.iterdir()):
-            if entry.name != RECORD_NAME:
-                _place(entry, folder / entry.name, old)
+    if decided := find_record(new):
+        for name in sorted(os.listdir(new)):
+            if name in _find_places(decided):
+                _place(new / name, folder / name, old)
+        for name in find_dropped(find_record(folder), decided):
+            if os.path.lexists(folder / name):
+                _move_aside(folder / name, old)
         os.replace(new / RECORD_NAME, folder / RECORD_NAME)
     for leftover in (new, old):
-        if leftover.exists():
-            shutil.rmtree(leftover)
+        if os.path.lexists(leftover):
+            shutil.rmtree(leftover)  # which follows no link, and refuses to begin with one
+
+
+def _find_places(record: Record) -> set[str]:
+    """Return the names, directly in an agent's folder, of the files and folders that a record lists."""
+    return {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
+
+
+def find_dropped(former: Record | None, record: Record) -> list[str]:
+    """Return the places of the targets that the former record has and a record has not."""
+    dropped = former.artifacts.keys() - record.artifacts.keys() if former else ()
+    return [target.path for target in list_targets() if target.name in dropped]
 
 
 def _place(staged: Path, place: Path, old: Path) -> None:
-    if place.is_dir() or (staged.is_dir() and os.path.lexists(place)):
-        old.mkdir(exist_ok=True)
-        os.replace(place, old / place.name)
+    if os.path.lexists(place) and (_is_folder(place) or _is_folder(staged)):
+        _move_aside(place, old)
     os.replace(staged, place)
+
+
+def _move_aside(place: Path, old: Path) -> None:
+    with suppress(FileExistsError):
+        old.mkdir()
+    refuse_strangers(old.parent)  # somebody may have made a link since
+    os.replace(place, old / place.name)
+
+
+def _is_folder(path: Path) -> bool:
+    return stat.S_ISDIR(path.lstat().st_mode)
 
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text("utf-8", errors="replace")
-    except OSError:
+        return read_file(path, LARGEST_DOCUMENT).decode("utf-8", "replace")
+    except UnreadableArtefact:
         return ""
 
 

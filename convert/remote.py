@@ -19,18 +19,33 @@ from functools import partial
 from pathlib import Path
 
 from convert import pipeline, storage
-from convert.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, File, Record, from_json, to_json
-from convert.errors import RecordError, UnwritableOutput
+from convert.agent import (
+    RECORD_NAME,
+    UNFINISHED_NAME,
+    Agent,
+    Artifact,
+    Record,
+    from_json,
+    name_actions,
+    to_json,
+)
+from convert.errors import AtariConvertError, RecordError, UnwritableOutput
+from convert.formats.documents import LARGEST_DOCUMENT
 from convert.journal import cache_folder
-from convert.publish import refuse_foreign
+from convert.network import Network
+from convert.pipeline import Conversion
+from convert.publish import find_dropped, refuse_foreign
 from convert.selection import Job
 from convert.storage import Found
+from convert.targets import list_targets
 
 _CURE = "agents are made on this computer first, and XDG_CACHE_HOME or TMPDIR can name another place"
 _Listing = Mapping[str, Found]
 
 
-def convert_data(data: bytes, job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[tuple[str, ...], Record]:
+def convert_data(
+    data: bytes, job: Job, targets: Collection[str], *, overwrite: bool
+) -> tuple[tuple[str, ...], Record, Mapping[str, AtariConvertError]]:
     """Convert the bytes of a checkpoint into an agent's folder at a URL; what is current there is left alone.
 
     Args:
@@ -40,32 +55,42 @@ def convert_data(data: bytes, job: Job, targets: Collection[str], *, overwrite: 
         overwrite: write again what is current.
 
     Returns:
-        The targets that were written, and the folder's record.
+        The targets that were written, the folder's record, and why targets failed.
 
     Raises:
-        AtariConvertError: see `convert.errors`.
+        AtariConvertError: nothing was sent; see `convert.errors`.
     """
+    pipeline.check_targets(targets)
     files = storage.list_files(job.folder)
-    record = _find_record(job.folder, files)
-    checkpoint = pipeline.describe_source(data, job.path)
-    intact = partial(_is_intact, job.folder, files)
+    record, is_exact = _find_record(job.folder, files)
+    network = pipeline.read_network(data, job.source)
+    agent = pipeline.describe_agent(network, job.identity, pipeline.describe_source(data, job.path))
+    is_unfinished = UNFINISHED_NAME in files
     stale = pipeline.choose_stale(
-        record, job.identity, checkpoint, targets, overwrite=overwrite or UNFINISHED_NAME in files, is_intact=intact
+        record,
+        agent,
+        targets,
+        overwrite=overwrite or is_unfinished,
+        is_exact=is_exact,
+        is_intact=partial(_is_intact, job.folder, files),
     )
     if record and not stale:
-        return (), record
-    if record and UNFINISHED_NAME in files:  # what a killed run was sending may lie among what the record says
+        return (), record, {}
+    if record and is_unfinished:  # what a killed run was sending may lie among what the record says
         stale = tuple(dict.fromkeys((*stale, *record.artifacts)))
     with _aside() as folder:
-        fresh = _convert_aside(data, job, stale, folder)
-        merged = Record(fresh.agent, {**(record.artifacts if record else {}), **fresh.artifacts}, fresh.versions)
-        _send(folder, job.folder, fresh, merged, files)
-    return stale, merged
+        fresh = _write_aside(network, agent, stale, folder, job)
+        if not fresh.written:
+            return (), record or fresh.record, fresh.failures
+        kept = record.artifacts if record and record.agent == agent and not is_unfinished else {}
+        merged = Record(agent, {**kept, **fresh.record.artifacts}, fresh.record.versions)
+        _send(folder, job.folder, fresh.record, merged, record, files)
+    return fresh.written, merged, fresh.failures
 
 
-def _convert_aside(data: bytes, job: Job, targets: Collection[str], folder: Path) -> Record:
+def _write_aside(network: Network, agent: Agent, targets: Collection[str], folder: Path, job: Job) -> Conversion:
     try:
-        return pipeline.convert_data(data, job.source, folder, targets, identity=job.identity, path=job.path).record
+        return pipeline.write_agent(network, agent, folder, targets)
     except UnwritableOutput as error:
         raise UnwritableOutput(f"{job.folder}: {error}: {_CURE}") from error
 
@@ -73,32 +98,35 @@ def _convert_aside(data: bytes, job: Job, targets: Collection[str], folder: Path
 def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
     """Return the targets that a run would write at a URL, by sizes alone."""
     files = storage.list_files(job.folder)
-    record = _find_record(job.folder, files)
-    source = guess_source(job, record)
+    record, is_exact = _find_record(job.folder, files)
+    agent = guess_agent(job, record)
     intact = partial(_has_sizes, files)
-    return pipeline.choose_stale(record, job.identity, source, targets, overwrite=overwrite, is_intact=intact)
+    return pipeline.choose_stale(record, agent, targets, overwrite=overwrite, is_exact=is_exact, is_intact=intact)
 
 
-def guess_source(job: Job, record: Record | None) -> File:
-    """Return a source without reading it: as the record has it, unless their sizes differ."""
-    if record and job.size in (0, record.agent.source.size):
-        return record.agent.source
-    return File(job.path, job.size, "")
+def guess_agent(job: Job, record: Record | None) -> Agent | None:
+    """Return who a checkpoint is without reading it: whom the record tells of, unless the job tells of another."""
+    if record is None or job.path != record.agent.source.path or job.size not in (0, record.agent.source.size):
+        return None
+    source, head = record.agent.source, record.agent.head
+    return Agent(job.identity, head, source, name_actions(job.identity.game, head.actions))
 
 
-def _find_record(url: str, files: _Listing) -> Record | None:
-    """Return the record at a URL; None where there is none that this version reads.
+def _find_record(url: str, files: _Listing) -> tuple[Record | None, bool]:
+    """Return the record at a URL, None where there is none that this version reads, and whether its text is exact.
 
     Raises:
         OutputExists: the URL holds what this tool did not write.
     """
     place = storage.join(url, RECORD_NAME)
-    text = storage.read_bytes(place).decode(errors="replace") if RECORD_NAME in files else ""
+    is_there = RECORD_NAME in files and files[RECORD_NAME].size <= LARGEST_DOCUMENT
+    text = storage.read_bytes(place).decode(errors="replace") if is_there else ""
     refuse_foreign(url, files, text)
     try:
-        return from_json(text, place)
+        record = from_json(text, place)
     except RecordError:
-        return None
+        return None, False
+    return record, to_json(record) == text
 
 
 def _is_intact(folder: str, files: _Listing, artifact: Artifact) -> bool:
@@ -113,16 +141,18 @@ def _has_sizes(files: _Listing, artifact: Artifact) -> bool:
     return bool(found) and all(found)
 
 
-def _send(folder: Path, url: str, fresh: Record, merged: Record, before: _Listing) -> None:
+def _send(folder: Path, url: str, fresh: Record, merged: Record, former: Record | None, before: _Listing) -> None:
     storage.write_bytes(storage.join(url, UNFINISHED_NAME), b"")
     for artifact in fresh.artifacts.values():
         for file in artifact.files:
             storage.write_bytes(storage.join(url, file.path), (folder / file.path).read_bytes())
     recorded = {file.path for artifact in merged.artifacts.values() for file in artifact.files}
-    tops = {path.split("/")[0] for path in recorded}
+    # An older format of an artefact had more files, or a target that was there is not there any more.
+    places = {target.path for target in list_targets() if target.name in merged.artifacts}
+    places |= set(find_dropped(former, merged))
     for path in before:
-        if "/" in path and path.split("/")[0] in tops and path not in recorded:
-            storage.remove(storage.join(url, path))  # an older format of an artefact had more files
+        if path.partition("/")[0] in places and path not in recorded:
+            storage.remove(storage.join(url, path))
     storage.write_bytes(storage.join(url, RECORD_NAME), to_json(merged).encode())
     storage.remove(storage.join(url, UNFINISHED_NAME))
 
@@ -146,8 +176,8 @@ def _aside() -> Iterator[Path]:
 
 def _make_base() -> Path:
     """Return a swept folder for those of `_aside`; the system's own, unswept, where none can be made."""
-    base = cache_folder() / "aside"
     try:
+        base = cache_folder() / "aside"
         base.mkdir(parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.gettempdir())

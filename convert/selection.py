@@ -5,16 +5,19 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from convert import storage
-from convert.agent import FAMILIES, RECORD_NAME, UNFINISHED_NAME, Identity, check_known, identify
+from convert.agent import FAMILIES, Identity, check_known, identify
+from convert.census import Census, explain_nothing, is_agent
 from convert.errors import SelectionError, Unreachable
 from convert.games import load_games
+from convert.names import find_meant, spell
 from convert.storage import Found, is_url, normalise, path_of
+from convert.targets import list_targets
 
 FINAL_STEP = 50_000_000  # agent steps; the last checkpoint of a finished run of the release, at 200M frames
 
@@ -102,14 +105,15 @@ def find_jobs(
     out = normalise(str(out))
     if is_url(out):
         storage.spell(out)  # nothing could be written where it fails
+    census = Census()
     jobs = [
         _make_job(found, base, out, identity)
         for source, must_exist in named
-        for found, base in _find_files(source, anonymous=anonymous, must_exist=must_exist)
+        for found, base in _find_files(source, census, anonymous=anonymous, must_exist=must_exist)
     ]
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
-        raise SelectionError("no model_*.gz found: name a checkpoint, or a folder of the release")
+        raise SelectionError(f"no model_*.gz found: {explain_nothing(census, [source for source, _ in named])}")
     if identity and len(jobs) > 1:
         raise SelectionError(f"--identity is for one checkpoint, found {len(jobs)}")
     return jobs
@@ -174,37 +178,49 @@ def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
     return taken
 
 
-def _find_files(source: str, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
-    """Yield each checkpoint with the folder that its path is relative to."""
+def _find_files(source: str, census: Census, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
+    """Yield each checkpoint with the folder that its path is relative to; count what else a search meets."""
     try:
-        yield from _find_at_url(source, anonymous=anonymous) if is_url(source) else _find_here(source)
+        yield from _find_at_url(source, census, anonymous=anonymous) if is_url(source) else _find_here(source, census)
     except (SelectionError, Unreachable):
         if must_exist:
             raise
         yield Found(source), os.path.dirname(source)
 
 
-def _find_here(source: str) -> Iterator[tuple[Found, str]]:
+def _find_here(source: str, census: Census) -> Iterator[tuple[Found, str]]:
     if os.path.isdir(source):
-        yield from ((found, source) for found in _walk(source))
+        yield from ((found, source) for found in _walk(source, census))
     elif os.path.exists(source):
         yield _look_at(source), os.path.dirname(source)
     elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
         base = _fixed_part(source, _MAGIC)
         for match in matches:
             if os.path.isdir(match):
-                yield from ((found, base) for found in _walk(match))
+                yield from ((found, base) for found in _walk(match, census))
             elif match.endswith(".gz"):
                 yield _look_at(match), base
+            else:
+                census.add_files([match])
     else:
-        raise SelectionError(f"{source!r} does not exist: name a checkpoint, or a folder of the release")
+        raise SelectionError(f"{source!r} does not exist{_explain_missing(source)}")
 
 
-def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
+def _explain_missing(source: str) -> str:
+    names = [target.name for target in list_targets()]
+    meant = [spell(source)] if spell(source) in names else find_meant(source, ())
+    if meant:
+        return f", but looks like a target: name several targets with commas, such as --to …,{meant[0]}"
+    return ": name a checkpoint, or a folder of the release"
+
+
+def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
     magic = _MAGIC_HTTP if source.startswith(("http://", "https://")) else _MAGIC
     if magic.search(source):
-        base = storage.spell(_fixed_part(source, magic), anonymous=anonymous)
-        matches = [found for found in storage.find_matches(source, anonymous=anonymous) if found.name.endswith(".gz")]
+        fixed = _fixed_part(source, magic)
+        base = storage.spell(fixed, anonymous=anonymous)
+        matches = storage.find_matches(fixed, source.removeprefix(fixed), anonymous=anonymous)
+        matches = [found for found in matches if found.name.endswith(".gz")]
         if not matches:
             raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
         yield from ((found, base) for found in matches)
@@ -212,7 +228,7 @@ def _find_at_url(source: str, *, anonymous: bool) -> Iterator[tuple[Found, str]]
         yield Found(source), os.path.dirname(source)
     else:
         base = storage.spell(source, anonymous=anonymous)
-        yield from ((found, base) for found in _walk_url(source, anonymous=anonymous))
+        yield from ((found, base) for found in _walk_url(source, census, anonymous=anonymous))
 
 
 def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
@@ -220,12 +236,14 @@ def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
     return "".join(magic.split(pattern, maxsplit=1)[0].rpartition("/")[:2])
 
 
-def _walk(top: str) -> Iterator[Found]:
+def _walk(top: str, census: Census) -> Iterator[Found]:
     """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents."""
     for folder, folders, names in storage.walk_links(top, _refuse):
-        if folder != top and _is_agent([*folders, *names]):
+        census.add_folder(folder, [*folders, *names])
+        if folder != top and is_agent([*folders, *names]):
             folders.clear()
             continue
+        census.add_files(f"{folder}/{name}" for name in names)
         for name in names:
             if _is_checkpoint(name):
                 yield _look_at(str(Path(folder, name)))
@@ -235,17 +253,14 @@ def _look_at(path: str) -> Found:
     return Found(path, os.stat(path).st_size if os.path.exists(path) else 0)  # a link may lead nowhere
 
 
-def _walk_url(top: str, *, anonymous: bool) -> Iterator[Found]:
+def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
     """Yield the checkpoints in and below a folder at a URL, as `_walk` does."""
-    for number, (folders, files) in enumerate(storage.walk(top, anonymous=anonymous)):
-        if number and _is_agent(folders.keys() | files.keys()):
+    for place, folders, files in storage.walk(top, anonymous=anonymous):
+        if place and is_agent(folders.keys() | files.keys()):
             folders.clear()
             continue
-        yield from (found for name, found in files.items() if _is_checkpoint(name))
-
-
-def _is_agent(names: Container[str]) -> bool:
-    return RECORD_NAME in names or UNFINISHED_NAME in names
+        census.add_files(found.name for found in files.values())
+        yield from (found for name, found in files.items() if _is_checkpoint(os.path.basename(name)))
 
 
 def _is_checkpoint(name: str) -> bool:
@@ -264,6 +279,8 @@ def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> J
         path = f"{identity.folder}.gz"
     else:
         path = name[len(base) :].lstrip("/") if is_url(name) else Path(name).relative_to(base).as_posix()
+        if identify(path) != Identity():  # it was said to be another, of whom its place in the release tells nothing
+            path = path.rpartition("/")[2]
         if any(part in ("", ".", "..") or "\0" in part for part in path.removesuffix(".gz").split("/")):
             raise SelectionError(f"{found.name}: its name without .gz is no name for a folder: rename it")
     return Job(_printable(found.name), _printable(path), out, identity, found.size, found.stamp)

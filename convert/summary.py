@@ -19,7 +19,7 @@ _LISTED = 50  # failures in the Markdown, which a page has to hold; JSON has the
 
 @dataclass(frozen=True)
 class Failure:
-    """A source that was not converted, and why."""
+    """A source that was not converted, or not to every target, and why."""
 
     source: str
     kind: str
@@ -59,12 +59,13 @@ class Tally:
             self.failures.append(Failure(outcome.job.source, type(error).__name__, " ".join(str(error).split())))
         elif outcome.written:
             self.converted += 1
+        else:
+            self.current += 1
+        if outcome.written:  # in part, perhaps, by one that failed
             size = outcome.record.agent.source.size if outcome.record else outcome.job.size
             self.bytes_read += size
             self.untold += not size
             self.bytes_written += outcome.bytes_written
-        else:
-            self.current += 1
 
 
 def to_json(tally: Tally, settings: Mapping[str, Any]) -> str:

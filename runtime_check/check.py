@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
 from convert.artefacts import open_screened
-from convert.errors import ArtefactMissing, BackendUnavailable, CheckError, MissingExtra
+from convert.errors import ArtefactMissing, AtariConvertError, BackendUnavailable, CheckError, MissingExtra
 from runtime_check.backends import (
     REFERENCE,
     Backend,
@@ -44,6 +44,7 @@ from runtime_check.inputs import (
     find_changes,
     find_record_faults,
     find_tensor_faults,
+    find_version_faults,
     is_recorded,
 )
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
@@ -209,6 +210,7 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
         path = find_artefact(result.folder, backend.target)
         faults = find_changes(result.folder, backend.target, artifact)
         faults += find_tensor_faults(backend.target, artifact, record.agent.head)
+        faults += find_version_faults(backend.target, artifact)
         if faults:
             outcome.fail("; ".join(faults))
             return
@@ -454,5 +456,5 @@ def _compare_logs(
 
 
 def _first_line(error: Exception) -> str:
-    text = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {text[0] if text else ''}"[:300]
+    text = str(error).strip().splitlines() or [""]
+    return text[0][:600] if isinstance(error, AtariConvertError) else f"{type(error).__name__}: {text[0]}"[:300]

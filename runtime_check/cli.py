@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
+from convert.command_line import Command, complete_from, split_formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -32,7 +33,24 @@ _BAR = 24
 _REDRAW = 0.2  # seconds
 
 
-@click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+_EXAMPLES = """\
+Replay Atari episodes and compare converted agents with their checkpoints. For example:
+  atari-check converted --source RELEASE                    every agent in and below a folder
+  atari-check converted --source RELEASE --max-steps 300    in short episodes
+  atari-check --help                                        every option"""
+
+
+def _list_backend_names() -> list[str]:
+    from runtime_check.backends import list_backends
+
+    return [backend.name for backend in list_backends()]
+
+
+@click.command(
+    cls=Command,
+    examples=_EXAMPLES,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
 @click.argument(
     "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
 )
@@ -41,46 +59,62 @@ _REDRAW = 0.2  # seconds
     default=".",
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
-    help="A checkpoint, or the root of the release: FAMILY/Game/seed/model_STEP.gz below it is tried first, then any "
-    "model_*.gz with the recorded sha256.",
+    help="The original checkpoints to compare with: one file, or the root of the release. There, "
+    "FAMILY/Game/seed/model_STEP.gz is tried first, then any model_*.gz with the sha256 in agent.json.",
 )
 @click.option(
     "--backend",
     "backends",
     multiple=True,
-    metavar="NAME",
-    help="onnxruntime | flax | tensorflow | ...; repeatable; default: all artefacts that are there. The checkpoint in "
-    "torch is the reference and always takes part.",
+    metavar="NAME,...",
+    callback=split_formats,
+    shell_complete=complete_from(_list_backend_names),
+    help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The checkpoint in "
+    "torch is the reference and always takes part. Repeatable.",
 )
-@click.option("--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="For each agent.")
-@click.option("--max-steps", metavar="N", type=click.IntRange(1), help="In each episode.")
-@click.option("--seed", default=0, metavar="N", type=click.IntRange(0, 2**31 - 100_001), help="Of the first episode.")
+@click.option(
+    "--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="Number of episodes per agent."
+)
+@click.option("--max-steps", metavar="N", type=click.IntRange(1), help="Stop each episode after N steps.")
+@click.option(
+    "--seed",
+    default=0,
+    metavar="N",
+    type=click.IntRange(0, 2**31 - 100_001),
+    help="Seed of the first episode; the next ones count up.",
+)
 @click.option(
     "--epsilon",
     default=0.0,
     metavar="E",
     type=click.FloatRange(0, 1),
-    help="Probability of a random action, seeded; the release's play.py uses 0.001.",
+    help="Probability of a random action, drawn by the seed. The release's play.py uses 0.001.",
 )
 @click.option(
     "--mode",
     default="shadow",
     type=click.Choice(["shadow", "solo", "both"]),
-    help="shadow: the checkpoint acts, all answer; solo: each plays by itself.",
+    help="shadow: the checkpoint acts and every backend answers; solo: each backend plays on its own.",
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="Where the networks run.")
-@click.option("--tf32", is_flag=True, help="Let GPUs use TF32 in place of float32.")
+@click.option("--tf32", is_flag=True, help="Let GPUs use TF32 instead of float32.")
 @click.option("--atol", default=2e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, absolute.")
-@click.option("--rtol", default=2e-5, metavar="X", type=click.FloatRange(0), help="Allowed error, relative to max |q|.")
+@click.option(
+    "--rtol",
+    default=2e-5,
+    metavar="X",
+    type=click.FloatRange(0),
+    help="Allowed error, relative to max |q| of an observation.",
+)
 @click.option(
     "--report",
     metavar="DIR",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Write check.json, check.html and the episode log there.",
+    help="Write check.json, check.html and episodes.jsonl to this folder.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
-@click.option("-q", "--quiet", is_flag=True, help="Print what does not agree only.")
-@click.option("-v", "--verbose", is_flag=True, help="Print what each backend ran on.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
 @click.version_option(__version__, prog_name="atari-check")
 def main(
     agents: tuple[Path, ...],
@@ -100,28 +134,29 @@ def main(
     quiet: bool,
     verbose: bool,
 ) -> None:
-    """Replay Atari episodes and prove that converted agents act like their checkpoints.
+    """Replay Atari episodes to prove that converted agents act like their checkpoints.
 
-    AGENT is a folder that atari-convert wrote, or a tree of them. Every artefact is opened with its own runtime, sees
-    the same episodes, and is held against the checkpoint in float64.
+    AGENT is a folder that atari-convert wrote, or a folder with several of them in or below it. Every artefact is
+    opened with its own runtime, sees the same episodes, and is compared with the checkpoint in float64.
 
-    Exit code: 0 all agree; 1 a disagreement, a wrong checksum, or an artefact that does not load or run; 2 something
-    could not be checked.
+    Exit codes: 0 all agree; 1 a disagreement, a wrong checksum, or an artefact that does not load or run; 2 something
+    could not be checked; 130 interrupted.
     """
     if not math.isfinite(atol) or not math.isfinite(rtol):
-        raise click.UsageError("--atol and --rtol are finite numbers")
+        raise click.UsageError("--atol and --rtol must be finite numbers")
     _quiet_runtimes()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a folder need not be UTF-8
     _end_by_signals(lambda: None)
     try:
         from convert.errors import AtariConvertError
+        from runtime_check.backends import find_backend
         from runtime_check.check import Options
         from runtime_check.inputs import Sources, find_agent_folders
         from runtime_check.report import ReportWriter
 
         options = Options(
-            backends=backends,
+            backends=tuple(find_backend(name).name for name in backends),
             episodes=episodes,
             max_steps=max_steps,
             seed=seed,
@@ -133,7 +168,6 @@ def main(
             atol=atol,
             rtol=rtol,
         )
-        _check_names(backends)
         folders = find_agent_folders(agents)
         writer = ReportWriter(report, options)
         _end_by_signals(writer.discard)
@@ -175,19 +209,12 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
     def end(number: int, _: object) -> None:
         discard()
         # Not through sys.stderr, which may be at work at this moment.
-        os.write(2, b"\ninterrupted: no half report is left\n")
+        os.write(2, b"\ninterrupted: no report was written\n")
         os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # a shell's job in the background is not for Ctrl-C
             signal.signal(number, end)
-
-
-def _check_names(backends: Sequence[str]) -> None:
-    from runtime_check.backends import find_backend
-
-    for name in backends:
-        find_backend(name)
 
 
 def _check_all(

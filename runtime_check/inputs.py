@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
-from convert.agent import RECORD_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor, to_json
+from convert import __version__
+from convert.agent import RECORD_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
 from convert.errors import CheckError, CheckpointError
+from convert.publish import find_strangers
 from convert.storage import walk_links
 from convert.targets import describe_tensors, find_target
 from runtime_check.oracle import Oracle
@@ -61,22 +62,23 @@ class Sources:
         """
         source = agent.source
         if self._root.is_file():
-            if _is_intact(self._root, source):
-                return self._root
-            raise CheckpointError(
-                f"{self._root}: sha256 is {_hash(self._root)}, agent.json of {source.path} says {source.sha256}: "
-                "another checkpoint; name the one that was converted with --source"
-            )
+            if change := _find_change(self._root, source):
+                _, found, recorded = change
+                raise CheckpointError(
+                    f"{self._root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
+                    "the one that was converted with --source"
+                )
+            return self._root
         candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
         candidates += [self._root / source.path]
         for path in candidates:
-            if _is_intact(path, source):
+            if not _find_change(path, source):
                 return path
         for path in self._by_size.get(source.size, []):
-            if _is_intact(path, source):
+            if not _find_change(path, source):
                 return path
         raise CheckpointError(
-            f"{self._root}: no checkpoint of {source.path} (sha256 {source.sha256}): "
+            f"{self._root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
             "expected it at this path or as any model_*.gz below; name its root with --source"
         )
 
@@ -96,23 +98,45 @@ def find_artefact(folder: Path, target: str) -> Path:
 def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     """Return how the files of an artefact differ from their record: missing, changed, or not recorded."""
     top = find_artefact(folder, target)
-    changes = [] if artifact.files else [f"agent.json lists no file of {target}: convert the agent again"]
+    changes = find_strange_files(folder, top)
+    if changes:  # which may lead anywhere, and need not be opened
+        return changes
     for file in artifact.files:
         path = folder / file.path
         if not path.is_relative_to(top):
             changes.append(f"{file.path} is no part of {target}, whose place is {top.name}")
         elif not path.is_file():
             changes.append(f"{file.path} is missing: convert the agent again")
-        elif not _is_intact(path, file):
-            changes.append(f"checksum: {file.path} has sha256 {_hash(path)}, agent.json says {file.sha256}")
-    recorded = {folder / file.path for file in artifact.files}
-    for path in (top, *sorted(top.rglob("*"))):
-        name = path.relative_to(folder).as_posix()
-        if path.is_symlink():
-            changes.append(f"{name} is a symbolic link, which atari-convert never writes")
-        elif path.is_file() and path not in recorded:
-            changes.append(f"{name} is not in agent.json")
+        elif change := _find_change(path, file):
+            kind, found, recorded = change
+            changes.append(f"{kind}: {file.path} has {found}, agent.json says {recorded}")
+    listed = {folder / file.path for file in artifact.files}
+    changes += [
+        f"{path.relative_to(folder).as_posix()} is not in agent.json"
+        for path in (top, *sorted(top.rglob("*")))
+        if path.is_file() and path not in listed
+    ]
     return changes
+
+
+def find_strange_files(folder: Path, path: Path) -> list[str]:
+    """Return what at or below a path is a link, a pipe or a device."""
+    return [
+        f"{stranger.relative_to(folder).as_posix()} is {kind}, which atari-convert never writes"
+        for stranger, kind in find_strangers(path).items()
+    ]
+
+
+def find_version_faults(target: str, artifact: Artifact) -> list[str]:
+    """Return where an artefact was written by another version than would write it now, and may differ for that."""
+    faults = []
+    expected = find_target(target).format_version
+    if artifact.format_version != expected:
+        faults.append(f"format_version of {target} is {artifact.format_version}, this version writes {expected}")
+    wrote = artifact.versions.get("atari-convert")
+    if wrote != __version__:
+        faults.append(f"{target} was written by atari-convert {wrote}, this is {__version__}")
+    return [f"agent.json: {fault}: convert the agent again, or check it with that version" for fault in faults]
 
 
 def is_recorded(artifact: Artifact, files: Mapping[str, bytes]) -> bool:
@@ -137,14 +161,14 @@ def _format(tensors: Iterable[Tensor]) -> str:
 
 
 def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str]:
-    """Return where ``agent.json`` contradicts itself, the checkpoint or the emulator, which would mislead a user.
+    """Return where ``agent.json`` contradicts the checkpoint or the emulator, which would mislead a user.
 
     Raises:
         CheckError: the head fits no action set of the game.
         RomUnavailable: there is no such game or ROM.
     """
     agent, head = record.agent, record.agent.head
-    faults = _find_derived_faults(folder, record)
+    faults = find_strange_files(folder, folder / RECORD_NAME)
     found = (head.kind, head.actions)
     expected = ("q" if oracle.support is None else "categorical", oracle.actions)
     if found != expected:
@@ -159,15 +183,15 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str
     return faults
 
 
-def _find_derived_faults(folder: Path, record: Record) -> list[str]:
-    """Compare what follows from other fields, such as the protocol from the family: others may believe what stands."""
-    found, expected = json.loads((folder / RECORD_NAME).read_text("utf-8")), json.loads(to_json(record))
-    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
-    return [f"agent.json: {name} is not that of this agent" for name in names]
-
-
-def _is_intact(path: Path, file: File) -> bool:
-    return path.is_file() and path.stat().st_size == file.size and _hash(path) == file.sha256
+def _find_change(path: Path, file: File) -> tuple[str, str, str] | None:
+    """Return in what a file differs from its record, what it has, and what was recorded; None where it does not."""
+    if not path.is_file():
+        return "size", "no file", f"{file.size} bytes"
+    size = path.stat().st_size
+    if size != file.size:
+        return "size", f"{size} bytes", f"{file.size} bytes"
+    sha256 = _hash(path)
+    return None if sha256 == file.sha256 else ("checksum", f"sha256 {sha256}", f"sha256 {file.sha256}")
 
 
 def _hash(path: Path) -> str:

@@ -19,11 +19,7 @@ or, for C51                   (A · atoms, 512)          A × atoms logits; Q = 
 
 from __future__ import annotations
 
-import gzip
-import io
 import os
-import zipfile
-import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
@@ -35,9 +31,10 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
+from runtime_check.originals.atari_agents import read_state_dict
+
 Float64 = NDArray[np.float64]
 
-_LARGEST_CHECKPOINT = 256 * 2**20
 _STRIDES = (4, 2, 1)
 _SHAPES = {
     "_AtariNet__features.0.weight": (32, 4, 8, 8),
@@ -50,6 +47,8 @@ _SHAPES = {
     "_AtariNet__head.0.bias": (512,),
 }
 _HEAD_WEIGHT, _HEAD_BIAS, _SUPPORT = "_AtariNet__head.2.weight", "_AtariNet__head.2.bias", "_AtariNet__support"
+_LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
+_NAMES = (*_SHAPES, _HEAD_WEIGHT, _HEAD_BIAS, _SUPPORT)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,52 +74,6 @@ class Oracle:
         return len(self.head_bias) // atoms
 
 
-def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
-    """Read the weights of a checkpoint of the release: a gzip of ``torch.save({"estimator_state": …})``.
-
-    Only tensors are unpickled, and a file or an archive in it that inflates to more than 256 MiB is refused.
-
-    Raises:
-        OSError: there is no such file, or it cannot be opened.
-        ValueError: it is not such a checkpoint.
-    """
-    try:
-        with gzip.open(path) as file:
-            raw = file.read(_LARGEST_CHECKPOINT + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise ValueError(f"{path}: not a complete gzip file ({error})") from error
-    if len(raw) > _LARGEST_CHECKPOINT:
-        raise ValueError(f"{path}: inflates to more than 256 MiB, a checkpoint has about 9")
-    try:
-        _check_archive(raw)
-        document = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
-    except Exception as error:  # neither torch nor zipfile promises a class of error for damaged input
-        raise ValueError(f"{path}: not a checkpoint that torch can read safely ({error})") from error
-    state = document.get("estimator_state") if isinstance(document, dict) else None
-    if not isinstance(state, dict) or not all(_is_plain(value, len(raw)) for value in state.values()):
-        raise ValueError(f"{path}: no 'estimator_state' that maps names to plain tensors")
-    return {name: tensor.detach() for name, tensor in state.items()}
-
-
-def _check_archive(raw: bytes) -> None:
-    if not raw.startswith(b"PK"):  # the format before archives
-        return
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive:
-        if sum(entry.file_size for entry in archive.infolist()) > _LARGEST_CHECKPOINT:
-            raise ValueError("its archive inflates to more than 256 MiB")
-
-
-def _is_plain(value: object, size: int) -> bool:
-    """Tell a dense tensor on the CPU from all else. Strides of 0 make any size out of a file of ``size`` bytes."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and value.numel() * value.element_size() <= size
-    )
-
-
 def read_oracle(path: Path) -> Oracle:
     """Read a checkpoint of the release as its float64 oracle.
 
@@ -129,10 +82,14 @@ def read_oracle(path: Path) -> Oracle:
         ValueError: it is not a checkpoint of this network; the message names every weight that is off.
     """
     state = read_state_dict(path)
-    arrays = {name: tensor.to(torch.float64).numpy() for name, tensor in state.items()}
-    problems = _find_problems(arrays)
+    problems = _find_problems({name: tuple(tensor.shape) for name, tensor in state.items()})
+    # Tensors of any number and size may share a storage, and would each become an array.
+    known = [name for name in _NAMES if name in state and state[name].numel() <= _LARGEST_WEIGHT]
+    arrays = {name: state[name].to(torch.float64).numpy() for name in known}
+    problems += [f"{name} is not finite" for name, array in arrays.items() if not np.isfinite(array).all()]
     if problems:
-        raise ValueError(f"{path}: {'; '.join(problems)}")
+        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(f"{path}: {'; '.join(problems[:10])}{more}")
     weights, biases = (
         tuple(arrays[f"_AtariNet__features.{layer}.{kind}"] for layer in (0, 2, 4)) for kind in ("weight", "bias")
     )
@@ -147,21 +104,20 @@ def read_oracle(path: Path) -> Oracle:
     )
 
 
-def _find_problems(arrays: dict[str, Float64]) -> list[str]:
+def _find_problems(shapes: dict[str, tuple[int, ...]]) -> list[str]:
     expected: dict[str, tuple[int, ...]] = dict(_SHAPES)
-    head_bias, support = arrays.get(_HEAD_BIAS), arrays.get(_SUPPORT)
-    rows = head_bias.shape[0] if head_bias is not None and head_bias.ndim == 1 else -1
+    head_bias, support = shapes.get(_HEAD_BIAS), shapes.get(_SUPPORT)
+    rows = head_bias[0] if head_bias is not None and len(head_bias) == 1 else -1
     expected |= {_HEAD_WEIGHT: (rows, 512), _HEAD_BIAS: (rows,)}
-    problems = [f"{name} is missing" for name in expected if name not in arrays]
-    problems += [f"{name} is unexpected" for name in arrays if name not in expected and name != _SUPPORT]
+    problems = [f"{name} is missing" for name in expected if name not in shapes]
+    problems += [f"{ascii(name)[1:-1][:80]} is unexpected" for name in shapes if name not in _NAMES]
     problems += [
-        f"{name} is {arrays[name].shape}, expected {shape}"
+        f"{name} is {shapes[name]}, expected {shape}"
         for name, shape in expected.items()
-        if name in arrays and arrays[name].shape != shape
+        if name in shapes and shapes[name] != shape
     ]
-    problems += [f"{name} is not finite" for name, array in arrays.items() if not np.isfinite(array).all()]
-    if support is not None and (support.ndim != 1 or not support.size or rows % support.size):
-        problems.append(f"{_SUPPORT} is {support.shape}, the head has {rows} rows")
+    if support is not None and (len(support) != 1 or not support[0] or rows % support[0]):
+        problems.append(f"{_SUPPORT} is {support}, the head has {rows} rows")
     if rows == 0:
         problems.append("the head has no actions")
     return problems

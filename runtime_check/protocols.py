@@ -141,6 +141,7 @@ class Episode:
     Attributes:
         observation: uint8[4, 84, 84], oldest frame first, 0–255. Changed in place by ``step``: copy to keep.
         game_over: whether the episode has ended, by game over or at 108,000 frames.
+        truncated: whether it has ended at 108,000 frames.
         noops: the number of no-op frames at its beginning.
     """
 
@@ -167,7 +168,7 @@ class Episode:
             self._ale.act(meanings["NOOP"])
             if self._ale.game_over():
                 self._ale.reset_game()
-        self.game_over = False
+        self.game_over = self.truncated = False
         self.observation: NDArray[np.uint8] = np.zeros((STACK, HEIGHT, WIDTH), np.uint8)
         self.observation[-1] = self._read_frame()
 
@@ -188,7 +189,12 @@ class Episode:
                 break
         self.observation[:-1] = self.observation[1:]
         self.observation[-1] = pooled
+        self.truncated = self._ale.game_truncated()
         return reward
+
+    def read_screen(self) -> NDArray[np.uint8]:
+        """Return what the screen shows: uint8[height, width, 3], RGB, 210 × 160 in most games."""
+        return np.asarray(self._ale.getScreenRGB(), np.uint8)
 
     def _read_frame(self) -> NDArray[np.uint8]:
         frame = self._ale.getScreenGrayscale()

@@ -36,7 +36,8 @@ from convert.signals import hold_signals
 from runtime_check import plots
 from runtime_check.check import Options
 from runtime_check.compare import Tolerance
-from runtime_check.replay import EpisodeLog, to_json_line
+from runtime_check.log_file import LogFile
+from runtime_check.replay import EpisodeLog
 from runtime_check.results import AgentResult, BackendResult, Exhibit, Returns
 
 FORMAT_VERSION = 1
@@ -229,6 +230,7 @@ class ReportWriter:
         self._sections = 0
         self._stack = ExitStack()
         self._files: dict[str, TextIO] = {}
+        self._log: LogFile
         loader = jinja2.PackageLoader("runtime_check")
         self._templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
         self._templates.globals |= {
@@ -250,8 +252,9 @@ class ReportWriter:
             if self._directory is not None:
                 self._directory.mkdir(parents=True, exist_ok=True)
             self._aside.mkdir(mode=0o700)
-            for name in ("agents", "rows", "sections", LOG_NAME):
+            for name in ("agents", "rows", "sections"):
                 self._files[name] = self._stack.enter_context(_create(self._aside / name))
+            self._log = self._stack.enter_context(LogFile(self._aside / LOG_NAME, self._aside / "waiting"))
         return self
 
     def __exit__(
@@ -275,14 +278,13 @@ class ReportWriter:
         return self._counts
 
     def add_episode(self, folder: Path, backend: str, mode: str, log: EpisodeLog) -> None:
-        """Add an episode's log.
+        """Add the log of an episode of the agent that `add_agent` adds next.
 
         Raises:
             UnwritableOutput: the disk is full, or something like it.
         """
-        head = json.dumps({"folder": str(folder), "backend": backend, "mode": mode})
         with self._writing():
-            self._files[LOG_NAME].write(f"{head[:-1]}, {to_json_line(log)[1:]}\n")
+            self._log.add(folder, backend, mode, log)
 
     def add_agent(self, document: Document, result: AgentResult | None) -> None:
         """Add an agent's result, or the document of one that could not be checked.
@@ -293,6 +295,7 @@ class ReportWriter:
         number = sum(self._counts.values())
         self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
         with self._writing():
+            self._log.finish_agent(document["backends"])
             self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
             if self._directory is not None:
                 self._add_to_page(document, result, number)
@@ -315,6 +318,7 @@ class ReportWriter:
         with self._writing():
             for file in self._files.values():
                 file.close()
+            self._log.close()
             self._write_json()
             if self._directory is not None:
                 self._write_html()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from importlib.resources import files
 
 import jsonschema
@@ -21,20 +22,23 @@ SCHEMA = json.loads(files("convert").joinpath("agent.schema.json").read_text("ut
 
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 file_names = st.from_regex(r"[a-z_]{1,8}(/[a-z_.]{1,6}[a-z])?", fullmatch=True)
-recorded_files = st.builds(File, file_names, st.integers(0, 2**40), hashes)
-tensors = st.builds(
-    Tensor, st.text(), st.just("uint8"), st.tuples(st.none(), st.integers(1, 99)), st.tuples(st.text(), st.text())
+recorded_files = st.builds(File, file_names, st.integers(0, 2**30), hashes)
+names = st.from_regex(r"[A-Za-z0-9_]{1,64}", fullmatch=True)
+tensors = st.builds(Tensor, names, st.just("uint8"), st.tuples(st.none(), st.integers(1, 99)), st.tuples(names, names))
+versions = st.dictionaries(
+    st.sampled_from(["atari-convert", "orbax.checkpoint"]), st.from_regex(r"[!-~]{1,64}", fullmatch=True)
 )
-versions = st.dictionaries(st.text(), st.text(), max_size=2)
 artifacts = st.builds(
     Artifact,
     st.integers(1, 9),
-    st.lists(recorded_files, min_size=1, max_size=2).map(tuple),
+    st.lists(recorded_files, min_size=1, max_size=2, unique_by=lambda file: file.path).map(tuple),
     st.tuples(tensors),
     st.tuples(tensors),
     versions,
 )
-support = st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=4).map(tuple)
+support = st.sets(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=4).map(
+    lambda values: tuple(sorted(values))
+)
 heads = st.builds(HeadSpec, st.just("q"), st.integers(1, 18)) | support.map(
     lambda values: HeadSpec("categorical", 3, len(values), values)
 )
@@ -47,8 +51,13 @@ identities = st.builds(
 )
 records = st.builds(
     Record,
-    st.builds(Agent, identities, heads, recorded_files, st.none() | st.tuples(st.text())),
-    st.dictionaries(st.text(), artifacts, max_size=2),
+    st.builds(
+        lambda identity, head, source: Agent(identity, head, source, agents.name_actions(identity.game, head.actions)),
+        identities,
+        heads,
+        recorded_files,
+    ).filter(lambda agent: agents.find_contradiction(agent) is None),
+    st.dictionaries(st.sampled_from(["onnx", "litert-int8"]), artifacts, max_size=1),
     versions,
 )
 
@@ -121,15 +130,33 @@ def test_actions_are_named_by_the_minimal_or_the_full_set():
     assert agents.name_actions(None, 6) is None
 
 
+TENSORS = (Tensor("observation", "uint8", (None, 84), ("batch", "height")),)
+ARTIFACT = Artifact(1, (File("model.onnx", 3, "1" * 64),), TENSORS, TENSORS, {"atari-convert": "0.1.0"})
 RECORD = Record(
-    Agent(Identity("DQN_modern", "Pong", 0, 5), HeadSpec("q", 6), File("a/model_5.gz", 1, "0" * 64), ("NOOP",)),
-    {"onnx": Artifact(1, (File("model.onnx", 3, "1" * 64),), (), (), {})},
+    Agent(
+        Identity("DQN_modern", "Pong", 0, 5),
+        HeadSpec("q", 6),
+        File("DQN_modern/Pong/0/model_5.gz", 1, "0" * 64),
+        agents.name_actions("Pong", 6),
+    ),
+    {"onnx": ARTIFACT},
+    {"atari-convert": "0.1.0"},
+)
+C51 = Record(
+    Agent(
+        Identity("C51_classic", "Breakout", None, None),
+        HeadSpec("categorical", 4, 3, (-1.0, 0.5, 1.0)),
+        File("model_5.gz", 1, "0" * 64),
+        agents.name_actions("Breakout", 4),
+        File("x/model_4.gz", 2, "2" * 64),
+    ),
+    {},
     {},
 )
 
 
-def _replaced(*keys: str | int, by: object) -> str:
-    document = json.loads(agents.to_json(RECORD))
+def _replaced(*keys: str | int, by: object, record: Record = RECORD) -> str:
+    document = json.loads(agents.to_json(record))
     inner = document
     for key in keys[:-1]:
         inner = inner[key]
@@ -137,39 +164,175 @@ def _replaced(*keys: str | int, by: object) -> str:
     return json.dumps(document)
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("", "not JSON"),
-        ("[" * 100_000, "not JSON"),
-        ("[]", "format_version is None, expected 1"),
-        (_replaced("format_version", by=2), "format_version is 2, expected 1"),
-        (_replaced("head", by=[]), "head is .*expected dict"),
-        (_replaced("head", "kind", by="dueling"), "head kind is 'dueling'"),
-        (_replaced("head", "actions", by="6"), "actions is '6', expected int"),
-        (_replaced("head", "actions", by=True), "actions is True, expected int"),
-        (_replaced("game", by="Chess"), "no game 'Chess'"),
-        (_replaced("artifacts", "onnx", "files", 0, "path", by="../../etc/passwd"), "leaves its folder"),
-        (_replaced("artifacts", "onnx", "files", 0, "path", by="/etc/passwd"), "leaves its folder"),
-        (_replaced("artifacts", "onnx", "files", 0, "sha256", by="A" * 64), "not 64 lower-case hex digits"),
-        (agents.to_json(RECORD).replace('"seed"', '"sead"'), "no field 'seed'"),
-    ],
-)
+FILE = ("artifacts", "onnx", "files", 0)
+TENSOR = ("artifacts", "onnx", "inputs", 0)
+
+# What the schema refuses too.
+OUTSIDE_OF_THE_SCHEMA = [
+    (_replaced("format_version", by=2), "format_version is 2, expected 1"),
+    (_replaced("format_version", by=True), "format_version is True, expected 1"),
+    (_replaced("head", by=[]), "head is .*expected an object"),
+    (_replaced("head", "kind", by="dueling"), "head kind is 'dueling'"),
+    (_replaced("head", "actions", by="6"), "actions is '6', expected an integer"),
+    (_replaced("head", "actions", by=True), "actions is True, expected an integer"),
+    (_replaced("head", "actions", by=0), "actions is 0, expected 1 to 18"),
+    (_replaced("head", "actions", by=3_000_000), "actions is 3000000, expected 1 to 18"),
+    (_replaced("head", "atoms", by=51), "a q head has no atoms and no support"),
+    (_replaced("head", "support", by=[0, 1]), "a q head has no atoms and no support"),
+    (_replaced("head", "atoms", by=1_000_000_000, record=C51), "atoms is 1000000000, expected 2 to 512"),
+    (_replaced("head", "atoms", by=None, record=C51), "atoms is None, expected an integer"),
+    (_replaced("head", "support", by=None, record=C51), "support is None, expected a list"),
+    (_replaced("head", "support", by=[0, "1"], record=C51), "support holds '1'"),
+    (_replaced("head", "support", by=[0, 1e300, 2e300], record=C51), "a number is larger than any float32"),
+    (_replaced("family", by="DQN_classic_adam", record=C51), "algorithm is 'C51', expected 'DQN'"),
+    (_replaced("family", by="Rainbow"), "no family 'Rainbow'"),
+    (_replaced("protocol", by="classic"), "protocol is 'classic', expected 'modern'"),
+    (_replaced("algorithm", by=None), "algorithm is None, expected 'DQN'"),
+    (_replaced("seed", by=-1), "seed is -1, expected 0 to"),
+    (_replaced("step", by=10**15), "step is 1000000000000000, expected 0 to"),
+    (_replaced("step", by=5.5), "step is 5.5, expected an integer"),
+    (_replaced("action_meanings", by=["NOOP"] * 6), "action_meanings are .*expected the names of 6 different actions"),
+    (_replaced("action_meanings", by=[]), "action_meanings are"),
+    (_replaced("action_meanings", 0, by="JUMP"), "action_meanings are"),
+    (_replaced("observation", "order", by="newest first"), "order is 'newest first', expected 'oldest first'"),
+    (_replaced("observation", "low", by=False), "low is False, expected 0"),
+    (_replaced("source", "size", by=-1), "size is -1, expected 0 to"),
+    (_replaced("source", "size", by=2**40), "size is 1099511627776, expected 0 to"),
+    (_replaced("source", "sha256", by="A" * 64), "not 64 lower-case hex digits"),
+    (_replaced("notes", by="mine"), "unknown field 'notes'"),
+    (_replaced("head", "dueling", by=True), "unknown field 'dueling'"),
+    (_replaced("artifacts", by={"../onnx": {}}), "target is '../onnx', expected"),
+    (_replaced("artifacts", "onnx", "format_version", by=0), "format_version is 0, expected 1 to"),
+    (_replaced("artifacts", "onnx", "files", by=[]), "files is .*expected at least one object"),
+    (_replaced("artifacts", "onnx", "inputs", by=[]), "inputs is .*expected at least one object"),
+    (_replaced("artifacts", "onnx", "outputs", by=["q_values"]), "outputs is .*expected at least one object"),
+    (_replaced(*FILE, "mode", by=0o755), "unknown field 'mode'"),
+    *(
+        (_replaced(*FILE, "path", by=path), "path .*(leaves its folder|has control characters|is 5000 characters)")
+        for path in ("", "/etc/passwd", "../../etc/passwd", "a/../b", "a//b", "a/", "./a", "a\\b", "a\0", "\x1b[2J")
+    ),
+    (_replaced(*FILE, "path", by="a" * 5000), "path .* is 5000 characters long"),
+    (_replaced(*TENSOR, "name", by="a b"), "name is 'a b', expected"),
+    (_replaced(*TENSOR, "dtype", by="u" * 65), "dtype is 'u.*, expected"),
+    (_replaced(*TENSOR, "shape", by=[0, 84]), "shape is 0, expected 1 to"),
+    (_replaced(*TENSOR, "axes", by=["", "height"]), "axes is '', expected"),
+    (_replaced("versions", by={"torch": "1" * 65}), "version of torch is '1.*, expected"),
+    (_replaced("versions", by={"torch": "\x1b[2J"}), "version of torch is"),
+    (_replaced("versions", by={"": "1"}), "package is '', expected"),
+    (_replaced("derived_from", by={"path": "m.gz"}), "no field 'sha256'"),
+    (agents.to_json(RECORD).replace('"seed"', '"sead"'), "no field 'seed'"),
+]
+# What is well-formed by the schema, which cannot say it, or is none of its business.
+BEYOND_THE_SCHEMA = [
+    ("", "not JSON"),
+    ("[" * 100_000, "not JSON"),
+    ("[]", "format_version is None, expected 1"),
+    (" " * 2**20 + agents.to_json(RECORD), "expected at most 1048576"),
+    (_replaced("notes", by=[[[[[[[[0]]]]]]]]), "nested deeper than 8 levels"),
+    (agents.to_json(RECORD).replace('"step": 5', '"step": NaN'), "not JSON .*NaN"),
+    (agents.to_json(C51).replace("0.5", "1e400"), "a number is larger than any float32"),
+    (agents.to_json(RECORD).replace('"step": 5', f'"step": {"9" * 400}'), "a number is larger than any float32"),
+    (agents.to_json(RECORD).replace('"step": 5', f'"step": {"9" * 9999}'), "not JSON .*integer string"),
+    (agents.to_json(RECORD).replace('"step": 5', '"step": 5, "step": 6'), "not JSON .*twice"),
+    (_replaced("notes", by="\ud800"), "surrogates not allowed"),
+    (_replaced("game", by="Chess"), "no game 'Chess'"),
+    (_replaced("rom_id", by="breakout"), "rom_id is 'breakout', expected 'pong'"),
+    (_replaced("head", "atoms", by=2, record=C51), "support has 3 values, expected as many as atoms, 2"),
+    (_replaced("head", "support", by=[0, 2, 1], record=C51), "support does not increase"),
+    (_replaced("head", "support", by=[0, 0, 1], record=C51), "support does not increase"),
+    (_replaced("head", "support", by=[0, 0.1, 1], record=C51), "support holds 0.1, which is no float32"),
+    (_replaced("head", "actions", by=5), "action_meanings are .*expected the names of 5 different actions"),
+    (_replaced("source", "file", by="other.gz"), "file is 'other.gz', expected 'model_5.gz'"),
+    (_replaced("artifacts", "flax", by=json.loads(agents.to_json(RECORD))["artifacts"]["onnx"]), "listed twice"),
+    (_replaced(*TENSOR, "axes", by=["batch"]), "has other axes than"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), OUTSIDE_OF_THE_SCHEMA + BEYOND_THE_SCHEMA)
 def test_a_damaged_record_is_refused(text, message):
     with pytest.raises(RecordError, match=message) as caught:
         agents.from_json(text, "x/agent.json")
     assert str(caught.value).startswith("x/agent.json: ")
     assert "convert the agent again" in str(caught.value)
+    assert str(caught.value).isprintable()
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("text", [text for text, _ in OUTSIDE_OF_THE_SCHEMA])
+def test_the_schema_refuses_it_too(text):
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(json.loads(text), SCHEMA)
+
+
+@pytest.mark.parametrize("record", [RECORD, C51])
+def test_layout_and_order_of_a_record_are_free_and_so_is_the_way_to_write_a_number(record):
+    document = dict(reversed(json.loads(agents.to_json(record)).items()))
+    if record is C51:
+        document["head"]["support"] = [-1, 0.5, 1]
+    assert agents.from_json(json.dumps(document), "agent.json") == record
+    jsonschema.validate(document, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"game": "Boxing", "rom_id": "boxing"},
+            "said to be DQN_modern/Boxing/0/5, its source's path tells DQN_modern",
+        ),
+        ({"family": "MDQN_modern", "algorithm": "M-DQN"}, "said to be MDQN_modern/Pong/0/5, its source's path tells"),
+        ({"family": "DQN_classic_adam", "protocol": "classic"}, "said to be DQN_classic_adam/Pong/0/5"),
+        (
+            {"family": "C51_classic", "algorithm": "C51", "protocol": "classic"},
+            "has a q head, expected that of C51",
+        ),
+        ({"seed": 1}, "said to be DQN_modern/Pong/1/5, its source's path tells DQN_modern/Pong/0/model_5"),
+        ({"step": 6}, "said to be DQN_modern/Pong/0/6"),
+        ({"step": None}, r"said to be DQN_modern/Pong/0/\?, "),
+    ],
+)
+def test_a_record_that_tells_of_another_agent_than_the_path_of_its_source_is_refused(changes, message):
+    document = json.loads(agents.to_json(RECORD)) | changes
+    document["action_meanings"] = None
+    with pytest.raises(RecordError, match=message):
+        agents.from_json(json.dumps(document), "agent.json")
+
+
+JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
 
 
 @given(st.data())
-def test_a_record_with_any_field_replaced_is_read_or_refused(data):
-    junk = data.draw(st.none() | st.integers() | st.text(max_size=3) | st.lists(st.integers(), max_size=2))
-    document = json.loads(agents.to_json(RECORD))
-    key = data.draw(st.sampled_from(sorted(document)))
-    document[key] = junk
+def test_a_record_with_anything_replaced_is_refused_or_fits_the_schema(data):
+    document = json.loads(agents.to_json(data.draw(st.sampled_from([RECORD, C51]))))
+    inner = document
+    while True:
+        key = data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
+        if not inner[key] or not isinstance(inner[key], dict | list) or data.draw(st.booleans()):
+            break
+        inner = inner[key]
+    inner[key] = data.draw(JUNK)
     with contextlib.suppress(RecordError):
         assert agents.from_json(json.dumps(document), "agent.json")
+        jsonschema.validate(document, SCHEMA)
+
+
+@pytest.mark.parametrize("kind", ["fifo", "link", "folder", "huge", "latin-1"])
+def test_a_record_that_is_no_small_file_is_refused_at_once(kind, tmp_path):
+    path = tmp_path / "agent.json"
+    if kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "link":
+        (tmp_path / "other").write_text(agents.to_json(RECORD))
+        path.symlink_to("other")
+    elif kind == "folder":
+        path.mkdir()
+    elif kind == "huge":
+        with path.open("wb") as file:
+            file.truncate(2**40)
+    else:
+        path.write_bytes("é".encode("latin-1"))
+    with pytest.raises(RecordError, match=r"agent\.json: .*(regular file|symbolic link|expected at most|can't decode)"):
+        agents.read_record(tmp_path)
 
 
 def test_records_are_values():

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
+import shlex
 import shutil
+from pathlib import Path
 
 import jax
 import jsonschema
@@ -16,8 +19,9 @@ from click.testing import CliRunner
 
 import convert
 from convert import layout
+from convert.agent import name_actions
 from convert.cli import main
-from convert.errors import ArtefactMissing, UnreadableArtefact, WeightMismatch
+from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact, WeightMismatch
 from convert.linen import NatureC51, NatureDQN
 from convert.network import find_differences
 from runtime_check.oracle import compute_q_values, read_oracle
@@ -132,7 +136,7 @@ def test_a_trained_state_dict_comes_back_once_its_program_is_gone(agents, tmp_pa
     folder = shutil.copytree(agents[PONG], tmp_path / "agent")
     state = torch.load(folder / "torch/state_dict.pt", weights_only=True)
     torch.save({name: 2 * value for name, value in state.items()}, folder / "torch/state_dict.pt")
-    with pytest.raises(UnreadableArtefact, match=r"if those were trained on, remove model.pt2"):
+    with pytest.raises(UnreadableArtefact, match=r"if the weights in state_dict.pt were trained on, remove model.pt2"):
         convert.read_agent(folder)
     (folder / "torch/model.pt2").unlink()
     assert np.array_equal(convert.read_agent(folder).hidden.bias, 2 * state["hidden.bias"].numpy())
@@ -160,13 +164,58 @@ def test_an_artefact_of_another_agent_is_refused(agents, tmp_path):
         convert.read_agent(folder)
 
 
+@pytest.mark.parametrize("way", ["beside", "spelling", "link", "inside", "around", "python", "dry run"])
+def test_the_folder_that_is_read_is_never_written(way, agents, tmp_path, monkeypatch):
+    folder = tmp_path / "agents/DQN_modern/Pong/0/model_328492"
+    shutil.copytree(agents[PONG], folder)
+    (tmp_path / "link").symlink_to("agents")
+    monkeypatch.chdir(folder)
+    read, out, options = folder, tmp_path / "agents", ()
+    if way == "spelling":
+        read, out = ".", "../../../../../agents"
+    elif way == "link":
+        out = tmp_path / "link"
+    elif way == "inside":
+        out = folder / "more"
+    elif way == "around":
+        read = folder / "dopamine"
+    elif way == "dry run":
+        options = ("--dry-run",)
+    before = {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
+    if way == "python":
+        with pytest.raises(OutputExists, match=r"lies in the folder that is read.*choose an --out apart from it"):
+            convert.convert_agent(read, out, ["checkpoint"], overwrite=True)
+    else:
+        result = _run("--from-agent", read, "--to", "checkpoint", "--to", "dopamine", "-o", out, *options)
+        assert result.exit_code == 1
+        assert "lies in the folder that is read" in result.output
+        assert "nothing was touched; choose an --out apart from it, such as /" in result.output
+    assert {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+
+
+def test_another_identity_brings_its_own_path_and_action_meanings(agents, tmp_path):
+    identity = ("--identity", "MDQN_modern/Bowling/1/7")
+    result = _run("--from-agent", agents[PONG], "--from", "flax", "--to", "flax", *identity, "-o", tmp_path)
+    assert result.exit_code == 0, result.output
+    agent = convert.read_record(tmp_path / "MDQN_modern/Bowling/1/model_7").agent
+    assert agent.source.path == "MDQN_modern/Bowling/1/model_7.gz"
+    assert agent.source.sha256 == convert.read_record(agents[PONG]).agent.source.sha256
+    assert agent.action_meanings == name_actions("Bowling", 6)
+    partial = ("--identity", "DQN_modern/Pong")
+    assert _run("--from-agent", agents[PONG], "--to", "flax", *partial, "-o", tmp_path).exit_code == 0
+    assert convert.read_record(tmp_path / agents[PONG].name).agent.source.path == "model_328492.gz"
+    result = _run("--from-agent", agents[PONG], "--to", "flax", "--identity", "C51_classic/Pong/1/7", "-o", tmp_path)
+    assert result.exit_code == 1
+    assert "has a q head, expected that of C51_classic" in result.output
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--from", "flax"], "--from says which artefact of --from-agent to read"),
+        (["--from", "flax"], "--from names the artefact of --from-agent to read: add --from-agent FOLDER"),
         (["--from-agent", ".", "--from", "flux"], "no target 'flux'; did you mean flax?"),
-        (["--from-agent", ".", "somewhere.gz"], "--from-agent takes the place of SOURCE"),
-        (["--from-agent", ".", "-o", "memory://x"], "--from-agent writes to a local --out"),
+        (["--from-agent", ".", "somewhere.gz"], "--from-agent is used instead of SOURCE"),
+        (["--from-agent", ".", "-o", "memory://x"], "--from-agent needs a local folder as --out"),
         (["--from-agent", "nowhere"], "Directory 'nowhere' does not exist"),
     ],
 )
@@ -189,6 +238,16 @@ def test_a_dry_run_says_what_it_would_write(trained, tmp_path):
     result = _run("--from-agent", base, "--to", "checkpoint", "--dry-run", "-o", tmp_path / "out")
     assert "would write checkpoint" in result.output
     assert not (tmp_path / "out").exists()
+
+
+def test_the_documents_name_the_path_that_the_way_back_writes(further, tmp_path, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs/targets.md").read_text("utf-8").partition("## And back")[2]
+    command, written = re.search(r"```sh\natari-convert (.*?)\n```.*?```\n(.*?)\n```", text, re.DOTALL).groups()
+    shutil.copytree(further, tmp_path / "converted", ignore=shutil.ignore_patterns("checkpoint"))
+    monkeypatch.chdir(tmp_path)
+    result = _run(*shlex.split(command))
+    assert result.exit_code == 0, result.output
+    assert find_differences(convert.read_checkpoint(written), convert.read_checkpoint(PONG)) == []
 
 
 @pytest.mark.parametrize("atoms", [None, 51])

@@ -109,6 +109,11 @@ def test_the_episode_log_replays(checked):
     assert {Path(document["folder"]).name for document in documents} == {"model_187420", "model_328492"}
     log = from_json_line(lines[0])
     assert len(list(replay_log(log))) == len(log.actions) == 25
+    keys = [(Path(line["folder"]).name, line["mode"], line["backend"], line["seed"]) for line in documents]
+    backends = ["checkpoint", "flax", "onnxruntime", "tensorflow"]
+    parts = [("shadow", "checkpoint"), *(("solo", backend) for backend in backends)]
+    agents = ["model_187420", "model_328492"]
+    assert keys == [(agent, *part, seed) for agent in agents for part in parts for seed in range(3)]
 
 
 def test_the_page_needs_nothing_from_outside(checked):
@@ -192,8 +197,9 @@ def test_an_agent_that_could_not_be_checked_exits_with_2(faulty, tmp_path):
 def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
     folder = tmp_path / "agent"
     shutil.copytree(converted / FOLDER, folder)
-    with (folder / "model.onnx").open("ab") as file:
-        file.write(b"x")
+    data = bytearray((folder / "model.onnx").read_bytes())
+    data[-1] ^= 1
+    (folder / "model.onnx").write_bytes(data)
     done = _run(folder, "--source", AGENTS, "--backend", "onnxruntime", "--max-steps", 2)
     assert done.exit_code == 1
     assert "onnxruntime: checksum: model.onnx has sha256" in done.stdout
@@ -202,7 +208,8 @@ def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "Missing argument 'AGENT...'"),
+        ((), "atari-check converted --source RELEASE "),
+        (("--seed", "1"), "Missing argument 'AGENT...'"),
         (("nowhere",), "'nowhere' does not exist"),
         (("{out}", "--episodes", "0"), "--episodes"),
         (("{out}", "--max-steps", "0"), "--max-steps"),
@@ -214,6 +221,11 @@ def test_a_checksum_that_does_not_match_exits_with_1(converted, tmp_path):
         (("{out}", "--mode", "mirror"), "--mode"),
         (("{out}", "--source", "nowhere"), "'nowhere' does not exist"),
         (("{out}", "--backend", "tensorrt"), "no backend 'tensorrt'; Known: "),
+        (("{out}", "--backend", "onnx"), "no backend 'onnx'; did you mean onnxruntime? Known: "),
+        (("{out}", "--backend", "flax, TF"), "no backend 'tf'; did you mean tensorflow? Known: "),
+        (("{out}", "--backend", "jax"), "no backend 'jax'; did you mean flax (or nnx, orbax)? Known: "),
+        (("{out}", "--backend", ""), "Invalid value for '--backend': '' names nothing"),
+        (("{out}", "--backend", "all"), "no backend 'all'; leave out --backend to check every artefact"),
         (("{tmp}",), "no agent.json in it or below"),
         (("{out}", "--source", "{tmp}"), "no checkpoint of"),
         (("{out}", "--source", str(BREAKOUT), "--backend", "onnxruntime"), "another checkpoint"),
@@ -231,24 +243,44 @@ def test_a_check_that_cannot_be_done_exits_with_2(arguments, message, converted,
     assert message in done.output
 
 
+WHO = ("family", "algorithm", "protocol", "game", "rom_id", "seed", "step", "action_meanings")
+NOBODY = {**dict.fromkeys(WHO), "path": "mine.gz"}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"game": None, "family": None}, "says neither game nor protocol"),
+        (NOBODY, "says neither game nor protocol"),
         ({"game": "Tetris"}, "no game 'Tetris'"),
-        ({"game": "Breakout", "rom_id": "breakout"}, "the head has 6 actions, the game's minimal set 4"),
+        (
+            {"game": "Breakout", "rom_id": "breakout", "path": "DQN_modern/Breakout/0/model_328492.gz"},
+            "the head has 6 actions, the game's minimal set 4",
+        ),
+        (
+            {"game": "Carnival", "rom_id": "carnival"},
+            "said to be DQN_modern/Carnival/0/328492, its source's path tells",
+        ),
+        ({"notes": "mine"}, "unknown field 'notes'"),
         ({"artifacts": {}}, "lists no artefact"),
         ({"format_version": 2}, "format_version is 2, expected 1"),
     ],
 )
 def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted, tmp_path):
     record = json.loads((converted / FOLDER / "agent.json").read_text("utf-8"))
+    if path := change.get("path"):
+        record["source"] |= {"path": path, "file": Path(path).name}
+    record |= {name: value for name, value in change.items() if name != "path"}
     shutil.copy(converted / FOLDER / "model.onnx", tmp_path)
-    (tmp_path / "agent.json").write_text(json.dumps(record | change), "utf-8")
+    (tmp_path / "agent.json").write_text(json.dumps(record), "utf-8")
     backend = ("--backend", "onnxruntime") if change.get("artifacts") is None else ()
     done = _run(tmp_path, "--source", PONG, *backend, "--max-steps", 1)
     assert done.exit_code == 2
     assert message in done.stderr
+
+
+def test_backends_are_named_with_commas_in_any_letter_case(converted):
+    done = _run(converted / FOLDER, "--source", PONG, "--backend", "Flax, onnxruntime,flax", "--max-steps", 2)
+    assert re.findall(r"^  (\w+) +agree", done.stdout, re.MULTILINE) == ["checkpoint", "flax", "onnxruntime"]
 
 
 def test_a_backend_without_its_artefact_is_named(tmp_path):
@@ -300,7 +332,7 @@ def test_help_is_quick_and_loads_no_framework():
         "assert not heavy & set(sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert "Exit code: 0 all agree" in done.stdout
+    assert "Exit codes: 0 all agree" in done.stdout
 
 
 def test_the_defaults_of_the_tolerances_are_those_of_the_comparison():
@@ -372,7 +404,7 @@ def test_a_press_within_a_callback_of_the_garbage_collector_ends_the_check(conve
     command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *FLAX_AND_TENSORFLOW, *options])]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.splitlines() == ["", "interrupted: no half report is left"]
+    assert done.stderr.splitlines() == ["", "interrupted: no report was written"]
     assert list(tmp_path.iterdir()) == []
 
 
@@ -390,7 +422,7 @@ def test_a_press_while_the_report_is_put_in_place_waits_for_it(converted, tmp_pa
     options = ["--source", AGENTS, "--backend", "onnxruntime", "--max-steps", "2", "--report", report]
     command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *options])]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
-    assert (done.returncode, done.stderr) == (130, "\ninterrupted: no half report is left\n")
+    assert (done.returncode, done.stderr) == (130, "\ninterrupted: no report was written\n")
     assert sorted(path.name for path in report.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
 
 

@@ -9,11 +9,13 @@ import shutil
 import subprocess
 import sys
 import time
+import zipfile
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
 import pytest
+import torch
 from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from click.testing import CliRunner
 
@@ -106,6 +108,49 @@ def test_without_a_source_the_current_folder_is_searched(release, monkeypatch, t
     assert "no model_*.gz found" in run("--to", "flax", code=2).stderr
 
 
+def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def complain(*arguments: object) -> str:
+        message = " ".join(run(*arguments, "--to", "flax", code=2).stderr.split())
+        return message.partition("no model_*.gz found: ")[2]
+
+    (tmp_path / "runs/a/b/c").mkdir(parents=True)
+    following = "name a checkpoint (model_STEP.gz), or a folder of the release"
+    assert complain("runs") == f"searched runs and 3 folders below it, no files: {following}"
+    for name in ("a/1.zip", "a/b/2.zip"):
+        with zipfile.ZipFile(tmp_path / "runs" / name, "w") as archive:
+            archive.writestr("data", '{"policy_class": 0}')
+            archive.writestr("policy.pth", b"")
+    (tmp_path / "runs/a/args.yml").write_text("env: Pong\n")
+    (tmp_path / "runs/LICENCE").touch()
+    counted = "4 files (2 .zip, 1 without a suffix, 1 .yml)"
+    sample = "runs/a/1.zip is a Stable-Baselines3 model (zip)"
+    assert complain("runs") == f"searched runs and 3 folders below it, {counted}; {sample}: {following}"
+    assert complain(f"local://{tmp_path}/runs") == f"searched local://{tmp_path}/runs, {counted}: {following}"
+    assert (
+        complain("runs/a/*.yml")
+        == f"searched runs/a/*.yml, 1 file (1 .yml); runs/a/args.yml is a text file: {following}"
+    )
+    assert complain().startswith(f"searched the current folder {tmp_path} and 4 folders below it, 4 files")
+    (tmp_path / "runs/pong.gz").write_bytes(b"")
+    assert "1 .gz, 1 .yml), none named model_*.gz: name other .gz files one by one" in complain("runs")
+
+
+def test_a_folder_of_a_converted_agent_is_named_with_the_way_to_read_it(converted, tmp_path):
+    folder = converted / PONG_FOLDER
+    message = run(folder, "--to", "flax", code=2).stderr
+    assert f"{folder}: converted already" in message
+    assert f"--from-agent {folder}" in message
+    message = run(converted, "--to", "flax", code=2).stderr
+    assert "model_187420 and 1 more: converted already" in message or "model_328492 and 1 more: conv" in message
+    run(PONG, "--to", "dopamine", "-o", tmp_path)
+    base = shutil.copytree(tmp_path / PONG_FOLDER / "dopamine", tmp_path / "base")
+    assert f"convert its latest checkpoint with --from-agent {base}" in run(base, "--to", "flax", code=2).stderr
+    (base / "origin.json").unlink()
+    assert f"{base} is a base folder of Dopamine without origin.json" in run(base, "--to", "flax", code=2).stderr
+
+
 def test_files_outside_the_layout_keep_their_relative_place(tmp_path):
     root = tmp_path / "mine"
     save_checkpoint(root / "a/model_1.gz", make_state(seed=1))
@@ -149,6 +194,88 @@ def test_a_bad_file_does_not_stop_the_rest(release, tmp_path):
     assert not (tmp_path / "out/DQN_modern/Pong/1").exists()
 
 
+def test_a_target_that_fails_is_told_and_tried_again(release, tmp_path):
+    uneven = make_state(4, 51)
+    uneven["_AtariNet__support"] = torch.linspace(0, 20, 51)  # which Dopamine cannot hold
+    save_checkpoint(release / "C51_classic/Breakout/0/model_9.gz", uneven)
+    arguments = (release, "--to", "flax", "--to", "dopamine", "-o", tmp_path / "out")
+    result = run(*arguments, "--summary", tmp_path / "summary.json", code=1)
+    assert "2 converted, 0 current, 1 failed" in result.stdout
+    assert f"{tmp_path}/out/C51_classic/Breakout/0/model_9: wrote flax\n" in result.stdout
+    (failure,) = (line for line in result.stderr.splitlines() if line.startswith("failed: "))
+    assert "model_9.gz: could not write dopamine, but published flax: dopamine: " in failure
+    assert "has no place in Dopamine's JaxRainbowAgent" in failure
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["failed"], [row["kind"] for row in summary["failures"]]) == (1, ["TargetsFailed"])
+    folders = list((tmp_path / "out").rglob("agent.json"))
+    written = sum(file["size"] for path in folders for file in _files_of(json.loads(path.read_text())))
+    assert summary["bytes_written"] == written
+    again = run(*arguments, "--json", code=1)
+    rows = {Path(row["source"]).name: row for row in json.loads(again.stdout)["agents"]}
+    assert {name: row["status"] for name, row in rows.items()} == {
+        "model_9.gz": "failed",
+        "model_187420.gz": "current",
+        "model_328492.gz": "current",
+    }
+    assert rows["model_9.gz"]["written"] == []
+    assert "could not write dopamine, published nothing" in rows["model_9.gz"]["error"]["message"]
+    assert run(release, "--to", "flax", "-o", tmp_path / "out").stdout.startswith("0 converted, 3 current, 0 failed")
+
+
+def _files_of(document):
+    return [file for artifact in document["artifacts"].values() for file in artifact["files"]]
+
+
+LIES = {
+    "inputs": (("artifacts", "flax", "inputs", 0, "shape"), [None, 4, 84, 84]),
+    "actions": (("head", "actions"), 18),
+    "meanings": (("action_meanings",), ["FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]),
+    "protocol": (("protocol",), "classic"),
+    "family": (("family",), "MDQN_modern"),
+    "path": (("source", "path"), "DQN_modern/Pong/1/model_328492.gz"),
+    "version": (("artifacts", "flax", "versions", "atari-convert"), "0.0.1"),
+    "format": (("artifacts", "flax", "format_version"), 7),
+    "more": (("notes",), "mine"),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+@pytest.mark.parametrize("options", [(), ("--check-hashes",)])
+def test_a_record_that_lies_is_written_again(lie, options, tmp_path):
+    run(PONG, "--to", "flax", "-o", tmp_path)
+    path = tmp_path / PONG_FOLDER / "agent.json"
+    before = path.read_text()
+    document = json.loads(before)
+    (*keys, last), value = LIES[lie]
+    inner = document
+    for key in keys:
+        inner = inner[key]
+    inner[last] = value
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    dry = run(PONG, "--to", "flax", "-o", tmp_path, *options, "--dry-run").stdout
+    assert "1 to convert, 0 current" in dry
+    assert "1 converted, 0 current" in run(PONG, "--to", "flax", "-o", tmp_path, *options).stdout
+    assert path.read_text() == before
+    assert "0 converted, 1 current" in run(PONG, "--to", "flax", "-o", tmp_path, *options).stdout
+
+
+def test_part_of_an_identity_leaves_no_path_that_tells_of_another(tmp_path):
+    run(PONG, "--to", "flax", "--identity", "MDQN_modern/Pong", "-o", tmp_path)
+    run(PONG.parents[3], "--to", "flax", "--game", "Pong", "-o", tmp_path)
+    assert _tree(tmp_path) == [
+        f"{PONG_FOLDER}/agent.json",
+        f"{PONG_FOLDER}/params.msgpack",
+        "model_328492/agent.json",
+        "model_328492/params.msgpack",
+    ]
+    document = json.loads((tmp_path / "model_328492/agent.json").read_text())
+    assert (document["family"], document["step"], document["source"]["path"]) == (
+        "MDQN_modern",
+        None,
+        "model_328492.gz",
+    )
+
+
 def test_json_is_one_document(release, tmp_path):
     (release / "DQN_modern/Pong/0/model_7.gz").write_bytes(b"")
     result = run(release, "--to", "flax", "-o", tmp_path / "out", "--json", code=1)
@@ -188,7 +315,19 @@ def test_quiet_and_verbose(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([PONG], "Missing option '--to'"),
+        ([PONG], "no target given: add --to with one or more of checkpoint, dopamine, "),
+        ([PONG, "--to", " , "], "' , ' names nothing: leave the option out, or give it a name"),
+        ([PONG, "--to", "onnx", "--game", ""], "Invalid value for '--game': '' names nothing"),
+        ([PONG, "--to", "jax"], "no target 'jax'; did you mean flax (or nnx, orbax)? Known: "),
+        ([PONG, "--to", "onnx,TF"], "no target 'tf'; did you mean tensorflow? Known: "),
+        (
+            [PONG, "--to", "onnx", "flax"],
+            "'flax' does not exist, but looks like a target: name several targets with commas, such as --to …,flax",
+        ),
+        (
+            [PONG, "--to", "onnx,", "tf"],
+            "'tf' does not exist, but looks like a target: name several targets with commas, such as --to …,tensorflow",
+        ),
         ([PONG, "--to", "onx"], "no target 'onx'; did you mean onnx? Known: "),
         (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
         ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
@@ -256,8 +395,8 @@ FRAMEWORKS = {"torch", "jax", "flax", "tensorflow", "onnx", "onnxruntime", "ale_
 
 def test_only_the_frameworks_that_are_needed_are_loaded(tmp_path):
     assert not _modules_after("--help") & {*FRAMEWORKS, "numpy"}
-    assert _modules_after(PONG, "--to", "onnx", "-o", tmp_path) & FRAMEWORKS == {"torch", "onnx"}
-    assert _modules_after(PONG, "--to", "flax", "-o", tmp_path) & FRAMEWORKS == {"torch", "jax", "flax"}
+    assert _modules_after(PONG, "--to", "onnx", "-o", tmp_path) & FRAMEWORKS == {"onnx"}
+    assert _modules_after(PONG, "--to", "flax", "-o", tmp_path) & FRAMEWORKS == {"jax", "flax"}
     assert _modules_after(PONG, "--to", "all", "--dry-run", "-o", tmp_path) & FRAMEWORKS == set()
 
 
@@ -269,21 +408,33 @@ def test_help_answers_at_once():
 
 def test_help_names_the_version_and_every_exit_code():
     text = " ".join(run("--help").stdout.split())
-    assert "Exit code: 0 all is converted or current; 1 something failed, the rest is done; 2" in text
+    assert "Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2" in text
     assert run("--version").stdout.startswith("atari-convert, version ")
 
 
-def test_help_and_completion_name_every_target():
+def test_help_names_every_target():
     text = "".join(run("--help").stdout.split())
     assert all(target.name in text for target in list_targets())
-    environment = os.environ | {
-        "_ATARI_CONVERT_COMPLETE": "bash_complete",
-        "COMP_WORDS": "atari-convert --to lite",
-        "COMP_CWORD": "2",
-    }
-    command = [sys.executable, "-m", "convert"]
-    completed = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert completed.stdout.split() == [f"plain,{name}" for name in ("litert", "litert-float16", "litert-int8")]
+
+
+@pytest.mark.parametrize("to", [["onnx,flax"], ["onnx, flax"], ["ONNX flax"], [" Onnx,", "--to", "FLAX,onnx"]])
+def test_targets_are_named_with_commas_or_one_by_one_in_any_letter_case(to, tmp_path):
+    result = run(PONG, "--to", *to, "-o", tmp_path, "--dry-run")
+    assert f"{PONG_FOLDER}: would write onnx, flax\n" in result.stdout
+
+
+def test_filters_take_several_names_with_commas(release, tmp_path):
+    both = run(release, "--to", "flax", "-o", tmp_path, "--game", "Pong, Breakout", "--dry-run").stdout
+    assert "2 to convert" in both
+    assert "1 to convert" in run(release, "--to", "flax", "-o", tmp_path, "--game", "Br*,Asterix", "--dry-run").stdout
+
+
+def test_a_bare_call_shows_an_example():
+    result = run(code=2)
+    assert result.stdout == ""
+    assert "atari-convert model_50000000.gz --to onnx " in result.stderr
+    assert "atari-convert --help " in result.stderr
+    assert len(result.stderr.splitlines()) < 12
 
 
 def test_progress_is_shown_on_a_terminal_only(tmp_path):

@@ -23,10 +23,11 @@ from hypothesis import strategies as st
 
 import convert
 from convert import layout, litert
-from convert.agent import Identity, identify
-from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact, UnreadableCheckpoint
+from convert.agent import HeadSpec, Identity, identify
+from convert.artefacts import open_screened
+from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
 from convert.formats import numpy_pickles
-from convert.model_card import Returns, to_model_card
+from convert.model_card import Returns, read_returns, to_model_card
 from convert.network import find_differences, from_arrays
 from convert.pipeline import describe_agent, describe_source
 from convert.targets import dopamine, find_target, import_target, list_targets
@@ -181,7 +182,10 @@ def test_a_keras_file_of_another_network_is_refused(tmp_path, atoms, told):
         with zipfile.ZipFile(tmp_path / "other.keras", "w") as archive:
             for name, content in {**files, "config.json": changed}.items():
                 archive.writestr(name, content)
-        with pytest.raises(UnreadableArtefact, match=r"other.keras: other layers than ours: \("):
+        with pytest.raises(
+            UnreadableArtefact,
+            match=r"other.keras: not a Keras model of such an agent \(has .* as config\.config\.layers",
+        ):
             module.read(tmp_path / "other.keras", agent)
 
 
@@ -191,7 +195,10 @@ def test_a_keras_model_of_somebody_else_is_refused(tmp_path):
     other = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
     other.save(tmp_path / "model.keras")
     agent = _describe(to_network(make_state()))
-    with pytest.raises(UnreadableArtefact, match=r"model.keras: not a Keras model of such an agent .*no params/Conv_0"):
+    with pytest.raises(
+        UnreadableArtefact,
+        match=r"model.keras: not a Keras model of such an agent \(has the class Sequential in config",
+    ):
         import_target("keras").read(tmp_path / "model.keras", agent)
 
 
@@ -204,8 +211,10 @@ def test_a_litert_model_of_somebody_else_is_refused(tmp_path):
 
     model = tf.lite.TFLiteConverter.from_concrete_functions([double.get_concrete_function()], tf.Module()).convert()
     (tmp_path / "model.tflite").write_bytes(model)
-    with pytest.raises(UnreadableArtefact, match=r"computes MUL, expected CAST MUL CONV_2D CONV_2D"):
-        litert.read_network(tmp_path / "model.tflite")
+    with pytest.raises(
+        UnreadableArtefact, match=r"not a LiteRT model of such an agent \(has the inputs .*, expected observation"
+    ):
+        litert.read_network(tmp_path / "model.tflite", HeadSpec("q", 6))
 
 
 class Evil:
@@ -249,7 +258,7 @@ def test_a_dopamine_pickle_that_wants_to_run_code_is_refused_by_name(base, tmp_p
     ],
 )
 def test_a_hostile_pickle_is_refused(stream):
-    with pytest.raises(ValueError, match=r"wants|damaged"):
+    with pytest.raises(ValueError, match=r"wants|damaged|instruction"):
         numpy_pickles.loads(stream)
 
 
@@ -325,8 +334,11 @@ def test_a_program_that_wants_to_run_code_is_refused(written, tmp_path):
         with zipfile.ZipFile(tmp_path / "torch/model.pt2", "w") as archive:
             for name, content in {**files, **changed}.items():
                 archive.writestr(name, content)
-        with pytest.raises(UnreadableArtefact, match=r"model.pt2: cannot be read"):
-            import_target("torch").load(tmp_path / "torch", convert.read_record(written[PONG]).agent)
+        with (
+            pytest.raises(UnreadableArtefact, match=r"model.pt2: not a torch.export program of this agent"),
+            open_screened("torch", tmp_path / "torch", convert.read_record(written[PONG]).agent),
+        ):
+            pass
     assert not marker.exists()
 
 
@@ -335,7 +347,9 @@ def test_a_program_with_other_weights_than_its_state_dict_is_refused(written, tm
     module, network = import_target("torch"), to_network(make_state())
     module.write(network, _describe(network), tmp_path / "other")
     shutil.copy(tmp_path / "other/model.pt2", tmp_path / "torch/model.pt2")
-    with pytest.raises(UnreadableArtefact, match=r"model.pt2: other weights than in state_dict.pt: .*remove model.pt2"):
+    with pytest.raises(
+        UnreadableArtefact, match=r"model.pt2: .*other weights than those of the agent.*remove model.pt2"
+    ):
         module.read(tmp_path / "torch", convert.read_record(written[PONG]).agent)
 
 
@@ -348,7 +362,7 @@ def test_rounded_weights_are_close_and_cannot_be_read_back(written, source, targ
         convert.read_agent(folder, target)
     other = to_network(make_state(6 if source == PONG else 4, None if source == PONG else 51))
     assert "hidden.kernel is off by" in " ".join(litert.find_losses(folder / find_target(target).path, other))
-    network = litert.read_network(folder / find_target(target).path)[0]
+    network = litert.read_network(folder / find_target(target).path, convert.read_record(folder).agent.head)[0]
     head = convert.read_checkpoint(source).head.dense.kernel
     assert np.array_equal(network.head.dense.kernel, head) == (target == "litert-int8")
 
@@ -524,7 +538,8 @@ def test_a_model_card_says_who_the_agent_is_and_what_was_measured():
     assert "model-index" not in card
     measured = to_model_card(agent, Returns(25.3, 7.5, 3))
     assert 'value: "25.30 +/- 7.50"' in measured
-    assert "Mean return 25.3 ± 7.5 over 3 episodes" in measured
+    assert "Mean return 25.30 ± 7.50 over 3 episodes" in measured
+    assert read_returns(measured) == Returns(25.3, 7.5, 3)
     assert "without a change to any weight" in card
     trained = to_model_card(replace(agent, derived_from=agent.source))
     assert "without a change" not in trained
@@ -542,7 +557,7 @@ def test_safetensors_carry_their_identity(written):
 
 def test_a_checkpoint_that_cannot_be_read_back_is_named(written, tmp_path):
     agent = convert.read_record(written[PONG]).agent
-    with pytest.raises(UnreadableCheckpoint, match=r"model_328492.gz: cannot be read"):
+    with pytest.raises(UnreadableArtefact, match=r"missing or empty"):
         import_target("checkpoint").read(tmp_path, agent)
     unknown = replace(agent, identity=Identity())
     import_target("checkpoint").write(convert.read_checkpoint(PONG), unknown, tmp_path / "checkpoint")

@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import pickle
 import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from builders import PONG, make_state, save_checkpoint
 
 import convert
 from convert.agent import Identity, parse_identity
-from convert.errors import ArtefactMissing, CheckpointError, OutputExists, RecordError, UnwritableOutput
+from convert.errors import (
+    ArtefactMissing,
+    CheckpointError,
+    OutputExists,
+    RecordError,
+    TargetError,
+    TargetsFailed,
+    UnwritableOutput,
+)
 
 TARGETS = ["flax", "onnx"]
 
@@ -80,18 +90,37 @@ def test_another_source_replaces_every_recorded_target(folder, tmp_path):
     assert convert.read_record(folder).agent.source.size == other.stat().st_size
 
 
-@pytest.mark.parametrize("change", ["tool", "format", "record"])
+@pytest.mark.parametrize("change", ["tool", "format", "inputs", "files", "others", "record", "layout", "agent"])
 def test_what_another_version_wrote_is_replaced(folder, pristine, change):
     document = json.loads((folder / "agent.json").read_text())
     if change == "tool":
         document["artifacts"]["onnx"]["versions"]["atari-convert"] = "0.0.1"
     elif change == "format":
-        document["artifacts"]["onnx"]["format_version"] = 0
-    else:
+        document["artifacts"]["onnx"]["format_version"] = 99
+    elif change == "inputs":
+        document["artifacts"]["onnx"]["inputs"][0]["shape"] = [None, 84, 84, 4]
+    elif change == "others":  # nobody asks for it below, and yet it would mislead whoever loads it
+        document["artifacts"]["flax"]["outputs"].pop()
+        document["artifacts"]["flax"]["outputs"] += document["artifacts"]["onnx"]["inputs"]
+    elif change == "files":
+        document["artifacts"]["onnx"]["files"].append(document["artifacts"]["flax"]["files"][0] | {"path": "more"})
+        shutil.copy(folder / "params.msgpack", folder / "more")
+    elif change == "record":
         document["format_version"] = 99
-    (folder / "agent.json").write_text(json.dumps(document))
-    written = convert.convert_checkpoint(PONG, folder, [*TARGETS, "tensorflow"]).written
-    assert written == (("onnx",) if change != "record" else (*TARGETS, "tensorflow"))
+    elif change == "agent":
+        document["action_meanings"].reverse()
+    indent = 4 if change == "layout" else 2
+    (folder / "agent.json").write_text(json.dumps(document, indent=indent) + "\n")
+    written = convert.convert_checkpoint(PONG, folder, ["onnx", "tensorflow"]).written
+    assert set(written) == {
+        "record": {"onnx", "tensorflow"},
+        "layout": {"onnx", "tensorflow"},
+        "others": {"flax"},
+        "agent": {"onnx", "tensorflow", "flax"},
+    }.get(change, {"onnx"})
+    if change == "record":
+        assert convert.convert_checkpoint(PONG, folder, ["flax"]).written == ("flax",)
+    (folder / "more").unlink(missing_ok=True)
     assert _snapshot(folder) == _snapshot(pristine)
 
 
@@ -156,6 +185,77 @@ def test_a_failed_write_leaves_the_folder_as_it_was(folder, monkeypatch):
     with pytest.raises(UnwritableOutput):
         convert.convert_checkpoint(PONG, folder.parent / "a/new/one", ["onnx"])
     assert not (folder.parent / "a").exists()
+
+
+@pytest.fixture
+def uneven(tmp_path):
+    """A checkpoint whose support Dopamine cannot hold, as anything else can."""
+    state = make_state(4, 51)
+    state["_AtariNet__support"] = torch.linspace(0, 20, 51)
+    return save_checkpoint(tmp_path / "C51_classic/Breakout/0/model_5.gz", state)
+
+
+def test_a_target_that_fails_takes_no_other_down(uneven, tmp_path):
+    folder = tmp_path / "agent"
+    for written in (("flax", "onnx"), ()):  # the second run tries again what failed
+        with pytest.raises(
+            TargetsFailed, match=r"model_5.gz: could not write dopamine, .*: dopamine: .* has no place"
+        ) as caught:
+            convert.convert_checkpoint(uneven, folder, ["flax", "dopamine", "onnx"])
+        conversion = caught.value.conversion
+        assert conversion.written == written
+        assert {name: type(error) for name, error in conversion.failures.items()} == {"dopamine": TargetError}
+        assert conversion.record == convert.read_record(folder)
+        assert conversion.record.artifacts.keys() == {"flax", "onnx"}
+        assert _snapshot(folder).keys() == {"agent.json", "model.onnx", "params.msgpack"}
+        assert convert.load_agent(folder, "onnx").agent.head.atoms == 51
+    assert pickle.loads(pickle.dumps(caught.value)).conversion.folder == folder  # as it comes from a worker
+    with pytest.raises(TargetError, match="has no place in Dopamine's JaxRainbowAgent"):
+        convert.convert_checkpoint(uneven, tmp_path / "alone", ["dopamine"])
+    assert not (tmp_path / "alone").exists()
+
+
+def test_what_a_failure_leaves_is_not_published(tmp_path, monkeypatch):
+    from convert.targets import flax
+
+    def fail(_network, _agent, path):
+        path.write_bytes(b"half")
+        (path.parent / "junk").mkdir()
+        (path.parent / "junk/more").write_bytes(b"more")
+        raise RuntimeError("of the framework")
+
+    monkeypatch.setattr(flax, "write", fail)
+    with pytest.raises(TargetsFailed, match=r"flax: .*RuntimeError at .*: of the framework: a bug of atari-convert"):
+        convert.convert_checkpoint(PONG, tmp_path / "agent", ["flax", "onnx", "onnx"])
+    assert _snapshot(tmp_path / "agent").keys() == {"agent.json", "model.onnx"}
+    # The record says what is there; what was there before a failure stays, for it is of the same agent.
+    monkeypatch.undo()
+    convert.convert_checkpoint(PONG, tmp_path / "agent", ["flax"])
+    before = _snapshot(tmp_path / "agent")
+    monkeypatch.setattr(flax, "write", fail)
+    with pytest.raises(TargetsFailed):
+        convert.convert_checkpoint(PONG, tmp_path / "agent", ["flax", "onnx"], overwrite=True)
+    assert _snapshot(tmp_path / "agent") == before
+
+
+def test_an_artefact_of_another_agent_does_not_outlive_it(uneven, tmp_path):
+    folder = tmp_path / "agent"
+    even = save_checkpoint(tmp_path / "even.gz", make_state(4, 51))
+    convert.convert_checkpoint(even, folder, ["dopamine", "flax"])
+    (folder / "notes").write_text("mine")
+    with pytest.raises(TargetsFailed, match="could not write dopamine, but published onnx, flax"):
+        convert.convert_checkpoint(uneven, folder, ["onnx"])
+    assert _snapshot(folder).keys() == {"agent.json", "model.onnx", "params.msgpack", "notes"}
+    assert convert.convert_checkpoint(uneven, folder, ["onnx", "flax"]).written == ()
+
+
+@pytest.mark.parametrize("path", ["DQN_modern/Pong/1/model_328492.gz", "DQN_modern/Boxing/0/model_328492.gz"])
+def test_a_path_that_tells_of_another_agent_is_refused(path, tmp_path):
+    with pytest.raises(CheckpointError, match=r"its source's path tells DQN_modern/.*: check its folder or --identity"):
+        convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"], path=path)
+    with pytest.raises(CheckpointError, match="has control characters: rename the checkpoint"):
+        convert.convert_checkpoint(PONG, tmp_path / "agent", ["onnx"], path="a\nb.gz")
+    assert not (tmp_path / "agent").exists()
 
 
 def test_two_runs_at_one_agent_take_turns(tmp_path, pristine):

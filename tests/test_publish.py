@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import shutil
+import stat
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from convert.agent import Agent, Artifact, File, HeadSpec, Identity, Record, read_record
+from convert.agent import Agent, Artifact, File, HeadSpec, Identity, Record, Tensor, read_record
+from convert.errors import OutputExists, RoundTripError
 from convert.publish import is_intact, open_folder, publish
 
 
@@ -22,7 +26,8 @@ def write_agent(folder: Path, content: str, *names: str) -> None:
         digest = hashlib.sha256(content.encode()).hexdigest()
         files = tuple(File(name, len(content), digest) for name in names)
         source = File("m.gz", 0, digest)
-        record = Record(Agent(Identity(), HeadSpec("q", 6), source), {"all": Artifact(1, files, (), ())}, {})
+        tensors = (Tensor("observation", "uint8", (None,), ("batch",)),)
+        record = Record(Agent(Identity(), HeadSpec("q", 6), source), {"all": Artifact(1, files, tensors, tensors)}, {})
         publish(staging, record)
 
 
@@ -84,6 +89,68 @@ def test_a_file_where_a_folder_belongs_is_replaced(tmp_path):
     (tmp_path / "agent/saved_model").write_text("not ours")
     write_agent(tmp_path / "agent", "second", *NAMES)
     assert {(tmp_path / "agent" / name).read_text() for name in NAMES} == {"second"}
+
+
+PLACES = (
+    *(".atari-convert-new", ".atari-convert-old", ".atari-convert-new/model.onnx", ".atari-convert-new/saved_model/x"),
+    *("agent.json", "model.onnx", "saved_model", "saved_model/variables", "saved_model/deeper/variables"),
+)
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["folder", "file", "dangling", "pipe"])
+@pytest.mark.parametrize("decided", [True, False], ids=["decided", "undecided"])
+def test_a_link_or_pipe_in_the_place_of_ours_is_refused(place, kind, decided, tmp_path):
+    folder, mine, path = tmp_path / "agent", tmp_path / "mine", tmp_path / "agent" / place
+    write_agent(folder, "old", *NAMES)
+    mine.mkdir()
+    (mine / "model.onnx").write_text("mine")
+    (mine / "agent.json").write_text((folder / "agent.json").read_text())
+    if path.exists():
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if decided and place.startswith(".atari-convert-new/"):
+        shutil.copy(folder / "agent.json", folder / ".atari-convert-new")
+    if kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.symlink_to({"folder": mine, "file": mine / "model.onnx", "dangling": tmp_path / "gone"}[kind])
+    before = _list(tmp_path)
+    with pytest.raises(OutputExists, match=f"{place}: is a?.*, which atari-convert never makes: nothing was touched"):
+        write_agent(folder, "new", *NAMES)
+    assert _list(tmp_path) == before
+
+
+def _list(folder: Path) -> dict[str, object]:
+    """Return everything below a folder: what a link leads to, what a file holds, or the kind of any other."""
+    return {
+        str(path.relative_to(folder)): os.readlink(path)
+        if path.is_symlink()
+        else path.read_text()
+        if path.is_file()
+        else stat.S_IFMT(path.lstat().st_mode)
+        for path in folder.rglob("*")
+    }
+
+
+def test_what_is_staged_beside_the_record_is_not_published(tmp_path):
+    folder = tmp_path / "agent"
+    write_agent(folder, "old", "model.onnx")
+    (folder / "notes").write_text("mine")
+    staging = folder / ".atari-convert-new"
+    staging.mkdir()
+    shutil.copy(folder / "agent.json", staging)
+    (staging / "notes").write_text("another's")
+    with open_folder(folder):
+        pass
+    assert (folder / "notes").read_text() == "mine"
+    assert not staging.exists()
+
+
+def test_a_record_that_could_not_be_read_again_is_not_published(tmp_path):
+    with pytest.raises(RoundTripError, match=r"agent.json: path .* has control characters.*a bug of atari-convert"):
+        write_agent(tmp_path / "agent", "new", "a\nb")
+    assert not (tmp_path / "agent").exists()
 
 
 def test_a_waiting_run_survives_that_the_folder_it_waits_for_is_removed(tmp_path):

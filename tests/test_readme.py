@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import convert
 import convert.cli
 import runtime_check.cli
 from convert.targets import list_targets
@@ -46,6 +49,33 @@ def test_every_option_in_the_readme_exists(command):
     name, *words = shlex.split(command)
     known = {option for parameter in PROGRAMS[name].params for option in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= known
+
+
+def test_the_readme_lists_every_function_of_the_api():
+    functions = [name for name in convert.__all__ if inspect.isfunction(getattr(convert, name))]
+    assert [name for name in functions if f"`{name}`" not in README] == []
+    assert "convert_agent" in functions
+
+
+def test_the_readmes_line_turns_bashs_completion_on():
+    (line,) = re.findall(r"`(eval .*bash_source atari-convert\)\")`", README)
+    scripts = str(Path(sys.executable).parent)
+    environment = os.environ | {"PATH": os.pathsep.join([scripts, os.environ["PATH"]])}
+    for setup in (line, line.replace("CONVERT", "CHECK").replace("convert", "check")):
+        command = ["bash", "--norc", "-c", f"{setup}; complete"]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+        assert re.search(r"^complete .*atari-(convert|check)$", done.stdout, re.MULTILINE)
+    for shell in ("zsh", "fish"):
+        assert f"_ATARI_CONVERT_COMPLETE={shell}_source atari-convert" in README
+
+
+def test_only_one_prefix_of_the_release_is_in_commands():
+    text = (ROOT / "docs/bulk.md").read_text("utf-8")
+    code = "".join(re.findall(r"```.*?```", text, re.DOTALL))
+    assert "bitdefender" not in code
+    assert code.count("PREFIX=") == 1
+    for known in ("gs://bitdefender_ml_artifacts/atari", "gs://bitdefender_ml_artifacts/reinforcement_learning"):
+        assert known in text
 
 
 def test_every_link_of_the_documents_leads_somewhere():

@@ -158,10 +158,37 @@ def test_episode_logs_say_whose_they_are(tmp_path):
     log = EpisodeLog("Pong", "modern", 3, 0, 6, (1, 2, 5), (1, 2, 4), -1.0, False)
     with ReportWriter(tmp_path / "report", Options()) as writer:
         writer.add_episode(Path("out/agent"), "flax", "solo", log)
+        writer.add_agent(describe_result(_make_result()), _make_result())
         list(writer.finish())
     line = (tmp_path / "report/episodes.jsonl").read_text("utf-8")
     assert json.loads(line) | {"folder": "out/agent", "backend": "flax", "mode": "solo"} == json.loads(line)
     assert from_json_line(line) == log
+
+
+def test_episodes_are_in_one_order_whichever_ended_first(tmp_path):
+    ended = [("shadow", "checkpoint", 1), ("shadow", "checkpoint", 0)]
+    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("checkpoint", "flax")]
+    with ReportWriter(tmp_path, OPTIONS) as writer:
+        for folder in ("out/b", "out/a"):
+            result = _make_result(folder, flax=BackendResult("flax"))
+            for mode, backend, seed in ended:
+                log = EpisodeLog("Pong", "modern", seed, 0, 6, (1,) * (99 - seed), (1,) * (99 - seed), 0.0, True)
+                writer.add_episode(Path(folder), backend, mode, log)
+            writer.add_agent(describe_result(result), result)
+        writer.add_episode(Path("out/c"), "flax", "shadow", log)
+        writer.add_agent(describe_failure(Path("out/c"), RomUnavailable("gone")), None)
+        for _ in writer.finish():
+            pass
+    lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text("utf-8").splitlines()]
+    assert [(line["folder"], line["mode"], line["backend"], line["seed"]) for line in lines] == [
+        *(("out/b", "shadow", "checkpoint", seed) for seed in (0, 1)),
+        *(("out/b", "solo", backend, seed) for backend in ("checkpoint", "flax") for seed in (2, 9, 10)),
+        *(("out/a", "shadow", "checkpoint", seed) for seed in (0, 1)),
+        *(("out/a", "solo", backend, seed) for backend in ("checkpoint", "flax") for seed in (2, 9, 10)),
+        ("out/c", "shadow", "flax", 2),
+    ]
+    assert all(len(from_json_line(json.dumps(line)).actions) == 99 - line["seed"] for line in lines)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
 
 
 def test_returns_are_summed_up_without_being_kept():

@@ -110,7 +110,7 @@ def _zip_bomb() -> bytes:
 
 REFUSED = {
     "empty file": (b"", UnreadableCheckpoint, "the file is empty, expected a gzipped checkpoint"),
-    "not a gzip": (b"PK\x03\x04", UnreadableCheckpoint, r"begins with b'PK\\x03\\x04', expected a gzip file"),
+    "not a gzip": (b"PK\x03\x04", UnreadableCheckpoint, "a zip archive, expected a gzipped checkpoint of this release"),
     "damaged gzip": (b"\x1f\x8b\x08" + b"x" * 99, UnreadableCheckpoint, "damaged gzip"),
     "truncated gzip": (gzip.compress(os.urandom(999))[:500], UnreadableCheckpoint, "truncated after 500 bytes"),
     "more after the end": (gzip.compress(b"x") + b"more", UnreadableCheckpoint, "4 bytes after the end"),

@@ -141,7 +141,7 @@ def test_ctrl_c_is_quick_and_clean(workers, release, whole, tmp_path):
         _, stderr = process.communicate(timeout=20)
         assert time.monotonic() - at < 10  # a loaded computer; it takes tenths of a second
         assert process.returncode == 130
-    assert "interrupted: the same command goes on from here" in stderr
+    assert "interrupted: rerun the same command to resume" in stderr
     assert "Traceback" not in stderr
     assert {Path(path).name for path in hashes(out) if "/." in path} == set()
     statuses = resume(release, out)
@@ -157,7 +157,7 @@ def test_ctrl_c_while_workers_start_is_clean_as_well(release, tmp_path):
             time.sleep(moment / 8)
             os.killpg(process.pid, signal.SIGINT)
             _, stderr = process.communicate(timeout=20)
-            assert (process.returncode, stderr) == (130, "interrupted: the same command goes on from here\n")
+            assert (process.returncode, stderr) == (130, "interrupted: rerun the same command to resume\n")
 
 
 @pytest.fixture

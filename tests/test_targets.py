@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -104,12 +105,12 @@ def test_a_wrong_permutation_is_caught(tmp_path, monkeypatch, target, fault):
     there, back, wrong = PERMUTATIONS[fault]
     path = save_checkpoint(tmp_path / "m.gz", make_state())
     monkeypatch.setattr(layout, there, lambda *arguments: np.ascontiguousarray(wrong(*arguments)))
-    with pytest.raises(RoundTripError, match=f"{target} does not read back as it was written.*nothing was published"):
+    with pytest.raises(RoundTripError, match=f"{target} does not read back as it was written.*it was not published"):
         convert.convert_checkpoint(path, tmp_path / "agent", [target])
     assert not (tmp_path / "agent").exists()
 
     # A fault in both directions reads back as if all were well: the oracle has to see it.
-    originals = iter(_kernels_for(there, convert.read_checkpoint(path)))
+    originals = itertools.cycle(_kernels_for(there, convert.read_checkpoint(path)))
     monkeypatch.setattr(layout, back, lambda *_: next(originals))
     convert.convert_checkpoint(path, tmp_path / "agent", [target])
     observations = make_observations(3)
@@ -218,7 +219,10 @@ def test_an_onnx_file_with_another_graph_is_refused(tmp_path):
         change(model.graph)
         changed = tmp_path / "changed.onnx"
         changed.write_bytes(model.SerializeToString())
-        with pytest.raises(UnreadableArtefact, match="its graph or metadata differ"):
+        with pytest.raises(
+            UnreadableArtefact,
+            match=r"its graph or metadata (differ|hold the operation Sigmoid, which no such agent needs)",
+        ):
             targets.import_target("onnx").read(changed, agent)
 
 

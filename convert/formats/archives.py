@@ -1,14 +1,15 @@
 """Zip archives of strangers, and archives built anew from what was read.
 
 Two readers of zip can see two archives in one file: by entries of the same name, or of names that differ in case, by a
-second central directory, or by what stands before and after. So an archive is read here, once, and whoever has a reader
-of its own, such as torch or Keras, is given an archive that was built from what was read.
+second central directory, or by what stands before, between and after its entries. Here such a file is refused, and
+whoever has a reader of its own, such as torch or Keras, is given an archive that was built from what was read.
 """
 
 from __future__ import annotations
 
 import io
 import re
+import struct
 import zipfile
 from collections.abc import Mapping
 
@@ -18,6 +19,9 @@ MOST_ENTRIES = 1000
 
 _NAME = re.compile(r"[\w .,=()+-]+(/[\w .,=()+-]+)*", re.ASCII)
 _CENTRAL_HEADER = b"PK\x01\x02"
+_LOCAL = struct.Struct("<26x2H")  # its last fields: the lengths of the name and of what else follows
+_DESCRIPTORS = (0, 12, 16, 20, 24)  # bytes after an entry's content: none, or its checksum and sizes
+_ENDS = (22, 22 + 20 + 56)  # bytes after the central directory: its end record, for zip64 with two more before
 
 
 def read_archive(data: bytes) -> dict[str, bytes]:
@@ -33,8 +37,9 @@ def read_archive(data: bytes) -> dict[str, bytes]:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
             entries = [entry for entry in archive.infolist() if not (entry.is_dir() and entry.file_size == 0)]
             _check_entries(entries, len(data))
+            _check_places(data, archive)
             return {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, OSError, KeyError) as error:
+    except (zipfile.BadZipFile, struct.error, NotImplementedError, RuntimeError, EOFError, OSError, KeyError) as error:
         raise ValueError(f"damaged archive ({error})") from error
 
 
@@ -61,3 +66,19 @@ def _check_entries(entries: list[zipfile.ZipInfo], size: int) -> None:
     inflated = sum(entry.file_size for entry in entries)
     if inflated > min(size, LARGEST):
         raise ValueError(f"its archive's entries claim {inflated} bytes, more than the file holds")
+
+
+def _check_places(data: bytes, archive: zipfile.ZipFile) -> None:
+    """Raise unless entries stand one after the other from the first byte on, and the directory ends with the file."""
+    end = 0
+    for entry in sorted(archive.infolist(), key=lambda entry: entry.header_offset):
+        if entry.header_offset - end not in (_DESCRIPTORS if end else (0,)):
+            raise ValueError("its archive has something before or between its entries")
+        end = (
+            entry.header_offset + _LOCAL.size + sum(_LOCAL.unpack_from(data, entry.header_offset)) + entry.compress_size
+        )
+    directory = data.rfind(_CENTRAL_HEADER) if archive.infolist() else len(data)
+    sizes = struct.unpack_from("<3H", data, directory + 28) if archive.infolist() else (0, 0, 0)
+    after = len(data) - (directory + 46 + sum(sizes))
+    if archive.start_dir - end not in _DESCRIPTORS or after not in _ENDS or archive.comment:
+        raise ValueError("its archive has something before or after its directory")

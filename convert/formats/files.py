@@ -28,10 +28,11 @@ def read_file(path: Path, largest: int = LARGEST) -> bytes:
     except OSError as error:
         reason = "a symbolic link" if path.is_symlink() else error.strerror
         raise UnreadableArtefact(f"{path}: cannot be read ({reason}), expected a file") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise UnreadableArtefact(f"{path}: not a regular file: convert the agent again")
     with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise UnreadableArtefact(f"{path}: not a regular file: convert the agent again")
         # One byte more than is allowed tells a file that grows while it is read.
         data = file.read(largest + 1) if status.st_size <= largest else b""
     if status.st_size > largest or len(data) > largest:

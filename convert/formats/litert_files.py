@@ -60,7 +60,9 @@ _OPTIONS: dict[str, tuple[int, Any, Any]] = {
 
 
 def rebuild(data: bytes, head: HeadSpec) -> bytes:
-    """Return a file that holds what was looked up of a file of ours, and nothing else.
+    """Return a file that holds what was looked up of a file of TensorFlow's converter or of ours, and nothing else.
+
+    Of a file that this function made it makes the same again.
 
     Raises:
         ValueError: it is no LiteRT file of such an agent; an operator that no agent needs is named.
@@ -239,9 +241,9 @@ def _check_graph(model: Any, head: HeadSpec) -> None:
             raise ValueError(f"has a {name} that changes a shape")
     expected = list(_list_shapes(head))
     if computed != expected:
-        names = [name for name, _ in computed]
+        names = [f"{name}{shape}" for name, shape in computed]
         raise ValueError(
-            f"computes {' '.join(names)}, expected {' '.join(name for name, _ in expected)} of such an agent"
+            f"computes {' '.join(names)}, expected {' '.join(f'{name}{shape}' for name, shape in expected)}"
         )
 
 

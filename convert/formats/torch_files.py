@@ -42,8 +42,14 @@ _DTYPES = {
 
 # The format before archives begins with these two pickles.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-# What one tensor was quantised or made sparse by, and other things of torch: nothing that is of use here.
-_MODULE = re.compile(r"torch(\.\w+)*", re.ASCII)
+# What builds tensors, and what else of torch may stand beside them. All of it is named, and none of it is called.
+_MODULES = ("torch", "torch._utils", "torch.storage")
+_BUILDER = re.compile(r"_rebuild_\w+|\w+Storage|(b?float|u?int|complex|q?u?int)\d+|bool|Size|device", re.ASCII)
+_FOREIGN = {
+    Name("torch.serialization", "_get_layout"),
+    Name("torch", "per_tensor_affine"),
+    Name("torch", "per_channel_affine"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +170,7 @@ def _find_item_sizes(tree: Any) -> dict[str, int]:
 
 
 def _is_known(name: Name) -> bool:
-    return name == _DICT or _MODULE.fullmatch(name.module) is not None
+    return name == _DICT or name in _FOREIGN or (name.module in _MODULES and _BUILDER.fullmatch(name.name) is not None)
 
 
 def _resolve(tree: Any, storages: Mapping[str, bytes], order: str) -> Any:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from convert.agent import HeadSpec
+from convert.formats import torch_files
 from convert.formats.archives import build_archive, read_archive
 from convert.formats.documents import read_json, show
 from convert.network import Float32
@@ -53,6 +54,7 @@ def rebuild(data: bytes, weights: Mapping[str, Float32], head: HeadSpec, example
     program = read_json(entries[f"{root}/models/model.json"])
     _check_operators(program, head)
     _check_values(program)
+    _check_rest(entries, root, len(weights))
     rebuilt = {
         "archive_format": b"pt2",
         "archive_version": _pick_number(entries, f"{root}/archive_version"),
@@ -64,6 +66,25 @@ def rebuild(data: bytes, weights: Mapping[str, Float32], head: HeadSpec, example
         "byteorder": b"little",
     }
     return build_archive({f"model/{name}": content for name, content in rebuilt.items()})
+
+
+def _check_rest(entries: Mapping[str, bytes], root: str, weights: int) -> None:
+    """Raise where an archive holds what is left behind here and would not be left behind by others."""
+    (inputs, named) = torch_files.read(entries[f"{root}/data/sample_inputs/model.pt"])
+    if named or len(inputs) != 1 or not isinstance(inputs[0], torch_files.Tensor):
+        raise ValueError("its example inputs are not one observation")
+    constants = read_json(entries[f"{root}/data/constants/model_constants_config.json"])
+    if constants != {"config": {}} or entries[f"{root}/byteorder"] != b"little":
+        raise ValueError("it has constants, or is of another order of bytes")
+    expected = {"archive_format", "archive_version", "byteorder", "models/model.json", "data/sample_inputs/model.pt"}
+    expected |= {"data/constants/model_constants_config.json", "data/weights/model_weights_config.json"}
+    expected |= {f"data/weights/weight_{index}" for index in range(weights)} | {
+        ".data/version",
+        ".data/serialization_id",
+    }
+    unexpected = {name.removeprefix(f"{root}/") for name in entries} - expected
+    if unexpected:
+        raise ValueError(f"it has {show(min(unexpected))}, which no such agent needs")
 
 
 def _pick_number(entries: Mapping[str, bytes], name: str) -> bytes:

@@ -17,6 +17,7 @@ from convert.formats import torch_files
 from convert.formats.bounds import LARGEST
 from convert.formats.documents import join, show
 from convert.formats.pickles import PickleRefused
+from convert.formats.recognition import HEAD_SIZE, describe_content
 from convert.formats.torch_files import Tensor
 from convert.network import Float32, Network, check_network, find_shape_problems, from_arrays
 
@@ -70,7 +71,8 @@ def inflate(data: bytes, name: str) -> bytes:
     if not data:
         raise UnreadableCheckpoint(f"{name}: the file is empty, expected a gzipped checkpoint: take another copy")
     if not data.startswith(b"\x1f\x8b"):
-        raise UnreadableCheckpoint(f"{name}: begins with {data[:4]!r}, expected a gzip file (1f 8b)")
+        found = describe_content(data[:HEAD_SIZE], name)
+        raise UnreadableCheckpoint(f"{name}: {found}, expected a gzipped checkpoint of this release")
     return _inflate_at_once(data) or _inflate_or_explain(data, name)
 
 

@@ -18,7 +18,6 @@ underscores in its module's.
 from __future__ import annotations
 
 import ast
-import difflib
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
@@ -32,8 +31,9 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent, HeadSpec, Tensor
-from convert.errors import MissingExtra, UnknownTarget
+from convert.agent import Agent, HeadSpec, Tensor, describe_head
+from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
+from convert.names import ask, find_meant
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
 Policy = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
@@ -95,11 +95,10 @@ def find_target(name: str) -> Target:
     """Return the target of this name.
 
     Raises:
-        UnknownTarget: there is none; the message names the closest one, and lists all.
+        UnknownTarget: there is none; the message suggests one, and lists all.
     """
     if name not in _names():
-        close = difflib.get_close_matches(name, _names(), n=1)
-        hint = f"did you mean {close[0]}? " if close else ""
+        hint = ask(find_meant(name, _names()))
         raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
     return _read_constants(name)
 
@@ -126,6 +125,20 @@ def missing_extra(target: Target) -> MissingExtra:
     """Return the error that says how to install what a target needs."""
     packages = ", ".join(target.missing_packages or target.packages)
     return MissingExtra(f"target {target.name!r} needs {packages}: pip install 'atari-convert[{target.extra}]'")
+
+
+def check_head(network: Network, agent: Agent, path: Path) -> None:
+    """Raise unless the network that was read from ``path`` has the head of the agent; values of a support are free.
+
+    Raises:
+        UnreadableArtefact: it is of another agent.
+    """
+    found, expected = describe_head(network), agent.head
+    if (found.kind, found.actions, found.atoms) != (expected.kind, expected.actions, expected.atoms):
+        raise UnreadableArtefact(
+            f"{path}: has a {found.kind} head of {found.actions} actions, its record says {expected.kind} and "
+            f"{expected.actions}: of another agent, convert it again"
+        )
 
 
 def describe_tensors(target: Target, head: HeadSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:

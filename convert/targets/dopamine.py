@@ -24,7 +24,7 @@ from convert.formats.documents import LARGEST_DOCUMENT, read_json
 from convert.formats.files import check_names, read_file, read_files, write_files
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
-from convert.targets import Policy
+from convert.targets import Policy, check_head
 
 PATH = "dopamine"
 AXES = "NHWC"
@@ -85,6 +85,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
         UnreadableArtefact: as `read` does, or the folder tells something else of the agent.
     """
     network = read(path, agent)
+    check_head(network, agent, path)
     texts = _to_texts(network, agent)
     files = read_files(path)
     check_names(path, files, (*texts, _name_checkpoint(agent)))

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from convert.agent import Agent
 from convert.errors import UnreadableArtefact
 from convert.formats.archives import build_archive, read_archive
-from convert.formats.documents import join, read_json, show
+from convert.formats.documents import read_json, show
 from convert.formats.files import read_file
 from convert.network import (
     FRAMES,
@@ -54,6 +54,7 @@ _NAMES = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "h
 # Keras numbers the layers of each class in its weights file.
 _GROUPS = {"Conv_0": "conv2d", "Conv_1": "conv2d_1", "Conv_2": "conv2d_2", "Dense_0": "dense", "Dense_1": "dense_1"}
 _SUPPORT_GROUP = "dense_2"
+_MISSING = object()
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -71,26 +72,49 @@ def write(network: Network, agent: Agent, path: Path) -> None:
 def read(path: Path, agent: Agent) -> Network:
     """Read the weights back, and hold the architecture against ours. The model is not built from the file.
 
+    How it was compiled for training is passed over.
+
     Raises:
         UnreadableArtefact: the file is damaged, or of another network.
     """
+    network, _ = _read(path, agent)
+    return network
+
+
+def rebuild(path: Path, agent: Agent, to: Path) -> None:
+    """Write the model anew at ``to`` from the weights at ``path``.
+
+    Raises:
+        UnreadableArtefact: as `read` does, or the model is compiled, which names classes for Keras to load.
+    """
+    network, config = _read(path, agent)
+    if config.get("compile_config"):
+        raise UnreadableArtefact(
+            f"{path}: is compiled for training, which no such agent needs: convert the agent again"
+        )
+    write(network, agent, to)
+
+
+def _read(path: Path, agent: Agent) -> tuple[Network, Any]:
     data = read_file(path, largest_file(agent.head))
     try:
         entries = read_archive(data)
-        layers_found, stored = _summarise(read_json(entries[CONFIG_NAME])), entries[WEIGHTS_NAME]
-    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
+        config, stored = read_json(entries[CONFIG_NAME]), entries[WEIGHTS_NAME]
+    except (ValueError, KeyError) as error:
         raise UnreadableArtefact(f"{path}: not a Keras model of such an agent ({error}): convert it again") from error
-    expected = _summarise(json.loads(make_model(agent).to_json()))
-    if layers_found != expected:
-        raise UnreadableArtefact(f"{path}: {_compare(layers_found, expected)}: convert the agent again")
-    zeros = make_zeros(nature_form(agent.head.actions, agent.head.atoms))
+    foreign = [f"the file {name}" for name in entries if name not in (CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME)]
+    foreign += _find_differences(_without_ids(config), _without_ids(json.loads(make_model(agent).to_json())), "config")
+    if foreign:
+        raise UnreadableArtefact(
+            f"{path}: not a Keras model of such an agent (has {show(foreign[0])}, which none has): convert it again"
+        )
     try:
-        weights = _read_weights(stored, zeros)
+        weights = _read_weights(stored, make_zeros(nature_form(agent.head.actions, agent.head.atoms)))
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
         raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
     support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
     tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
-    return from_params({"params": tree}, support)
+    return from_params({"params": tree}, support), config
 
 
 def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
@@ -168,23 +192,17 @@ def _read_dataset(file: Any, name: str, shape: tuple[int, ...]) -> Float32:
     return np.ascontiguousarray(dataset[()])
 
 
-def _compare(found: list[tuple[Any, ...]], expected: list[tuple[Any, ...]]) -> str:
-    known = {layer[0] for layer in expected}
-    foreign = [layer[0] for layer in found if layer[0] not in known]
-    if foreign:
-        return f"has the layer {show(foreign[0])}, which no such agent needs"
-    different = [f"{show(repr(a))} instead of {b}" for a, b in zip(found, expected, strict=False) if a != b]
-    return f"other layers than ours: {join(different) or 'another number of them'}"
-
-
-def _summarise(config: Any) -> list[tuple[Any, ...]]:
-    """Return what a model computes, layer by layer, without what may differ between versions of Keras."""
-    keys = ("units", "filters", "kernel_size", "strides", "padding", "activation", "use_bias", "scale", "target_shape")
-    return [
-        (layer["class_name"], layer["config"]["name"], *(_plain(layer["config"].get(key)) for key in keys))
-        for layer in config["config"]["layers"]
-    ]
-
-
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _find_differences(found: Any, expected: Any, place: str) -> list[str]:
+    """Return what a config says that ours does not. It may say less: other versions of Keras know other settings."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if found.get("class_name", expected.get("class_name")) != expected.get("class_name"):
+            return [f"the class {show(found['class_name'])} in {place}"]
+        pairs = ((key, value) for key, value in found.items() if key != "compile_config")
+        inner = [_find_differences(value, expected.get(key, _MISSING), f"{place}.{key}") for key, value in pairs]
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs_of = zip(found, expected, strict=True)
+        inner = [_find_differences(a, b, f"{place}[{index}]") for index, (a, b) in enumerate(pairs_of)]
+    else:
+        is_same = type(found) is type(expected) and found == expected
+        return [] if is_same else [f"{show(repr(found))} as {place}"]
+    return [difference for differences in inner for difference in differences]

@@ -11,7 +11,8 @@ from typing import Any
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
 from convert import litert
-from convert.agent import Agent
+from convert.agent import Agent, describe_head
+from convert.formats import litert_files
 from convert.network import FRAMES, HEIGHT, NATURE_STRIDES, WIDTH, CategoricalHead, Network
 from convert.params import to_params
 from convert.quiet_tensorflow import tf
@@ -27,7 +28,8 @@ IN_ALL = True
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model as float32."""
-    path.write_bytes(litert.restore_biases(make_converter(network).convert(), network))
+    converted = litert.restore_biases(make_converter(network).convert(), network)
+    path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:

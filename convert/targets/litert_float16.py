@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from convert import litert
-from convert.agent import Agent
+from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
+from convert.formats import litert_files
 from convert.network import Network
 from convert.quiet_tensorflow import tf
 from convert.targets.litert import load, make_converter, rebuild
@@ -29,7 +30,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     converter = make_converter(network)
     converter.optimizations = [tf.lite.Optimize.DEFAULT]
     converter.target_spec.supported_types = [tf.float16]
-    path.write_bytes(converter.convert())
+    path.write_bytes(litert_files.rebuild(converter.convert(), describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

@@ -12,8 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert import litert
-from convert.agent import Agent
+from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
+from convert.formats import litert_files
 from convert.layout import nhwc_from_nchw
 from convert.native_logs import without_native_logs
 from convert.network import Network
@@ -58,7 +59,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=calibrate, debug_options=options
         )
-    path.write_bytes(debugger.get_nondebug_quantized_model())
+    path.write_bytes(litert_files.rebuild(debugger.get_nondebug_quantized_model(), describe_head(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

@@ -19,7 +19,7 @@ from convert.formats.files import check_names, read_file, read_files, write_file
 from convert.model_card import Returns, read_returns, to_model_card
 from convert.named import from_named, to_named
 from convert.network import NATURE_STRIDES, Network
-from convert.targets import Policy
+from convert.targets import Policy, check_head
 from convert.template import largest_file
 
 PATH = "huggingface"
@@ -63,6 +63,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
         UnreadableArtefact: as `read` does, or the folder tells something else of the agent.
     """
     network = read(path, agent)
+    check_head(network, agent, path)
     files = {name.removeprefix(f"{path.name}/"): content for name, content in read_files(path).items()}
     check_names(path, files, (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
     # A card may tell returns that were measured since.

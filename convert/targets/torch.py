@@ -11,14 +11,14 @@ from pathlib import Path
 
 import torch
 
-from convert.agent import Agent
+from convert.agent import Agent, describe_head
 from convert.errors import UnreadableArtefact
 from convert.formats import torch_files, torch_programs
 from convert.formats.files import check_names, read_file, read_files
 from convert.formats.torch_files import Tensor
 from convert.named import from_named, to_named
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
-from convert.targets import Policy
+from convert.targets import Policy, check_head
 from convert.template import largest_file
 from convert.torch_modules import make_module, make_policy
 
@@ -32,7 +32,7 @@ IN_ALL = True
 STATE_DICT_NAME, PROGRAM_NAME = "state_dict.pt", "model.pt2"
 
 
-def write(network: Network, agent: Agent, path: Path) -> None:
+def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the state dict and the exported program."""
     path.mkdir()
     _write_state_dict(network, path)
@@ -44,7 +44,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     buffer = io.BytesIO()
     torch.export.save(program, buffer)
     # Without the paths of this computer, which torch notes for each operator.
-    rebuilt = torch_programs.rebuild(buffer.getvalue(), to_named(network), agent.head, _make_example())
+    rebuilt = torch_programs.rebuild(buffer.getvalue(), to_named(network), describe_head(network), _make_example())
     (path / PROGRAM_NAME).write_bytes(rebuilt)
 
 
@@ -84,6 +84,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
         UnreadableArtefact: as `read` does.
     """
     network = read(path, agent)
+    check_head(network, agent, path)
     program = _rebuild_program(path / PROGRAM_NAME, network, agent)
     to.mkdir()
     _write_state_dict(network, to)

@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from convert.agent import Agent
 from convert.errors import BackendUnavailable
+from convert.names import ask, find_meant, spell
 
 REFERENCE = "checkpoint"
 
@@ -118,15 +119,26 @@ def find_backend(name: str) -> Backend:
     """Return the backend of this name.
 
     Raises:
-        BackendUnavailable: there is none.
+        BackendUnavailable: there is none; the message suggests one, and lists all.
     """
     for backend in list_backends():
         if backend.name == name:
             return backend
-    openers = [backend.name for backend in list_backends() if backend.target == name]
-    hint = f"{openers[0]} opens what --to {name} writes. " if openers else ""
-    known = ", ".join(backend.name for backend in list_backends())
-    raise BackendUnavailable(f"no backend {name!r}; {hint}Known: {known}")
+    raise BackendUnavailable(f"no backend {name!r}; {_hint(name)}Known: {', '.join(_targets_of())}")
+
+
+def _hint(name: str) -> str:
+    if spell(name) == "all":
+        return "leave out --backend to check every artefact. "
+    known = _targets_of()
+    openers = {target: backend for backend, target in reversed(known.items())}
+    meant = find_meant(name, [*known, *filter(None, openers)])
+    return ask([word if word in known else openers[word] for word in meant])
+
+
+def _targets_of() -> dict[str, str | None]:
+    """Return each backend's target by the backend's name."""
+    return {backend.name: backend.target for backend in list_backends()}
 
 
 def import_backend(name: str) -> BackendModule:

@@ -13,7 +13,7 @@ from torch import nn
 
 from convert.agent import Agent
 from runtime_check.backends import Description, Runtime, Settings, choose_gpu
-from runtime_check.oracle import read_state_dict
+from runtime_check.originals.atari_agents import read_state_dict
 
 TARGET = None
 EXTRA = None

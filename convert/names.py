@@ -1,0 +1,76 @@
+"""Names on the command line: lists with commas, and what people call a format by another name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+# What people write, and the targets they may mean, the likeliest first.
+_OTHER_NAMES = {
+    "jax": ("flax", "nnx", "orbax"),
+    "linen": ("flax",),
+    "msgpack": ("flax",),
+    "params": ("flax",),
+    "tf": ("tensorflow",),
+    "tf2": ("tensorflow",),
+    "savedmodel": ("tensorflow",),
+    "saved-model": ("tensorflow",),
+    "h5": ("keras",),
+    "tflite": ("litert",),
+    "lite": ("litert",),
+    "tensorflow-lite": ("litert",),
+    "tf-lite": ("litert",),
+    "ai-edge-litert": ("litert",),
+    "float16": ("litert-float16",),
+    "fp16": ("litert-float16",),
+    "tflite-float16": ("litert-float16",),
+    "int8": ("litert-int8",),
+    "tflite-int8": ("litert-int8",),
+    "ort": ("onnx",),
+    "onnxruntime": ("onnx",),
+    "onnx-runtime": ("onnx",),
+    "pytorch": ("torch",),
+    "pt": ("torch",),
+    "pt2": ("torch",),
+    "pth": ("torch",),
+    "torchscript": ("torch",),
+    "hf": ("safetensors",),
+    "huggingface": ("safetensors",),
+    "hugging-face": ("safetensors",),
+    "hub": ("safetensors",),
+    "google-dopamine": ("dopamine",),
+    "gz": ("checkpoint",),
+    "release": ("checkpoint",),
+}
+
+
+def split_names(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the names in the values of a repeatable option, each once: ``("a,b", "c")`` holds a, b and c."""
+    names = (name.strip() for value in values for name in value.split(","))
+    return tuple(dict.fromkeys(name for name in names if name))
+
+
+def split_formats(values: Iterable[str]) -> tuple[str, ...]:
+    """Return the targets or backends in the values of a repeatable option, as they are spelled: in lower case."""
+    words = (word for value in values for word in value.split())
+    return tuple(dict.fromkeys(spell(name) for name in split_names(words)))
+
+
+def spell(name: str) -> str:
+    """Return a target's or backend's name as it is spelled: in lower case, with dashes."""
+    return name.strip().lower().replace("_", "-")
+
+
+def find_meant(name: str, known: Iterable[str]) -> list[str]:
+    """Return the targets that people may mean by a name, or else the closest name that is known, if any is close."""
+    return list(_OTHER_NAMES.get(spell(name), ())) or difflib.get_close_matches(
+        spell(name), list(known), n=1, cutoff=0.7
+    )
+
+
+def ask(meant: Sequence[str]) -> str:
+    """Return ``did you mean …? ``, for a message; nothing where it is not known what was meant."""
+    if not meant:
+        return ""
+    also = f" (or {', '.join(meant[1:])})" if meant[1:] else ""
+    return f"did you mean {meant[0]}{also}? "
