@@ -37,7 +37,7 @@ class Examiner:
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
-    def examine(self, reader: str, path: Path, timeout: float = 60) -> Finding:
+    def examine(self, reader: str, path: Path, timeout: float = 20) -> Finding:
         """Return what became of a file, and fail where the process died, hung or grew too large."""
         if self._process is None:
             command = [sys.executable, "-W", "ignore", __file__]
@@ -84,7 +84,7 @@ def _open(reader: str, path: Path) -> Any:
 
     import convert
 
-    if reader == "checkpoint":
+    if reader == "source":
         convert.read_checkpoint(path)
     elif reader == "oracle":
         from runtime_check.oracle import read_oracle

@@ -69,7 +69,7 @@ def agents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.fixture(scope="module")
 def answers(agents: dict[str, Path], examiner: Examiner) -> dict[str, list[float]]:
     """What each target of the Q agent answers, as it was written."""
-    found = {target.name: examiner.examine(target.name, agents["q"], 120) for target in list_targets()}
+    found = {target.name: examiner.examine(target.name, agents["q"], 60) for target in list_targets()}
     assert {name: finding.message for name, finding in found.items() if finding.error} == {}
     return {name: finding.answer for name, finding in found.items()}
 
@@ -195,7 +195,7 @@ def test_an_archive_with_a_trick(trick, place, agents, answers, examiner, tmp_pa
         path = tmp_path / "model.gz"
         raw = gzip.decompress(next((agents["q"] / "checkpoint").rglob("*.gz")).read_bytes())
         save_gzip(path, change(raw))
-        finding = examiner.examine("checkpoint", path)
+        finding = examiner.examine("source", path)
     else:
         target, *_ = place.split("/")
         folder = _take(agents["q"], target, tmp_path)
@@ -319,7 +319,7 @@ def test_a_pickle_that_means_harm(name, agents, examiner, tmp_path):
         Entry(e.name, PICKLES[name]) if e.name.endswith("data.pkl") else e for e in _entries(raw) if len(e.content) < 9000
     ]
     for content in (_zip(entries), PICKLES[name], pickle.dumps(0x1950A86A20F9469CFC6C, 2) + PICKLES[name]):
-        finding = examiner.examine("checkpoint", save_gzip(tmp_path / "model.gz", content))
+        finding = examiner.examine("source", save_gzip(tmp_path / "model.gz", content))
         _check(finding)
         assert finding.error
     (tmp_path / "ckpt.0").write_bytes(PICKLES[name])
@@ -372,7 +372,7 @@ GZIPS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("name", GZIPS)
-@pytest.mark.parametrize("reader", ["checkpoint", "oracle"])
+@pytest.mark.parametrize("reader", ["source", "oracle"])
 def test_a_gzip_that_means_harm(name, reader, agents, examiner, tmp_path):
     path = tmp_path / "model.gz"
     path.write_bytes(GZIPS[name](next((agents["q"] / "checkpoint").rglob("*.gz")).read_bytes()))
@@ -432,15 +432,15 @@ def test_a_record_that_means_harm(name, agents, examiner, tmp_path):
     assert finding.error == "RecordError", finding
 
 
-@pytest.mark.parametrize("reader", ["record", "flax", "checkpoint", "safetensors", "dopamine"])
+@pytest.mark.parametrize("reader", ["record", "flax", "source", "safetensors", "dopamine"])
 @pytest.mark.parametrize("kind", ["link", "fifo", "device", "folder", "socket"])
 def test_what_is_no_file_is_refused_at_once(reader, kind, agents, examiner, tmp_path):
-    target = "flax" if reader in ("record", "checkpoint") else reader
+    target = "flax" if reader in ("record", "source") else reader
     folder = _take(agents["q"], target, tmp_path)
     path = {
         "record": folder / "agent.json",
         "flax": folder / "params.msgpack",
-        "checkpoint": tmp_path / "model.gz",
+        "source": tmp_path / "model.gz",
         "safetensors": folder / "huggingface/model.safetensors",
         "dopamine": folder / "dopamine/checkpoints/ckpt.0",
     }[reader]
@@ -461,7 +461,7 @@ def test_what_is_no_file_is_refused_at_once(reader, kind, agents, examiner, tmp_
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path.name)
         os.chdir(before)
-    finding = examiner.examine(reader, path if reader == "checkpoint" else folder, 20)
+    finding = examiner.examine(reader, path if reader == "source" else folder, 20)
     _check(finding)
     assert finding.error, finding
     assert "root:" not in finding.message
