@@ -16,7 +16,7 @@ from convert.errors import UnreadableArtefact
 from convert.formats import torch_files, torch_programs
 from convert.formats.files import check_names, read_file, read_files
 from convert.formats.torch_files import Tensor
-from convert.named import from_named, to_named
+from convert.named import NAMES, from_named, to_named
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
 from convert.targets import Policy, check_head
 from convert.template import largest_file
@@ -71,7 +71,7 @@ def read_state_dict(path: Path, agent: Agent) -> Network:
     try:
         state = torch_files.read(data)
         if isinstance(state, dict):
-            return from_named({str(name): _to_numpy(value) for name, value in state.items()})
+            return from_named({str(name): _to_numpy(value) if name in NAMES else value for name, value in state.items()})
     except (ValueError, TypeError) as error:
         raise UnreadableArtefact(f"{file}: {error}: convert the agent again") from error
     raise UnreadableArtefact(f"{file}: holds a {type(state).__name__}, expected a state dict: convert the agent again")
