@@ -45,7 +45,7 @@ class AtariConvertError(Exception):
 
     def __init__(self, message: str = "") -> None:
         line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
-        super().__init__(line if len(line) <= _LONGEST else f"{line[:_START]} … {line[_START + 3 - _LONGEST:]}")
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_START]} … {line[_START + 3 - _LONGEST :]}")
 
 
 class CheckpointError(AtariConvertError):

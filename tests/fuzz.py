@@ -333,7 +333,9 @@ def _torch_seeds(seeds: Path) -> list[Parts]:
 
 
 def _pickle_seeds(seeds: Path) -> list[Parts]:
-    return [{"x": next((folder / "dopamine/checkpoints").glob("ckpt.*")).read_bytes()} for folder in _agent_folders(seeds)]
+    return [
+        {"x": next((folder / "dopamine/checkpoints").glob("ckpt.*")).read_bytes()} for folder in _agent_folders(seeds)
+    ]
 
 
 def _archive_seeds(seeds: Path) -> list[Parts]:

@@ -104,7 +104,9 @@ class Entry:
     extra: bytes = b""
 
 
-def _zip(entries: list[Entry], prefix: bytes = b"", middle: bytes = b"", suffix: bytes = b"", comment: bytes = b"") -> bytes:
+def _zip(
+    entries: list[Entry], prefix: bytes = b"", middle: bytes = b"", suffix: bytes = b"", comment: bytes = b""
+) -> bytes:
     data, directory = prefix, b""
     for entry in entries:
         name, local = entry.name.encode(), (entry.local_name or entry.name).encode()
@@ -113,7 +115,9 @@ def _zip(entries: list[Entry], prefix: bytes = b"", middle: bytes = b"", suffix:
             packer = zlib.compressobj(9, zlib.DEFLATED, -15)
             stored = packer.compress(entry.content) + packer.flush()
         size = len(entry.content) if entry.claimed is None else entry.claimed
-        common = struct.pack("<HHHHHIII", 20, entry.flags, entry.method, 0, 33, zlib.crc32(entry.content), len(stored), size)
+        common = struct.pack(
+            "<HHHHHIII", 20, entry.flags, entry.method, 0, 33, zlib.crc32(entry.content), len(stored), size
+        )
         directory += b"PK\x01\x02" + struct.pack("<H", 20) + common
         directory += struct.pack("<HHHHHII", len(name), len(entry.extra), 0, 0, 0, 0, len(data)) + name + entry.extra
         data += b"PK\x03\x04" + common + struct.pack("<HH", len(local), 0) + local + stored
@@ -316,7 +320,9 @@ PICKLES: dict[str, bytes] = {
 def test_a_pickle_that_means_harm(name, agents, examiner, tmp_path):
     raw = gzip.decompress(next((agents["q"] / "checkpoint").rglob("*.gz")).read_bytes())
     entries = [
-        Entry(e.name, PICKLES[name]) if e.name.endswith("data.pkl") else e for e in _entries(raw) if len(e.content) < 9000
+        Entry(e.name, PICKLES[name]) if e.name.endswith("data.pkl") else e
+        for e in _entries(raw)
+        if len(e.content) < 9000
     ]
     for content in (_zip(entries), PICKLES[name], pickle.dumps(0x1950A86A20F9469CFC6C, 2) + PICKLES[name]):
         finding = examiner.examine("source", save_gzip(tmp_path / "model.gz", content))
@@ -472,7 +478,9 @@ def test_what_is_no_file_is_refused_at_once(reader, kind, agents, examiner, tmp_
 CASES: dict[str, tuple[str, str, str | None, Callable[[Path], None]]] = {}
 
 
-def case(target: str, message: str | None, head: str = "q") -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
+def case(
+    target: str, message: str | None, head: str = "q"
+) -> Callable[[Callable[[Path], None]], Callable[[Path], None]]:
     """Register how an artefact is changed, and what is said of it; None: it may be taken if it answers as before."""
 
     def register(change: Callable[[Path], None]) -> Callable[[Path], None]:
@@ -485,9 +493,7 @@ def case(target: str, message: str | None, head: str = "q") -> Callable[[Callabl
 def _change_entry(path: Path, name: str, change: Callable[[bytes], bytes]) -> None:
     entries = _entries(path.read_bytes())
     assert any(entry.name.endswith(name) for entry in entries), [entry.name for entry in entries]
-    path.write_bytes(
-        _zip([Entry(e.name, change(e.content)) if e.name.endswith(name) else e for e in entries])
-    )
+    path.write_bytes(_zip([Entry(e.name, change(e.content)) if e.name.endswith(name) else e for e in entries]))
 
 
 def _change_program(folder: Path, change: Callable[[Any], Any]) -> None:
@@ -511,7 +517,9 @@ def torch_constants_are_a_pickle(folder: Path) -> None:
     path = folder / "torch/model.pt2"
     config = {"config": {"c": {"path_name": "constant_0", "is_param": False, "use_pickle": True, "tensor_meta": None}}}
     _change_entry(path, "model_constants_config.json", lambda _: json.dumps(config).encode())
-    path.write_bytes(_zip([*_entries(path.read_bytes()), Entry("model/data/constants/constant_0", pickle.dumps(Evil()))]))
+    path.write_bytes(
+        _zip([*_entries(path.read_bytes()), Entry("model/data/constants/constant_0", pickle.dumps(Evil()))])
+    )
 
 
 @case("torch", "pickle|weights")
@@ -558,7 +566,10 @@ def torch_a_tree_has_a_context(folder: Path) -> None:
 @case("torch", "program")
 def torch_a_custom_object(folder: Path) -> None:
     _change_program(
-        folder, lambda program: program["graph_module"]["graph"].update(custom_obj_values={"x": {"name": "x", "class_fqn": "os.system"}})
+        folder,
+        lambda program: program["graph_module"]["graph"].update(
+            custom_obj_values={"x": {"name": "x", "class_fqn": "os.system"}}
+        ),
     )
 
 
@@ -583,14 +594,18 @@ def torch_a_graph_within_an_argument(folder: Path) -> None:
 @case("torch", "program")
 def torch_other_strides(folder: Path) -> None:
     _change_entry(
-        folder / "torch/model.pt2", "models/model.json", lambda content: content.replace(b'"as_ints": [4, 4]', b'"as_ints": [4, 5]')
+        folder / "torch/model.pt2",
+        "models/model.json",
+        lambda content: content.replace(b'"as_ints": [4, 4]', b'"as_ints": [4, 5]'),
     )
 
 
 @case("torch", "program")
 def torch_a_huge_observation(folder: Path) -> None:
     _change_entry(
-        folder / "torch/model.pt2", "models/model.json", lambda content: content.replace(b'"as_int": 84', b'"as_int": 16777216')
+        folder / "torch/model.pt2",
+        "models/model.json",
+        lambda content: content.replace(b'"as_int": 84', b'"as_int": 16777216'),
     )
 
 
@@ -680,13 +695,17 @@ def keras_an_activation_by_a_module(folder: Path) -> None:
 
 @case("keras", "config|layer|not a Keras model")
 def keras_a_compiled_optimizer(folder: Path) -> None:
-    _change_config(folder, lambda config: config.update(compile_config={"optimizer": {"module": "os", "class_name": "x"}}))
+    _change_config(
+        folder, lambda config: config.update(compile_config={"optimizer": {"module": "os", "class_name": "x"}})
+    )
 
 
 @case("keras", "config|layer")
 def keras_a_config_that_is_deep(folder: Path) -> None:
     _change_entry(
-        folder / "model.keras", "config.json", lambda content: content.replace(b'"module": "keras.layers"', b'"module": ' + b"[" * 50_000, 1)
+        folder / "model.keras",
+        "config.json",
+        lambda content: content.replace(b'"module": "keras.layers"', b'"module": ' + b"[" * 50_000, 1),
     )
 
 
@@ -808,7 +827,9 @@ def keras_a_group_in_itself(folder: Path) -> None:
 
 @case("keras", None)
 def keras_weights_after_a_block_of_the_user(folder: Path) -> None:
-    _change_entry(folder / "model.keras", "model.weights.h5", lambda content: b"#!/bin/sh\n".ljust(512, b"\0") + content)
+    _change_entry(
+        folder / "model.keras", "model.weights.h5", lambda content: b"#!/bin/sh\n".ljust(512, b"\0") + content
+    )
 
 
 # ONNX
@@ -849,7 +870,10 @@ def onnx_a_function(folder: Path) -> None:
 def onnx_a_branch(folder: Path) -> None:
     inner = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "x", [], [])
     _change_onnx(
-        folder, lambda model: model.graph.node.append(helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner))
+        folder,
+        lambda model: model.graph.node.append(
+            helper.make_node("If", ["x"], ["z"], then_branch=inner, else_branch=inner)
+        ),
     )
 
 
@@ -1125,7 +1149,13 @@ def _rounding(value: float, zero: int, axis: int = 0) -> Callable[[Any], None]:
 
 for _change in (
     *(_rounding(0.0, 0), _rounding(-1.0, 0), _rounding(float("nan"), 0), _rounding(1e-45, 0), _rounding(3e38, 0)),
-    *(_rounding(0.1, 2**62), _rounding(0.1, -(2**63)), _rounding(0.1, 300), _rounding(0.1, 0, 3), _rounding(0.1, 0, -7)),
+    *(
+        _rounding(0.1, 2**62),
+        _rounding(0.1, -(2**63)),
+        _rounding(0.1, 300),
+        _rounding(0.1, 0, 3),
+        _rounding(0.1, 0, -7),
+    ),
 ):
     _litert(_change, "LiteRT", "litert-int8")
 

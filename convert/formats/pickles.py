@@ -250,7 +250,7 @@ class _Machine:
             raise TypeError("a name is not text")
         named = Name(module, name)
         if not self._is_known(named):
-            raise PickleRefused(f"wants to run {module[:80]}.{name[:80]}")
+            raise PickleRefused(f"wants to run {show(str(named))}")
         self.stack.append(named)
 
     def _call(self, _: Any) -> None:
