@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import struct
 import zipfile
 import zlib
@@ -135,16 +136,19 @@ def _case(entry: Entry) -> Entry:
     return Entry(entry.name.swapcase(), entry.content)
 
 
+MORE, DEFLATED = "two entries named|at most", "is compressed or encrypted|at most"
+BEFORE = "before|at most|damaged|not a PyTorch checkpoint"
+
 ZIP_TRICKS: dict[str, tuple[Callable[[bytes], bytes], str | None]] = {
-    "names that differ in case": (lambda data: _zip([*_entries(data), _case(_entries(data)[-1])]), "two entries named|at most"),
-    "two entries of a name": (lambda data: _zip([*_entries(data), _entries(data)[-1]]), "two entries named|at most"),
+    "names that differ in case": (lambda data: _zip([*_entries(data), _case(_entries(data)[-1])]), MORE),
+    "two entries of a name": (lambda data: _zip([*_entries(data), _entries(data)[-1]]), MORE),
     "a second archive after it": (lambda data: data + _zip(_entries(data)[:1]), None),
-    "a second archive before it": (lambda data: _zip(_entries(data), prefix=_zip(_entries(data))), "before|begins|at most|damaged|not a PyTorch checkpoint"),
+    "a second archive before it": (lambda data: _zip(_entries(data), prefix=_zip(_entries(data))), BEFORE),
     "a second directory inside": (
         lambda data: _zip(_entries(data), middle=_zip([])[-22:]),
         None,
     ),
-    "bytes before it": (lambda data: _zip(_entries(data), prefix=b"#!/bin/sh\n"), "before|begins|at most|damaged|not a PyTorch checkpoint"),
+    "bytes before it": (lambda data: _zip(_entries(data), prefix=b"#!/bin/sh\n"), BEFORE),
     "bytes after it": (lambda data: _zip(_entries(data), suffix=b"x" * 100), "after|damaged"),
     "a comment": (lambda data: _zip(_entries(data), comment=b"PK\x05\x06" + b"\0" * 18), "after|damaged"),
     "a local name of its own": (
@@ -153,15 +157,15 @@ ZIP_TRICKS: dict[str, tuple[Callable[[bytes], bytes], str | None]] = {
     ),
     "deflated": (
         lambda data: _zip([Entry(e.name, e.content, method=8) for e in _entries(data)]),
-        "is compressed or encrypted|at most",
+        DEFLATED,
     ),
     "a bomb": (
         lambda data: _zip([*_entries(data), Entry(_entries(data)[0].name + "x", b"\0" * 2**28, method=8)]),
-        "is compressed or encrypted|at most",
+        DEFLATED,
     ),
     "encrypted": (
         lambda data: _zip([Entry(e.name, e.content, flags=1) for e in _entries(data)]),
-        "is compressed or encrypted|at most",
+        DEFLATED,
     ),
     "a claimed size": (
         lambda data: _zip([Entry(e.name, e.content, claimed=2**31) for e in _entries(data)]),
@@ -452,7 +456,7 @@ def test_what_is_no_file_is_refused_at_once(reader, kind, agents, examiner, tmp_
     elif kind == "folder":
         path.mkdir()
     else:
-            before = Path.cwd()
+        before = Path.cwd()
         os.chdir(path.parent)  # the path of a socket has to be short
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(path.name)
