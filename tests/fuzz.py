@@ -179,11 +179,15 @@ class _Weights:
         return content
 
     def put_back(self, content: bytes) -> bytes:
-        def replace(match: re.Match[bytes]) -> bytes:
-            return self._taken[match[1][0]] if match[1][0] < len(self._taken) else b""
+        left = 2**24  # a mark that was copied many times would be a large file, and no finding
 
-        # A mark that was copied many times would be a large file, and no finding.
-        return _MARK.sub(replace, content, count=24)
+        def replace(match: re.Match[bytes]) -> bytes:
+            nonlocal left
+            weights = self._taken[match[1][0]] if match[1][0] < len(self._taken) else b""
+            left -= len(weights)
+            return weights if left >= 0 else b""
+
+        return _MARK.sub(replace, content)
 
 
 def _find_weights(content: bytes, path: str) -> Iterator[tuple[int, int]]:

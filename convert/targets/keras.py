@@ -10,6 +10,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent
+from convert.agent import Agent, HeadSpec
 from convert.errors import UnreadableArtefact
 from convert.formats.archives import build_archive, read_archive
 from convert.formats.documents import read_json, show
@@ -60,7 +61,7 @@ _MOST_COPIES = 4  # of the weights: Keras saves the moments of its optimiser bes
 
 def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the model. Keras' archive is written anew without its dates and object ids, so that bytes are stable."""
-    model = make_model(agent)
+    model = make_model(agent.head)
     for name, layer in to_params(network)["params"].items():
         model.get_layer(_NAMES[name]).set_weights([layer["kernel"], layer["bias"]])
     support = support_of(agent)
@@ -104,7 +105,7 @@ def _read(path: Path, agent: Agent) -> tuple[Network, Any]:
     except (ValueError, KeyError) as error:
         raise UnreadableArtefact(f"{path}: not a Keras model of such an agent ({error}): convert it again") from error
     foreign = [f"the file {name}" for name in entries if name not in (CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME)]
-    foreign += _find_differences(_without_ids(config), _without_ids(json.loads(make_model(agent).to_json())), "config")
+    foreign += _find_differences(_without_ids(config), _without_ids(json.loads(_describe_model(agent.head))), "config")
     if foreign:
         raise UnreadableArtefact(
             f"{path}: not a Keras model of such an agent (has {show(foreign[0])}, which none has): convert it again"
@@ -129,9 +130,15 @@ def load(path: Path, agent: Agent) -> Policy:  # noqa: ARG001
     return policy
 
 
-def make_model(agent: Agent) -> Any:
-    """Return the model of an agent's head, with weights that are still to be set."""
-    actions, atoms = agent.head.actions, agent.head.atoms
+@lru_cache(maxsize=64)
+def _describe_model(head: HeadSpec) -> str:
+    """Return the config of a head's model as JSON. Building a model costs a tenth of a second, and leaves something."""
+    return str(make_model(head).to_json())
+
+
+def make_model(head: HeadSpec) -> Any:
+    """Return the model of a head, with weights that are still to be set."""
+    actions, atoms = head.actions, head.atoms
     observation = keras.Input((HEIGHT, WIDTH, FRAMES), dtype="uint8", name="observation")
     features = layers.Rescaling(1 / 255, name="scale")(observation)
     for index, ((outputs, _, *size), stride) in enumerate(zip(NATURE_KERNELS, NATURE_STRIDES, strict=True), start=1):
