@@ -13,7 +13,7 @@ from typing import cast
 
 from convert import journal, remote, storage
 from convert.agent import RECORD_NAME, UNFINISHED_NAME, Record
-from convert.errors import AtariConvertError, UnexpectedError, UnwritableOutput
+from convert.errors import AtariConvertError, UnexpectedError, UnreadableCheckpoint, UnwritableOutput
 from convert.journal import Journal, Seen
 from convert.pipeline import convert_data, describe_source, find_stale
 from convert.publish import check_ours, find_record, is_settled
@@ -114,13 +114,18 @@ def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
     except AtariConvertError as error:
         return Outcome(job, error=error)
     except Exception as error:  # noqa: BLE001  nobody foresaw it, and thousands of jobs wait
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {storage.describe(error)}"
-        problem = UnexpectedError(f"{job.source}: {reason}: a bug of atari-convert, please report it")
-        return Outcome(job, error=problem)
+        return Outcome(job, error=to_unexpected(job.source, error))
+
+
+def to_unexpected(name: str, error: Exception) -> UnexpectedError:
+    """Return an error that nobody foresaw as one that names what it concerns, and what to do."""
+    frame = traceback.extract_tb(error.__traceback__)[-1]
+    reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {storage.describe(error)}"
+    return UnexpectedError(f"{name}: {reason}: a bug of atari-convert, please report it")
 
 
 def _convert_job(work: Work, job: Job) -> Outcome:
+    _refuse_problem(job)
     data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
     if storage.is_url(job.folder):
         written, record = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
@@ -134,7 +139,13 @@ def _convert_job(work: Work, job: Job) -> Outcome:
     return Outcome(job, written, record, seen=seen)
 
 
+def _refuse_problem(job: Job) -> None:
+    if job.problem:
+        raise UnreadableCheckpoint(job.problem)
+
+
 def _plan_job(work: Work, job: Job) -> Outcome:
+    _refuse_problem(job)
     if storage.is_url(job.folder):
         return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
     folder = Path(job.folder)
