@@ -108,7 +108,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--files-from",
-    type=click.File(errors="surrogateescape"),
+    type=click.File(encoding="utf-8", errors="surrogateescape"),
     metavar="FILE|-",
     help="Also convert the paths and URLs listed here.",
 )
@@ -397,7 +397,7 @@ def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _warn_of_unknown(jobs: list[Job]) -> None:
-    unknown = [job for job in jobs if not job.identity.is_complete]
+    unknown = [job for job in jobs if not job.identity.is_complete and not job.problem]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         click.echo(
