@@ -11,6 +11,7 @@ import re
 import shutil
 import socket
 import struct
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
