@@ -167,13 +167,13 @@ class File:
 
 
 def find_path_problem(path: str) -> str | None:
-    """Return why a path has no place in a record: relative ones do, with ``/`` between plain names."""
+    """Return why a path cannot be recorded; None for a relative one with ``/`` between plain names."""
     if len(path) > 4096:
         return f"is {len(path)} characters long, expected at most 4096"
     if re.search(r"[\x00-\x1f\x7f-\x9f]", path):
         return "has control characters"
     if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
-        return "leaves its folder or has parts that are no names"
+        return "is not a plain relative path without '..', '.', backslashes and empty parts"
     return None
 
 
@@ -193,10 +193,10 @@ class Agent:
 
 
 def find_contradiction(agent: Agent) -> str | None:
-    """Return how an agent contradicts itself: its family has another kind of head, or its source's path another agent.
+    """Return how an agent contradicts itself; None if it does not.
 
-    A path outside the release's layout tells nothing, and contradicts nothing. No path tells a seed or step of more
-    than 15 digits, so that an agent cannot have one.
+    Its head must be of the kind that its family has, and its identity that of its source's path, if that path is in the
+    release's layout.
     """
     identity, head, path = agent.identity, agent.head, agent.source.path
     if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
@@ -206,7 +206,7 @@ def find_contradiction(agent: Agent) -> str | None:
     told = identify(path)
     if told != Identity() and told != identity:
         found = "/".join("?" if part is None else str(part) for part in astuple(identity))
-        return f"is said to be {found}, its source's path tells {told.folder}"
+        return f"claims to be {found}, but the path of its source says {told.folder}"
     return None
 
 
@@ -344,7 +344,7 @@ def from_json(text: str, name: str) -> Record:
     try:
         _check_bounds(document)
         record = _record_from_json(document)
-        # What follows from other fields, such as the protocol from the family, and what has no place in a record.
+        # Unknown fields, and fields that follow from others, such as the protocol from the family.
         problem = _find_difference(document, _to_document(record)) or find_contradiction(record.agent)
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
@@ -366,7 +366,7 @@ def _check_bounds(document: Any) -> None:
             inner = value.values() if isinstance(value, dict) else value
             pending += [(each, depth + 1) for each in inner]
         elif isinstance(value, int | float) and not -1e39 < value < 1e39:
-            raise ValueError("a number is larger than any float32")
+            raise ValueError("a number is outside the range of float32")
         elif isinstance(value, str):
             value.encode()  # half of a surrogate pair has no place in any file
 
@@ -436,7 +436,7 @@ def _to_float32(value: Any) -> float:
         raise TypeError(f"support holds {_show(value)}")
     number = float(value)
     if struct.unpack("<f", struct.pack("<f", number)) != (number,):
-        raise ValueError(f"support holds {value}, which is no float32")
+        raise ValueError(f"support holds {value}, which is not a float32 value")
     return number
 
 

@@ -77,13 +77,13 @@ def convert_agent(
         overwrite: write again what is current.
 
     Raises:
-        OutputExists: the agent's folder would be the one that is read, in it, or around it.
+        OutputExists: the agent's folder would be the one that is read, inside it, or around it.
         TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
         AtariConvertError: nothing was written; see `convert.errors`.
     """
     stored = open_agent(folder, target, identity)
     place = Path(out, _path_of(stored.agent, Path(folder)).removesuffix(".gz"))
-    _refuse_overlap(Path(folder), place)
+    _refuse_overlap(Path(folder), Path(out), place)
     conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
     return raise_failures(conversion, targets)
 
@@ -104,10 +104,10 @@ def run(
         stored = open_agent(folder, target, identity)
         job = replace(job, path=_path_of(stored.agent, Path(folder)), identity=stored.agent.identity)
         place = Path(job.folder)
-        _refuse_overlap(Path(folder), place)
+        _refuse_overlap(Path(folder), Path(out), place)
         if dry_run:
             check_ours(place)
-            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite))
+            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite, is_rehearsal=True))
             return
         conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
     except Exception as error:  # noqa: BLE001  part of the outcome, foreseen or not
@@ -117,22 +117,28 @@ def run(
     yield Outcome(job, written, record, sum_up(record.agent, targets, written, failures))
 
 
-def _refuse_overlap(folder: Path, place: Path) -> None:
-    """Refuse to write into the folder that is read, or around it.
+def _refuse_overlap(folder: Path, out: Path, place: Path) -> None:
+    """Refuse an output that overlaps the folder that is read.
+
+    Args:
+        folder: what is read.
+        out: the folder that receives the agent's.
+        place: the agent's folder in it.
 
     Raises:
-        OutputExists: the place is the folder, in it, or a folder above it.
+        OutputExists: the agent's folder would be the one that is read, inside it, or around it.
     """
-    source, target = folder.resolve(), place.resolve()
+    source, target, top = folder.resolve(), place.resolve(), out.resolve()
     if _holds(source, target) or _holds(target, source):
+        beside = source if _holds(source, top) else top
         raise OutputExists(
-            f"{place}: lies in the folder that is read, {folder}, or around it: nothing was touched; choose an --out "
-            f"apart from it, such as {source.parent / 'from-agent'}"
+            f"{place}: overlaps {folder}, which is read: nothing was touched; choose an --out outside it, such as "
+            f"{beside.with_name(f'{beside.name}-back')}"
         )
 
 
 def _holds(folder: Path, path: Path) -> bool:
-    """Say whether a path is a folder or lies in it, by whatever spelling the file system takes."""
+    """Return whether a path is a folder or lies inside it, whatever the spelling."""
     return folder.exists() and any(above.exists() and above.samefile(folder) for above in (path, *path.parents))
 
 
@@ -172,7 +178,7 @@ def _open_dopamine(base: Path, identity: Identity | None) -> StoredAgent:
 
 
 def _rename(agent: Agent, network: Network, identity: Identity | None) -> Agent:
-    """Return the agent under another identity, if one is given: the path of its source tells it, or nothing."""
+    """Return the agent under another identity, if one is given. The recorded path of its source changes with it."""
     if identity in (None, agent.identity):
         return describe_agent(network, agent.identity, agent.source, agent.derived_from)
     path = f"{identity.folder}.gz" if identity.is_complete else PurePosixPath(agent.source.path).name

@@ -15,7 +15,7 @@ AtariConvertError
 ├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
 ├ RoundTripError      our bug, never the user's file
-├ TargetsFailed       some of the targets that were asked for; the others are published
+├ TargetsFailed       at least one of several targets; the others are published
 ├ UnexpectedError     our bug as well, met in a run over many
 ├ WorkerDied          the process or node that converted an agent ended, more than once
 └ CheckError          a check that could not be done
@@ -105,10 +105,10 @@ class RoundTripError(AtariConvertError):
 
 
 class TargetsFailed(AtariConvertError):
-    """Some targets could not be written. ``conversion`` says what was published, and by target what failed."""
+    """At least one of several targets failed. ``conversion`` says what was published and why each one failed."""
 
     def __init__(self, message: str, conversion: Conversion | None = None) -> None:
-        # An exception comes out of a pickle by its message alone, and is then given its attributes.
+        # Unpickling calls the class with the message alone, and sets the attributes afterwards.
         super().__init__(message)
         self.conversion = conversion
 

@@ -30,7 +30,7 @@ from convert.agent import (
     name_actions,
     read_record,
 )
-from convert.artefacts import open_screened
+from convert.artefacts import describes, open_screened
 from convert.errors import (
     ArtefactMissing,
     AtariConvertError,
@@ -63,15 +63,16 @@ from convert.targets import (
     list_targets,
 )
 
-# Where one target meets these, the others would too.
+# Errors that every other target would meet as well.
 _OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What became of one checkpoint: the agent's folder, the targets written, its record, and why others failed.
+    """The result of converting one checkpoint.
 
-    Where nothing was written, all were current.
+    folder: the agent's folder. written: the targets that were written; the rest was up to date or failed.
+    record: what is published of the agent. failures: why targets failed, by name.
     """
 
     folder: Path
@@ -100,7 +101,7 @@ def convert_checkpoint(
         overwrite: write again what is current.
 
     Raises:
-        TargetsFailed: of several targets, some could not be written; its ``conversion`` tells what was published.
+        TargetsFailed: of several targets, at least one failed; its ``conversion`` says what was published.
         AtariConvertError: see `convert.errors`; the folder is then as it was.
     """
     source, folder = Path(source), Path(folder)
@@ -112,10 +113,10 @@ def convert_checkpoint(
 
 
 def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversion:
-    """Return a conversion of which no target failed.
+    """Return a conversion if no target of it failed.
 
     Raises:
-        AtariConvertError: one did, see `sum_up`.
+        AtariConvertError: at least one did; see `sum_up`.
     """
     error = sum_up(conversion.record.agent, targets, conversion.written, conversion.failures)
     if error is None:
@@ -128,13 +129,13 @@ def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversi
 def sum_up(
     agent: Agent, targets: Collection[str], written: Collection[str], failures: Mapping[str, AtariConvertError]
 ) -> AtariConvertError | None:
-    """Return one error for the targets that failed, of one target its own; None where none failed.
+    """Return one error for all targets that failed: if only one was asked for, its own; None if none failed.
 
     Args:
-        agent: whose they are.
-        targets: what was asked for.
-        written: what succeeded.
-        failures: what failed, and why.
+        agent: the agent.
+        targets: the targets that were asked for.
+        written: the targets that were written.
+        failures: why the others failed.
     """
     if not failures:
         return None
@@ -157,7 +158,7 @@ def convert_data(
 ) -> Conversion:
     """Convert the bytes of a checkpoint as `convert_checkpoint` does; ``name`` is how messages call it.
 
-    A target that fails is told in the conversion.
+    Targets that fail are listed in the conversion, not raised.
 
     Raises:
         AtariConvertError: nothing was published; see `convert.errors`.
@@ -177,8 +178,8 @@ def write_agent(
 ) -> Conversion:
     """Write a network's targets into the agent's folder, those that are not current there.
 
-    A target that fails takes no other down, and is told in the conversion. What it was to replace stays where it is
-    of the same agent, and goes where it is of another. Where all fail, the folder is as it was.
+    If a target fails, the others are published, and the conversion lists the failure. The artefact that it should have
+    replaced stays if it is of the same agent, and is removed otherwise. If all fail, the folder stays as it was.
 
     Raises:
         AtariConvertError: the folder cannot be written, and is as it was; see `convert.errors`.
@@ -196,11 +197,11 @@ def write_agent(
 
 
 def check_targets(targets: Collection[str]) -> None:
-    """Refuse what is no collection of names of targets.
+    """Raise unless this is a collection of names of targets.
 
     Raises:
-        TypeError: it is one name, which would be taken for its letters.
-        UnknownTarget: there is no target of a name.
+        TypeError: it is a single name, which would be taken for a collection of letters.
+        UnknownTarget: a name is not that of a target.
     """
     if isinstance(targets, str):
         raise TypeError(f"targets is {targets!r}, expected a collection of names such as [{targets!r}]")
@@ -211,7 +212,7 @@ def check_targets(targets: Collection[str]) -> None:
 def _write_artifacts(
     targets: Iterable[str], network: Network, agent: Agent, folder: Path
 ) -> tuple[dict[str, Artifact], dict[str, AtariConvertError]]:
-    """Write targets into a folder; return what was written and why the rest failed, of which nothing stays."""
+    """Write targets into a folder; return what was written and why the rest failed. Failed ones leave no files."""
     written: dict[str, Artifact] = {}
     failures: dict[str, AtariConvertError] = {}
     for target in targets:
@@ -230,7 +231,7 @@ def _write_artifacts(
 
 
 def to_known(error: Exception, name: str) -> AtariConvertError:
-    """Return an error as it is where it was foreseen, and else as a bug of this tool; ``name`` is what was at work."""
+    """Return an error of this tool as it is, and any other one as `UnexpectedError`; ``name`` begins its message."""
     if isinstance(error, AtariConvertError):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
@@ -293,9 +294,19 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
     return agent
 
 
-def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten."""
+def find_stale(
+    folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool, is_rehearsal: bool = False
+) -> tuple[str, ...]:
+    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten.
+
+    A rehearsal loads no framework, and so does not look at what an artefact says of its agent.
+    """
     record = find_record(folder)
+
+    def is_true(name: str) -> bool:
+        path = folder / find_target(name).path
+        return is_rehearsal or (record is not None and describes(name, path, record.agent))
+
     return choose_stale(
         record,
         agent,
@@ -303,6 +314,7 @@ def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, o
         overwrite=overwrite,
         is_exact=record is not None and is_exact(folder, record),
         is_intact=partial(is_intact, folder),
+        is_true=is_true,
     )
 
 
@@ -314,10 +326,11 @@ def choose_stale(
     overwrite: bool,
     is_exact: bool,
     is_intact: Callable[[Artifact], bool],
+    is_true: Callable[[str], bool],
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
-    Of the others those that the record describes wrongly.
+    Targets that the record describes wrongly are written too, even if not asked for.
 
     Args:
         record: what the folder has; None where there is none that can be read.
@@ -327,6 +340,7 @@ def choose_stale(
         overwrite: write again what is current.
         is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
         is_intact: tells whether the files of an artefact are as recorded.
+        is_true: tells whether the artefact of a target says of its agent what the target writes.
     """
     if record is None:
         return tuple(dict.fromkeys(targets))
@@ -335,7 +349,11 @@ def choose_stale(
     stale = [
         name
         for name in targets
-        if overwrite or not is_exact or name not in record.artifacts or not _is_current(name, record, is_intact)
+        if overwrite
+        or not is_exact
+        or name not in record.artifacts
+        or not _is_current(name, record, is_intact)
+        or not is_true(name)
     ]
     known = [target for target in list_targets() if target.name in record.artifacts]
     lying = [target.name for target in known if not _is_described(target, record)]

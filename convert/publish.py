@@ -4,7 +4,8 @@ What is new is staged in ``.atari-convert-new`` inside the agent's folder. The s
 is the decision to publish: a run that finds it carries the renames through, a run that finds none drops the rest.
 A lock on the folder keeps two runs apart; the system lifts it when its process ends, however it ends.
 
-Nothing here makes a link, so none in the places of ours is followed, moved or deleted: a folder with one is refused.
+This tool makes no links. A folder with a link in the place of its files is refused, so none is followed, moved or
+deleted.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ _OLD = ".atari-convert-old"
 def open_folder(folder: Path) -> Iterator[Path]:
     """Make and lock an agent's folder, finish or drop what a killed run left, and give a folder to stage into.
 
-    What is staged and not published goes again, and so does a folder that this call made, where it stays empty.
+    Anything staged and not published is removed at the end, and so are folders that this call made and that stay empty.
 
     Raises:
         OutputExists: the folder holds something and no record of ours, or a link in the place of ours.
@@ -65,13 +66,13 @@ def open_folder(folder: Path) -> Iterator[Path]:
 
 
 def publish(staging: Path, record: Record) -> None:
-    """Put what is staged in place, and the record last; an artefact that the record lists no longer goes.
+    """Put what is staged in place, and the record last. Artefacts that the record no longer lists are removed.
 
     A plain file replaces its predecessor in one step; a folder's predecessor is renamed aside first, for a folder
     cannot be renamed onto another.
 
     Raises:
-        RoundTripError: the record would not be read back as it is.
+        RoundTripError: the record does not read back as it is.
     """
     text, place = to_json(record), staging.parent / RECORD_NAME
     try:
@@ -79,7 +80,7 @@ def publish(staging: Path, record: Record) -> None:
     except RecordError as error:
         raise RoundTripError(f"{error}; a bug of atari-convert, please report it; nothing was published") from error
     if not is_read_back:
-        raise RoundTripError(f"{place}: does not read back as it was meant: a bug of atari-convert, please report it")
+        raise RoundTripError(f"{place}: does not read back as it was written: a bug of atari-convert, please report it")
     (staging / f"{RECORD_NAME}.part").write_text(text, "utf-8")
     os.replace(staging / f"{RECORD_NAME}.part", staging / RECORD_NAME)
     _finish(staging.parent)
@@ -122,7 +123,9 @@ def refuse_strangers(folder: Path) -> None:
 
 
 def find_strangers(top: Path) -> dict[Path, str]:
-    """Return what is neither a folder nor a regular file at or below a path, and what it is; no link is followed.
+    """Return everything at or below a path that is neither a folder nor a regular file, and what it is.
+
+    No link is followed.
 
     Raises:
         OSError: a folder cannot be listed.
@@ -135,7 +138,7 @@ def find_strangers(top: Path) -> dict[Path, str]:
     if stat.S_ISLNK(mode):
         return {top: "a symbolic link"}
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
-        return {top: "no regular file"}
+        return {top: "not a regular file"}
     return {path: kind for name in names for path, kind in find_strangers(top / name).items()}
 
 
@@ -218,7 +221,7 @@ def _find_places(record: Record) -> set[str]:
 
 
 def find_dropped(former: Record | None, record: Record) -> list[str]:
-    """Return the places of the targets that the former record has and a record has not."""
+    """Return the paths of the targets that the former record lists and the new one does not."""
     dropped = former.artifacts.keys() - record.artifacts.keys() if former else ()
     return [target.path for target in list_targets() if target.name in dropped]
 

@@ -183,14 +183,18 @@ def test_the_folder_that_is_read_is_never_written(way, agents, tmp_path, monkeyp
         options = ("--dry-run",)
     before = {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
     if way == "python":
-        with pytest.raises(OutputExists, match=r"lies in the folder that is read.*choose an --out apart from it"):
+        with pytest.raises(OutputExists, match=r"overlaps .*, which is read: .*choose an --out outside it"):
             convert.convert_agent(read, out, ["checkpoint"], overwrite=True)
     else:
-        result = _run("--from-agent", read, "--to", "checkpoint", "--to", "dopamine", "-o", out, *options)
+        command = ("--from-agent", read, "--to", "checkpoint", "--to", "dopamine")
+        result = _run(*command, "-o", out, *options)
         assert result.exit_code == 1
-        assert "lies in the folder that is read" in result.output
-        assert "nothing was touched; choose an --out apart from it, such as /" in result.output
+        assert "which is read" in result.output
+        assert "nothing was touched; choose an --out outside it, such as /" in result.output
     assert {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))} == before
+    if way != "python":
+        (other,) = re.findall(r"such as (/\S+)", result.output)
+        assert _run(*command, "-o", other, *options).exit_code == 0
 
 
 def test_another_identity_brings_its_own_path_and_action_meanings(agents, tmp_path):

@@ -11,15 +11,19 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
 import jsonschema
 import pytest
-from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
+from builders import AGENTS, BREAKOUT, PONG, make_state, to_network
 from click.testing import CliRunner, Result
 
+from convert.agent import read_record, to_json
 from convert.pipeline import convert_checkpoint
+from convert.publish import describe_files
+from convert.targets import import_target
 from runtime_check.cli import main
 from runtime_check.replay import from_json_line, replay_log
 
@@ -135,16 +139,15 @@ def test_nothing_but_the_report_is_left(checked):
 
 @pytest.fixture(scope="module")
 def faulty(converted, tmp_path_factory):
-    """A tree of three: one whose model is another agent's, one that is good, one whose record is damaged."""
+    """A tree of three: one whose model has other weights, one that is good, one whose record is damaged."""
     root = tmp_path_factory.mktemp("faulty")
     shutil.copytree(converted / FOLDER, root / "bad")
-    other = save_checkpoint(root.parent / "other" / f"{FOLDER}.gz", make_state(6))
-    convert_checkpoint(other, root.parent / "other/agent", ["onnx"])
-    record = json.loads((root / "bad/agent.json").read_text("utf-8"))
-    stranger = json.loads((root.parent / "other/agent/agent.json").read_text("utf-8"))
-    record["artifacts"]["onnx"] = stranger["artifacts"]["onnx"]
-    (root / "bad/agent.json").write_text(json.dumps(record), "utf-8")
-    shutil.copy(root.parent / "other/agent/model.onnx", root / "bad")
+    record = read_record(root / "bad")
+    (root / "bad/model.onnx").unlink()
+    import_target("onnx").write(to_network(make_state(6)), record.agent, root / "bad/model.onnx")
+    described = describe_files(root / "bad", "model.onnx")
+    artifacts = {**record.artifacts, "onnx": replace(record.artifacts["onnx"], files=described)}
+    (root / "bad/agent.json").write_text(to_json(replace(record, artifacts=artifacts)), "utf-8")
     shutil.copytree(converted / FOLDER, root / "good")
     (root / "broken").mkdir()
     (root / "broken/agent.json").write_text("{", "utf-8")
@@ -258,7 +261,7 @@ NOBODY = {**dict.fromkeys(WHO), "path": "mine.gz"}
         ),
         (
             {"game": "Carnival", "rom_id": "carnival"},
-            "said to be DQN_modern/Carnival/0/328492, its source's path tells",
+            "claims to be DQN_modern/Carnival/0/328492, but the path of its source says",
         ),
         ({"notes": "mine"}, "unknown field 'notes'"),
         ({"artifacts": {}}, "lists no artefact"),

@@ -125,6 +125,6 @@ def test_links_and_pipes_are_told_and_never_opened(converted, record, tmp_path):
     os.mkfifo(folder / "model.onnx")
     os.mkfifo(folder / "saved_model/more")
     (change,) = find_changes(folder, "onnx", record.artifacts["onnx"])
-    assert change == "model.onnx is no regular file, which atari-convert never writes"
+    assert change == "model.onnx is not a regular file, which atari-convert never writes"
     (change,) = find_changes(folder, "tensorflow", record.artifacts["tensorflow"])
-    assert change == "saved_model/more is no regular file, which atari-convert never writes"
+    assert change == "saved_model/more is not a regular file, which atari-convert never writes"

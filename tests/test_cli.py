@@ -441,10 +441,11 @@ def test_progress_is_shown_on_a_terminal_only(tmp_path):
     """Under ``script`` the command has a terminal; in every other test it has none and stays silent."""
     root = tmp_path / "many"
     state = make_state()
-    for step in range(12):
-        save_checkpoint(root / f"DQN_modern/Pong/0/model_{step}.gz", state)
+    first = save_checkpoint(root / "DQN_modern/Pong/0/model_0.gz", state)
+    for step in range(1, 60):  # enough for a second of work
+        os.link(first, first.with_name(f"model_{step}.gz"))
     command = f"{sys.executable} -m convert {root} --to onnx -o {tmp_path / 'out'}"
     shown = subprocess.run(["script", "-qec", command, "/dev/null"], capture_output=True, text=True, check=True).stdout
-    assert "/12 agents, about " in shown
-    assert "12 converted" in shown
+    assert "/60 agents, about " in shown
+    assert "60 converted" in shown
     assert BREAKOUT.exists()

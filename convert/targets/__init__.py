@@ -8,6 +8,7 @@ A target module begins with literal constants, which are read from its source wi
     EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
     PACKAGES        the packages it imports
     IN_ALL          whether ``--to all`` means it too
+    DESCRIBES       True where the artefact has text that follows from the agent, such as who it is; left out elsewhere
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
 and holds three functions, see `TargetModule`, and a fourth where an artefact is not to be opened as ``write`` would
@@ -75,6 +76,7 @@ class Target:
     extra: str
     packages: tuple[str, ...]
     in_all: bool
+    describes: bool
     is_quantized: bool
 
     @property
@@ -177,7 +179,8 @@ def _read_constants(name: str) -> Target:
         for statement in tree.body
         if isinstance(statement, ast.Assign)
         and isinstance(statement.targets[0], ast.Name)
-        and statement.targets[0].id in ("PATH", "AXES", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
+        and statement.targets[0].id
+        in ("PATH", "AXES", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
     }
     return Target(
         name,
@@ -188,5 +191,6 @@ def _read_constants(name: str) -> Target:
         constants["EXTRA"],
         constants["PACKAGES"],
         constants["IN_ALL"],
+        constants.get("DESCRIBES", False),
         constants.get("QUANTIZED", False),
     )

@@ -56,6 +56,7 @@ _NAMES = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "h
 _GROUPS = {"Conv_0": "conv2d", "Conv_1": "conv2d_1", "Conv_2": "conv2d_2", "Dense_0": "dense", "Dense_1": "dense_1"}
 _SUPPORT_GROUP = "dense_2"
 _MISSING = object()
+_MOST_COPIES = 4  # of the weights: Keras saves the moments of its optimiser beside those that were trained
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -97,7 +98,7 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
 
 
 def _read(path: Path, agent: Agent) -> tuple[Network, Any]:
-    data = read_file(path, largest_file(agent.head))
+    data = read_file(path, _MOST_COPIES * largest_file(agent.head))
     try:
         entries = read_archive(data)
         config, stored = read_json(entries[CONFIG_NAME]), entries[WEIGHTS_NAME]

@@ -38,6 +38,7 @@ FORMAT_VERSION = 1
 EXTRA = "onnx"
 PACKAGES = ("onnx",)
 IN_ALL = True
+DESCRIBES = True
 
 OPSET = 17
 

@@ -28,6 +28,7 @@ FORMAT_VERSION = 1
 EXTRA = "safetensors"
 PACKAGES = ("safetensors",)
 IN_ALL = True
+DESCRIBES = True
 
 WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
 
