@@ -11,6 +11,7 @@ import os
 import select
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,7 @@ class Examiner:
         if self._process is None:
             command = [sys.executable, "-W", "ignore", __file__]
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=path.parent
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=tempfile.gettempdir()
             )
         process, begin, peak = self._process, time.monotonic(), 0.0
         # What it has imported so far for others is not this file's.
