@@ -70,7 +70,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32
         raise UnreadableArtefact(f"{path}: {join(problems)}: not an orbax checkpoint of such an agent")
     try:
         return {name: _read_array(entries, name, shape) for name, shape in shapes.items()}
-    except (ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, zstandard.ZstdError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UnreadableArtefact(f"{path}: not an orbax checkpoint ({reason}): convert the agent again") from error
 

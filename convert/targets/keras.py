@@ -112,7 +112,7 @@ def _read(path: Path, agent: Agent) -> tuple[Network, Any]:
         )
     try:
         weights = _read_weights(stored, make_zeros(nature_form(agent.head.actions, agent.head.atoms)))
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
     support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
     tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
@@ -195,7 +195,7 @@ def _read_dataset(file: Any, name: str, shape: tuple[int, ...]) -> Float32:
     dataset = file[name]
     if not isinstance(dataset, h5py.Dataset) or (dataset.shape, dataset.dtype) != (shape, np.dtype("<f4")):
         raise ValueError(f"{name} is {show(str(dataset))}, expected float32{list(shape)}")
-    if dataset.chunks or dataset.external or dataset.is_virtual:
+    if dataset.chunks or dataset.external or dataset.is_virtual or dataset.id.get_offset() is None:
         raise ValueError(f"{name} is not stored in one piece")
     return np.ascontiguousarray(dataset[()])
 
