@@ -57,6 +57,21 @@ def open_screened(name: str, path: Path, agent: Agent) -> Iterator[Screened]:
         yield Screened(rebuilt, files)
 
 
+def describes(name: str, path: Path, agent: Agent) -> bool:
+    """Tell whether an artefact says of its agent what its target writes; True where it says nothing of it.
+
+    Raises:
+        MissingExtra: the target's framework is not installed.
+    """
+    if not find_target(name).describes:
+        return True
+    try:
+        with open_screened(name, path, agent):
+            return True
+    except (UnreadableArtefact, CheckpointError):
+        return False
+
+
 def _rebuild(module: TargetModule, path: Path, agent: Agent, to: Path) -> None:
     if rebuild := getattr(module, "rebuild", None):
         rebuild(path, agent, to)

@@ -107,7 +107,7 @@ def run(
         _refuse_overlap(Path(folder), Path(out), place)
         if dry_run:
             check_ours(place)
-            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite))
+            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite, is_rehearsal=True))
             return
         conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
     except Exception as error:  # noqa: BLE001  part of the outcome, foreseen or not

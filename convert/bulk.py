@@ -12,7 +12,7 @@ from typing import cast
 
 from convert import journal, remote, storage
 from convert.agent import RECORD_NAME, UNFINISHED_NAME, Record
-from convert.errors import AtariConvertError, UnwritableOutput
+from convert.errors import AtariConvertError, UnreadableCheckpoint, UnwritableOutput
 from convert.journal import Journal, Seen
 from convert.pipeline import (
     convert_data,
@@ -123,6 +123,7 @@ def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
 
 
 def _convert_job(work: Work, job: Job) -> Outcome:
+    _refuse_problem(job)
     data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
     if storage.is_url(job.folder):
         written, record, failures = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
@@ -137,7 +138,13 @@ def _convert_job(work: Work, job: Job) -> Outcome:
     return Outcome(job, written, record, seen=_see(job, record, work.targets, stamp) if stamp else None)
 
 
+def _refuse_problem(job: Job) -> None:
+    if job.problem:
+        raise UnreadableCheckpoint(job.problem)
+
+
 def _plan_job(work: Work, job: Job) -> Outcome:
+    _refuse_problem(job)
     if storage.is_url(job.folder):
         return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
     folder = Path(job.folder)
@@ -147,7 +154,8 @@ def _plan_job(work: Work, job: Job) -> Outcome:
     if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
         data, _ = storage.read_source(job.source)
         agent = describe_agent(read_network(data, job.source), job.identity, describe_source(data, job.path))
-    return Outcome(job, find_stale(folder, agent, work.targets, overwrite=work.overwrite))
+    stale = find_stale(folder, agent, work.targets, overwrite=work.overwrite, is_rehearsal=True)
+    return Outcome(job, stale)
 
 
 def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping
 from contextlib import closing, contextmanager
@@ -14,7 +15,6 @@ import click
 
 from convert import __version__
 from convert.command_line import (
-    Command,
     complete_from,
     list_family_names,
     list_game_names,
@@ -22,6 +22,8 @@ from convert.command_line import (
     split_formats,
     split_names,
 )
+from convert.console import Command
+from convert.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from convert.agent import Identity, Record
@@ -50,10 +52,11 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
         from convert.errors import AtariConvertError
 
         try:
-            command(**options)
-        except KeyboardInterrupt:
+            with stop_on_signals():
+                command(**options)
+        except KeyboardInterrupt as stop:
             click.echo("interrupted: rerun the same command to resume", err=True)
-            sys.exit(130)
+            sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
         except AtariConvertError as error:
             click.echo(f"failed: {error}", err=True)
             sys.exit(1)
@@ -61,7 +64,9 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
     return call
 
 
-@click.command(cls=Command, examples=_EXAMPLES, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    cls=Command, examples=_EXAMPLES, exit_unwritten=1, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...", type=click.Path())
 @click.option(
     "--to",
@@ -103,7 +108,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
 )
 @click.option(
     "--files-from",
-    type=click.File(errors="surrogateescape"),
+    type=click.File(encoding="utf-8", errors="surrogateescape"),
     metavar="FILE|-",
     help="Also convert the paths and URLs listed here.",
 )
@@ -209,7 +214,7 @@ def main(
     resume. Repeatable options also take several values separated by commas.
 
     Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
-    line is wrong; 130 interrupted.
+    line is wrong; 130 interrupted; 143 terminated.
     """
     from convert.names import spell
     from convert.selection import Filter
@@ -392,7 +397,7 @@ def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
 
 
 def _warn_of_unknown(jobs: list[Job]) -> None:
-    unknown = [job for job in jobs if not job.identity.is_complete]
+    unknown = [job for job in jobs if not job.identity.is_complete and not job.problem]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         click.echo(

@@ -1,31 +1,14 @@
-"""What both commands share: examples where nothing was given, lists of names, shell completion. Loads no framework."""
+"""What both commands take: lists of names, and their completion in a shell. Loads no framework."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import click
 
 from convert import names
 
 _Completer = Callable[[click.Context, click.Parameter, str], list[str]]
-
-
-class Command(click.Command):
-    """A command that answers a bare call with examples, on stderr and with exit code 2."""
-
-    def __init__(self, *args: Any, examples: str, **kwargs: Any) -> None:
-        """Take ``examples``, the lines to show, besides what `click.Command` takes."""
-        super().__init__(*args, **kwargs)
-        self._examples = examples
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Parse the arguments, or show the examples where there are none."""
-        if not args and not ctx.resilient_parsing:
-            click.echo(f"{ctx.get_usage()}\n\n{self._examples}", err=True)
-            ctx.exit(2)
-        return super().parse_args(ctx, args)
 
 
 def split_names(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:

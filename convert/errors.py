@@ -33,8 +33,20 @@ if TYPE_CHECKING:
     from convert.pipeline import Conversion
 
 
+_LONGEST = 600  # characters of a message
+_START = 380  # of them where its middle is left out
+
+
 class AtariConvertError(Exception):
-    """Base of every error that this project raises on purpose."""
+    """Base of every error that this project raises on purpose.
+
+    Its message is one line of printable characters, whatever names of strangers are in it, and not too long: the
+    start, which tells the path, and the end, which tells what to do, are kept.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        super().__init__(line if len(line) <= _LONGEST else f"{line[:_START]} … {line[_START + 3 - _LONGEST :]}")
 
 
 class CheckpointError(AtariConvertError):

@@ -59,15 +59,18 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32
     size = 4 * sum(math.prod(shape) for shape in shapes.values())
     files = read_files(path, size + 2**20)
     entries = {name.removeprefix(f"{path.name}/"): content for name, content in files.items()}
+    if any(name.startswith(("ocdbt.process_", "manifest.ocdbt")) for name in entries):
+        raise UnreadableArtefact(
+            f"{path}: an OCDBT database, which is not read here: save it with "
+            "orbax.checkpoint.Checkpointer(orbax.checkpoint.PyTreeCheckpointHandler(use_ocdbt=False))"
+        )
     problems = [f"no {name}" for name in shapes if f"{name}/.zarray" not in entries]
-    if problems and any(name.startswith(("ocdbt.process_", "manifest.ocdbt")) for name in entries):
-        problems = ["it is an OCDBT database: save it with PyTreeCheckpointHandler(use_ocdbt=False)"]
     problems += [f"unexpected {show(name)}" for name in entries if not _is_expected(name, shapes)]
     if problems:
         raise UnreadableArtefact(f"{path}: {join(problems)}: not an orbax checkpoint of such an agent")
     try:
         return {name: _read_array(entries, name, shape) for name, shape in shapes.items()}
-    except (ValueError, KeyError, TypeError, zstandard.ZstdError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, zstandard.ZstdError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UnreadableArtefact(f"{path}: not an orbax checkpoint ({reason}): convert the agent again") from error
 

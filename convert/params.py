@@ -14,9 +14,9 @@ import numpy as np
 from convert import layout
 from convert.agent import Agent
 from convert.formats.documents import join, show
-from convert.network import Float32, Network, from_arrays
+from convert.network import NATURE_HIDDEN, NATURE_KERNELS, Float32, Network, from_arrays
 
-_DEEPEST = 8  # dicts within each other; ours has three
+_LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
 
 Params = dict[str, dict[str, dict[str, Float32]]]
 
@@ -71,31 +71,50 @@ def from_params(params: Any, support: Float32 | None) -> Network:
 
 
 def _check_tree(params: Any) -> dict[str, dict[str, Float32]]:
-    """Return the layers, or raise and say every leaf that differs from what Linen's Nature-CNN has."""
-    found = _leaves(params)
-    ranks = {f"params/Conv_{index}/kernel": 4 for index in range(3)}
-    ranks |= {f"params/Dense_{index}/kernel": 2 for index in range(2)}
-    ranks |= {name.replace("kernel", "bias"): 1 for name in ranks}
-    problems = [f"no {name}" for name in sorted(ranks.keys() - found.keys())]
-    problems += [f"unexpected {show(name)}" for name in sorted(found.keys() - ranks.keys())]
-    for name in sorted(ranks.keys() & found.keys()):
-        leaf = found[name]
-        if not isinstance(leaf, np.ndarray) or leaf.dtype != np.float32 or leaf.ndim != ranks[name]:
-            problems.append(f"{name} is {getattr(leaf, 'dtype', type(leaf).__name__)}{getattr(leaf, 'shape', '')}")
-    if not problems and found["params/Dense_0/kernel"].shape[0] != 3136:
-        rows = found["params/Dense_0/kernel"].shape[0]
+    """Return the layers, or raise and say every leaf that differs from what Linen's Nature-CNN has.
+
+    Only the places of its leaves are looked at: a tree of a stranger may hold its parts billions of times.
+    """
+    problems = _find_key_problems(params, ("params",), "")
+    layers = {} if problems else params["params"]
+    problems += [] if problems else _find_key_problems(layers, _LAYERS, "params/")
+    for name in _LAYERS:
+        if not problems or (isinstance(layers, dict) and name in layers):
+            problems += _find_key_problems(layers[name], ("bias", "kernel"), f"params/{name}/")
+    if not problems:
+        for path, leaf in flatten(params).items():
+            rank = 1 if path.endswith("bias") else 4 if path.startswith("Conv") else 2
+            if not isinstance(leaf, np.ndarray) or leaf.dtype != np.float32 or leaf.ndim != rank:
+                found = f"{leaf.dtype}{leaf.shape}" if isinstance(leaf, np.ndarray) else type(leaf).__name__
+                problems.append(f"params/{path} is {found}")
+    if not problems and layers["Dense_0"]["kernel"].shape[0] != NATURE_HIDDEN[1]:
+        rows = layers["Dense_0"]["kernel"].shape[0]
         problems.append(f"params/Dense_0 takes {rows} features, expected 3136 (7744 are those of a padded network)")
+    if not problems:
+        expected = _list_shapes(layers["Dense_1"]["bias"].shape[0])
+        problems = [
+            f"params/{path} is {leaf.shape}, expected {expected[path]}"
+            for path, leaf in flatten(params).items()
+            if leaf.shape != expected[path]
+        ]
     if problems:
         raise ValueError(f"{join(problems)}: not the parameters of a Nature-CNN of this release")
-    layers: dict[str, dict[str, Float32]] = params["params"]
-    return layers
+    found_layers: dict[str, dict[str, Float32]] = layers
+    return found_layers
 
 
-def _leaves(tree: Any, prefix: str = "", depth: int = 0) -> dict[str, Any]:
-    if not isinstance(tree, dict) or depth == _DEEPEST:
-        return {prefix: tree}
-    return {
-        name: leaf
-        for key, branch in tree.items()
-        for name, leaf in _leaves(branch, f"{prefix}/{key}" if prefix else str(key), depth + 1).items()
-    }
+def _find_key_problems(tree: Any, names: tuple[str, ...], prefix: str) -> list[str]:
+    if not isinstance(tree, dict):
+        return [f"{prefix.rstrip('/') or 'it'} is a {type(tree).__name__}"]
+    problems = [f"no {prefix}{name}" for name in names if name not in tree]
+    return problems + [f"unexpected {prefix}{show(key)}" for key in tree if key not in names]
+
+
+def _list_shapes(rows: int) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each leaf by path, for a head of this many rows."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for index, (outputs, inputs, *size) in enumerate(NATURE_KERNELS):
+        shapes |= {f"Conv_{index}/kernel": (*size, inputs, outputs), f"Conv_{index}/bias": (outputs,)}
+    for name, outputs, inputs in (("Dense_0", *NATURE_HIDDEN), ("Dense_1", rows, NATURE_HIDDEN[0])):
+        shapes |= {f"{name}/kernel": (inputs, outputs), f"{name}/bias": (outputs,)}
+    return shapes

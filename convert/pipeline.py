@@ -29,6 +29,7 @@ from convert.agent import (
     identify,
     name_actions,
 )
+from convert.artefacts import describes
 from convert.errors import (
     AtariConvertError,
     CheckpointError,
@@ -291,9 +292,19 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
     return agent
 
 
-def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten."""
+def find_stale(
+    folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool, is_rehearsal: bool = False
+) -> tuple[str, ...]:
+    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten.
+
+    A rehearsal loads no framework, and so does not look at what an artefact says of its agent.
+    """
     record = find_record(folder)
+
+    def is_true(name: str) -> bool:
+        path = folder / find_target(name).path
+        return is_rehearsal or (record is not None and describes(name, path, record.agent))
+
     return choose_stale(
         record,
         agent,
@@ -301,6 +312,7 @@ def find_stale(folder: Path, agent: Agent | None, targets: Collection[str], *, o
         overwrite=overwrite,
         is_exact=record is not None and is_exact(folder, record),
         is_intact=partial(is_intact, folder),
+        is_true=is_true,
     )
 
 
@@ -312,6 +324,7 @@ def choose_stale(
     overwrite: bool,
     is_exact: bool,
     is_intact: Callable[[Artifact], bool],
+    is_true: Callable[[str], bool],
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
@@ -325,6 +338,7 @@ def choose_stale(
         overwrite: write again what is current.
         is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
         is_intact: tells whether the files of an artefact are as recorded.
+        is_true: tells whether the artefact of a target says of its agent what the target writes.
     """
     if record is None:
         return tuple(dict.fromkeys(targets))
@@ -333,7 +347,11 @@ def choose_stale(
     stale = [
         name
         for name in targets
-        if overwrite or not is_exact or name not in record.artifacts or not _is_current(name, record, is_intact)
+        if overwrite
+        or not is_exact
+        or name not in record.artifacts
+        or not _is_current(name, record, is_intact)
+        or not is_true(name)
     ]
     known = [target for target in list_targets() if target.name in record.artifacts]
     lying = [target.name for target in known if not _is_described(target, record)]

@@ -29,15 +29,17 @@ from convert.agent import (
     name_actions,
     to_json,
 )
+from convert.artefacts import describes
 from convert.errors import AtariConvertError, RecordError, UnwritableOutput
 from convert.formats.documents import LARGEST_DOCUMENT
+from convert.formats.files import write_files
 from convert.journal import cache_folder
 from convert.network import Network
 from convert.pipeline import Conversion
 from convert.publish import find_dropped, refuse_foreign
 from convert.selection import Job
 from convert.storage import Found
-from convert.targets import list_targets
+from convert.targets import find_target, list_targets
 
 _CURE = "agents are made on this computer first, and XDG_CACHE_HOME or TMPDIR can name another place"
 _Listing = Mapping[str, Found]
@@ -73,6 +75,7 @@ def convert_data(
         overwrite=overwrite or is_unfinished,
         is_exact=is_exact,
         is_intact=partial(_is_intact, job.folder, files),
+        is_true=lambda name: record is not None and _is_true(name, job.folder, record),
     )
     if record and not stale:
         return (), record, {}
@@ -100,8 +103,15 @@ def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> t
     files = storage.list_files(job.folder)
     record, is_exact = _find_record(job.folder, files)
     agent = guess_agent(job, record)
-    intact = partial(_has_sizes, files)
-    return pipeline.choose_stale(record, agent, targets, overwrite=overwrite, is_exact=is_exact, is_intact=intact)
+    return pipeline.choose_stale(
+        record,
+        agent,
+        targets,
+        overwrite=overwrite,
+        is_exact=is_exact,
+        is_intact=partial(_has_sizes, files),
+        is_true=lambda _: True,
+    )
 
 
 def guess_agent(job: Job, record: Record | None) -> Agent | None:
@@ -134,6 +144,17 @@ def _is_intact(folder: str, files: _Listing, artifact: Artifact) -> bool:
         hashlib.sha256(storage.read_bytes(storage.join(folder, file.path))).hexdigest() == file.sha256
         for file in artifact.files
     )
+
+
+def _is_true(name: str, folder: str, record: Record) -> bool:
+    """Tell whether an artefact whose files are intact says of its agent what its target writes."""
+    target = find_target(name)
+    if not target.describes:
+        return True
+    with tempfile.TemporaryDirectory(prefix="atari-convert-") as copy:
+        paths = [file.path for file in record.artifacts[name].files]
+        write_files(Path(copy), {path: storage.read_bytes(storage.join(folder, path)) for path in paths})
+        return describes(name, Path(copy, target.path), record.agent)
 
 
 def _has_sizes(files: _Listing, artifact: Artifact) -> bool:

@@ -32,6 +32,7 @@ class Job:
     identity: who the agent is.
     size: in bytes; 0 where a server did not tell.
     stamp: what tells this content of a remote source from another, such as its ETag; None where nothing does.
+    problem: why this one cannot be converted, where its name alone tells; it fails when its turn comes.
     """
 
     source: str
@@ -40,6 +41,7 @@ class Job:
     identity: Identity
     size: int = 0
     stamp: str | None = None
+    problem: str | None = None
 
     @property
     def folder(self) -> str:
@@ -73,6 +75,7 @@ class Filter:
 _MAGIC = re.compile(r"[*?[]")
 _MAGIC_HTTP = re.compile(r"[*[]")  # there, a question mark begins the query
 _RANGE = re.compile(r"(\d*):(\d*)", re.ASCII)
+_LONGEST_NAME = 2**15  # characters of a path or URL; Linux takes 4096 bytes, web servers about 8000
 _STEP = re.compile(r"[\d*?\[\]!-]+", re.ASCII)
 
 
@@ -101,15 +104,16 @@ def find_jobs(
         MissingExtra: what reads a source's URL, or writes to that of the output, is not installed.
     """
     named = [(normalise(str(source)), True) for source in sources]
-    named += [(normalise(line.strip()), False) for line in listed if line.strip()]
+    lines = (line.strip().removeprefix("\ufeff").strip() for line in listed)  # a byte order mark begins some files
+    named += [(normalise(line), False) for line in lines if line]
     out = normalise(str(out))
     if is_url(out):
         storage.spell(out)  # nothing could be written where it fails
     census = Census()
     jobs = [
-        _make_job(found, base, out, identity)
+        job
         for source, must_exist in named
-        for found, base in _find_files(source, census, anonymous=anonymous, must_exist=must_exist)
+        for job in _find_jobs_of(source, out, identity, census, anonymous=anonymous, must_exist=must_exist)
     ]
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
@@ -176,6 +180,54 @@ def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
             taken.append(job)
         before += size
     return taken
+
+
+def _find_jobs_of(
+    source: str, out: str, identity: Identity | None, census: Census, *, anonymous: bool, must_exist: bool
+) -> Iterator[Job]:
+    """Yield a job for each checkpoint of a source; one that fails for a source that is not as it must be."""
+    try:
+        _check_name(source)
+    except SelectionError as error:
+        if must_exist:
+            raise
+        yield _make_failing_job(source, out, error)
+        return
+    for found, base in _find_files(source, census, anonymous=anonymous, must_exist=must_exist):
+        try:
+            yield _make_job(found, base, out, identity)
+        except SelectionError as error:
+            if must_exist:
+                raise
+            yield _make_failing_job(found.name, out, error)
+
+
+def _check_name(source: str) -> None:
+    """Refuse what is no path or URL at all.
+
+    Raises:
+        SelectionError: it is not one.
+    """
+    if not source:
+        raise SelectionError("'' is empty, expected a path or URL")
+    if len(source) > _LONGEST_NAME:
+        raise SelectionError(f"{_shorten(source)}: has {len(source)} characters, expected a path or URL")
+    if "\0" in source:
+        raise SelectionError(f"{_shorten(source)}: holds a NUL character, expected a path or URL")
+    try:
+        path_of(source)
+    except ValueError as error:
+        raise SelectionError(f"{_shorten(source)}: not a valid URL ({error})") from error
+
+
+def _make_failing_job(source: str, out: str, error: SelectionError) -> Job:
+    name = _shorten(source)
+    return Job(name, name, out, Identity(), problem=str(error))
+
+
+def _shorten(name: str) -> str:
+    name = _printable(name).replace("\0", "\\x00")
+    return name if len(name) <= 200 else f"{name[:200]}…"
 
 
 def _find_files(source: str, census: Census, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
@@ -281,7 +333,7 @@ def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> J
         path = name[len(base) :].lstrip("/") if is_url(name) else Path(name).relative_to(base).as_posix()
         if identify(path) != Identity():  # --identity says otherwise, so this path would mislead
             path = path.rpartition("/")[2]
-        if any(part in ("", ".", "..") or "\0" in part for part in path.removesuffix(".gz").split("/")):
+        if any(part in ("", ".", "..") for part in path.removesuffix(".gz").split("/")):
             raise SelectionError(f"{found.name}: its name without .gz is no name for a folder: rename it")
     return Job(_printable(found.name), _printable(path), out, identity, found.size, found.stamp)
 
@@ -299,7 +351,7 @@ def _drop_doubles(jobs: list[Job]) -> list[Job]:
     """
     kept: list[Job] = []
     for job in jobs:
-        if not kept or kept[-1].folder != job.folder:
+        if job.problem or not kept or kept[-1].problem or kept[-1].folder != job.folder:
             kept.append(job)
         elif os.path.realpath(kept[-1].source) != os.path.realpath(job.source):
             raise SelectionError(

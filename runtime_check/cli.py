@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
-from convert.command_line import Command, complete_from, split_formats
+from convert.command_line import complete_from, split_formats
+from convert.console import Command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -49,6 +50,7 @@ def _list_backend_names() -> list[str]:
 @click.command(
     cls=Command,
     examples=_EXAMPLES,
+    exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
 @click.argument(
@@ -180,14 +182,24 @@ def main(
             elif not quiet:
                 _print_summary(writer, report)
             sys.exit(_exit_code(writer))
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] not in _PACKAGES:
-            raise
-        click.echo(f"error: atari-check needs {error.name}: pip install 'atari-convert[check]'", err=True)
-        sys.exit(EXIT_UNCHECKED)
     except (AtariConvertError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_UNCHECKED)
+    except Exception as error:  # noqa: BLE001  Python would end with exit code 1, which says that agents disagree
+        click.echo(f"error: {_explain_unexpected('atari-check', error)}", err=True)
+        sys.exit(EXIT_UNCHECKED)
+
+
+def _explain_unexpected(name: str, error: Exception) -> str:
+    from convert.pipeline import to_known
+
+    if _is_extra_missing(error):
+        return f"atari-check needs {getattr(error, 'name', '')}: pip install 'atari-convert[check]'"
+    return str(to_known(error, name))
+
+
+def _is_extra_missing(error: Exception) -> bool:
+    return isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] in _PACKAGES
 
 
 def _quiet_runtimes() -> None:
@@ -207,6 +219,8 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
     """
 
     def end(number: int, _: object) -> None:
+        for each in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(each, signal.SIG_IGN)
         discard()
         # Not through sys.stderr, which may be at work at this moment.
         os.write(2, b"\ninterrupted: no report was written\n")
@@ -235,16 +249,21 @@ def _check(
 ) -> tuple[AgentResult | None, Document]:
     """Return what was found of an agent, and the same for the report; of one that could not be checked, the latter."""
     from convert.errors import AtariConvertError, UnwritableOutput
+    from convert.pipeline import to_known
     from runtime_check.check import check_agent
     from runtime_check.report import describe_failure, describe_result
 
     try:
         result = check_agent(folder, sources, options, listeners)
+        return result, describe_result(result)
     except UnwritableOutput:
         raise  # of the report
     except (AtariConvertError, OSError) as error:
         return None, describe_failure(folder, error)
-    return result, describe_result(result)
+    except Exception as error:  # nobody foresaw it, and other agents wait
+        if _is_extra_missing(error):
+            raise
+        return None, describe_failure(folder, to_known(error, str(folder)))
 
 
 class _Printer:

@@ -10,17 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from convert import __version__
-from convert.agent import RECORD_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
 from convert.errors import CheckError, CheckpointError
 from convert.publish import find_strangers
 from convert.storage import walk_links
-from convert.targets import describe_tensors, find_target
+from convert.targets import describe_tensors, find_target, list_targets
 from runtime_check.oracle import Oracle
 from runtime_check.protocols import find_actions
 
 
 def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
-    """Return each folder that holds an ``agent.json`` once, in order: the given ones and those below them.
+    """Return each agent's folder once, in order: the given ones and those below them.
+
+    They hold an ``agent.json``, or what atari-convert writes beside one: an agent that has lost its record, or a folder
+    that cannot be read, is not passed over in silence but cannot be checked.
 
     Raises:
         CheckError: a path holds none.
@@ -37,12 +40,31 @@ def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
 
 def _walk(path: Path) -> Iterator[Path]:
     """Yield the agents' folders in and below a path."""
-    for folder, subfolders, files in walk_links(path):
+    closed: list[Path] = []
+    for name, subfolders, files in walk_links(path, lambda error: closed.append(Path(error.filename))):
+        folder = Path(name)
         if RECORD_NAME in files:
             subfolders.clear()
-            yield Path(folder)
+            yield folder
+        elif UNFINISHED_NAME in (*subfolders, *files) or any(_is_artefact(folder / path) for path in _list_paths()):
+            yield folder
         # What a conversion has staged is not published.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    yield from closed
+
+
+def _list_paths() -> list[str]:
+    return [target.path for target in list_targets()]
+
+
+def _is_artefact(path: Path) -> bool:
+    """Tell an artefact from a folder of agents that has its name, such as ``torch``."""
+    try:
+        if not path.is_dir():
+            return path.is_file()
+        return not (path / RECORD_NAME).exists() and any(child.is_file() for child in path.iterdir())
+    except OSError:
+        return False
 
 
 class Sources:

@@ -514,7 +514,8 @@ def test_the_gin_file_binds_what_the_agent_needs(tmp_path, path):
 
 def test_what_is_not_known_stays_open_in_the_gin_file_and_names_cannot_add_to_it():
     network = to_network(make_state())
-    agent = describe_agent(network, Identity(), describe_source(b"x", "evil\nimport os\n.gz"))
+    agent = describe_agent(network, Identity(), describe_source(b"x", "m.gz"))
+    agent = replace(agent, source=replace(agent.source, path="evil\nimport os\n.gz"))
     gin = dopamine.to_gin(agent)
     assert "game = %gin.REQUIRED" in gin
     assert "sticky_actions = %gin.REQUIRED" in gin
@@ -527,6 +528,13 @@ def test_a_support_that_dopamine_cannot_hold_is_refused(tmp_path):
     network = to_network(state)
     with pytest.raises(TargetError, match=r"a support from 0.0 to 10.0 that is not evenly spaced, or begins at 0"):
         import_target("dopamine").write(network, _describe(network), tmp_path / "dopamine")
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_rounding_to_int8_explains_what_is_lost_of_any_agent(tmp_path, seed):
+    """A bias has many steps: what float32 makes of it is more than half a step, and no fault."""
+    path = save_checkpoint(tmp_path / "model_1.gz", make_state(18, 51 if seed % 2 else None, seed=seed))
+    assert convert.convert_checkpoint(path, tmp_path / "agent", ["litert-int8"]).written == ("litert-int8",)
 
 
 def test_a_model_card_says_who_the_agent_is_and_what_was_measured():

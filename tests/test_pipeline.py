@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ import torch
 from builders import PONG, make_state, save_checkpoint
 
 import convert
-from convert.agent import Identity, parse_identity
+from convert.agent import Identity, parse_identity, to_json
 from convert.errors import (
     ArtefactMissing,
     CheckpointError,
@@ -23,6 +24,8 @@ from convert.errors import (
     TargetsFailed,
     UnwritableOutput,
 )
+from convert.publish import describe_files
+from convert.targets import find_target
 
 TARGETS = ["flax", "onnx"]
 
@@ -286,3 +289,29 @@ def test_loading_what_is_not_there_says_how_to_get_it(folder, tmp_path):
         convert.load_agent(folder, "flax")
     with pytest.raises(RecordError, match=r"no agent\.json: not a folder that atari-convert wrote"):
         convert.load_agent(tmp_path, "onnx")
+
+
+@pytest.mark.parametrize(
+    ("target", "file", "change"),
+    [
+        ("safetensors", "huggingface/config.json", (b'"divide_by": 255', b'"divide_by": 1')),
+        ("safetensors", "huggingface/README.md", (b"oldest frame first", b"newest frame first")),
+        ("dopamine", "dopamine/origin.json", (b'"seed": 0', b'"seed": 1')),
+        ("dopamine", "dopamine/agent.gin", (b"sticky_actions = True", b"sticky_actions = False")),
+        ("onnx", "model.onnx", (b"\x0a\x04game\x12\x04Pong", b"\x0a\x04game\x12\x04Pang")),
+    ],
+)
+def test_what_tells_something_else_of_the_agent_is_not_current(tmp_path, target, file, change):
+    """Also where the record agrees with it."""
+    folder = tmp_path / "agent"
+    convert.convert_checkpoint(PONG, folder, [target])
+    assert convert.convert_checkpoint(PONG, folder, [target]).written == ()
+    good = (folder / file).read_bytes()
+    (folder / file).write_bytes(good.replace(*change))
+    assert (folder / file).read_bytes() != good
+    record = convert.read_record(folder)
+    files = describe_files(folder, find_target(target).path)
+    artifacts = {target: replace(record.artifacts[target], files=files)}
+    (folder / "agent.json").write_text(to_json(replace(record, artifacts=artifacts)), "utf-8")
+    assert convert.convert_checkpoint(PONG, folder, [target]).written == (target,)
+    assert (folder / file).read_bytes() == good

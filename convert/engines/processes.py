@@ -118,7 +118,7 @@ def _deaf_to_interrupts() -> Iterator[None]:
     would print as well.
     """
     resource_tracker.ensure_running()  # its own start, which a first process brings, would let the signal through
-    with hold_signals(signal.SIGINT):
+    with hold_signals(signal.SIGINT, signal.SIGTERM):
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             yield
@@ -183,8 +183,11 @@ def _serve(pipe: Connection, work: Work) -> None:
         while True:
             pipe.send(convert_job(work, pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        return  # the run is over, or was killed
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is over, or was killed, and so is this worker
 
 
 def _leave(*_: Any) -> None:
+    """Leave once, and without a word where the exception comes out of a finaliser, which Python would print."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.unraisablehook = lambda _: None
     sys.exit(128 + signal.SIGTERM)

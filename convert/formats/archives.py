@@ -14,6 +14,7 @@ import zipfile
 from collections.abc import Mapping
 
 from convert.formats.bounds import LARGEST
+from convert.formats.documents import show
 
 MOST_ENTRIES = 1000
 
@@ -35,12 +36,13 @@ def read_archive(data: bytes) -> dict[str, bytes]:
         raise ValueError(f"its archive has more than {MOST_ENTRIES} entries")
     try:
         with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            entries = [entry for entry in archive.infolist() if not (entry.is_dir() and entry.file_size == 0)]
+            # ``is_dir`` expects a name.
+            entries = [entry for entry in archive.infolist() if not entry.filename.endswith("/") or entry.file_size]
             _check_entries(entries, len(data))
             _check_places(data, archive)
             return {entry.filename: archive.read(entry) for entry in entries}
-    except (zipfile.BadZipFile, struct.error, NotImplementedError, RuntimeError, EOFError, OSError, KeyError) as error:
-        raise ValueError(f"damaged archive ({error})") from error
+    except (zipfile.BadZipFile, struct.error, RuntimeError, EOFError, OSError, LookupError, OverflowError) as error:
+        raise ValueError(f"damaged archive ({show(str(error))})") from error
 
 
 def build_archive(entries: Mapping[str, bytes]) -> bytes:

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
+import reprlib
 from collections.abc import Iterable
 from typing import Any
 
 LARGEST_DOCUMENT = 2**20  # bytes; an agent.json with every target has 27,000
 _SHOWN = 10
+
+# Never the whole of a value, whose parts may hold each other billions of times.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 
 def read_json(data: bytes | str, largest: int = LARGEST_DOCUMENT) -> Any:
@@ -20,14 +26,14 @@ def read_json(data: bytes | str, largest: int = LARGEST_DOCUMENT) -> Any:
         raise ValueError(f"JSON of {len(data)} bytes, expected at most {largest}")
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant)
+        return json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant, parse_float=_to_float)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
 
 
 def show(name: object) -> str:
     """Return a stranger's name for a message: on one line, without control characters, not too long."""
-    text = name if isinstance(name, str) else repr(name)
+    text = name if isinstance(name, str) else _SHORT.repr(name)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 80 else f"{text[:77]}..."
 
@@ -44,6 +50,13 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("JSON that says a key twice")
     return result
+
+
+def _to_float(text: str) -> float:
+    value = float(text)
+    if math.isinf(value):
+        raise ValueError(f"JSON with {show(text)}, which is larger than any number")
+    return value
 
 
 def _refuse_constant(name: str) -> Any:

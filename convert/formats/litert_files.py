@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import flatbuffers
@@ -18,7 +19,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from convert.agent import HeadSpec
 from convert.formats.documents import show
-from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, WIDTH
+from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH
 
 TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
 CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]
@@ -31,8 +32,18 @@ _SIDES = (20, 9, 7)  # of what the convolutions give
 _IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16  # bytes, as the schema wants it of constants
 
+_SMALLEST_STEP = 1e-30
+_ZERO_POINTS = {schema.TensorType.INT8: (-128, 127), schema.TensorType.INT32: (0, 0)}
+
 _INPUTS = {"CAST": 1, "MUL": 2, "CONV_2D": 3, "RESHAPE": 2, "FULLY_CONNECTED": 3, "SOFTMAX": 1, "SUM": 2}
 _ROUNDING = {"QUANTIZE": 1, "DEQUANTIZE": 1}
+_ROUNDED_TYPES = {
+    "QUANTIZE": [(schema.TensorType.FLOAT32, schema.TensorType.INT8)],
+    "DEQUANTIZE": [
+        (schema.TensorType.INT8, schema.TensorType.FLOAT32),
+        (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32),
+    ],
+}
 _NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 _ITEM_SIZES = {
     schema.TensorType.FLOAT32: 4,
@@ -112,7 +123,11 @@ def _read_model(data: bytes) -> Any:
     codes = [found.OperatorCodes(index) for index in _range(found.OperatorCodesLength(), _MOST_OPERATORS)]
     model.operatorCodes = [_read_code(code) for code in codes]
     model.subgraphs = [_read_graph(graph, model)]
-    model.buffers = [_read_buffer(found.Buffers(i)) for i in _range(found.BuffersLength(), 2 * _MOST_TENSORS)]
+    buffers = [found.Buffers(i) for i in _range(found.BuffersLength(), 2 * _MOST_TENSORS)]
+    # Buffers may lie in one place, and would each become a copy.
+    if sum(buffer.DataLength() for buffer in buffers) > len(data):
+        raise ValueError("has buffers of more bytes than the file holds")
+    model.buffers = [_read_buffer(buffer) for buffer in buffers]
     model.signatureDefs = [_read_signature(found.SignatureDefs(i)) for i in _range(found.SignatureDefsLength(), 1)]
     return model
 
@@ -218,15 +233,53 @@ def _read_name(found: Any) -> Any:
     return named
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """An operator as an agent has it.
+
+    shape: of what it gives. options: those that are not 0. constants: the shapes that each of its inputs but the first
+    may have, None where it may be left out. numbers: the content of the first of them.
+    """
+
+    name: str
+    shape: list[int]
+    options: Mapping[str, float] = field(default_factory=dict)
+    constants: list[tuple[tuple[int, ...] | None, ...]] = field(default_factory=list)
+    numbers: tuple[int, ...] | None = None
+
+
 def _check_graph(model: Any, head: HeadSpec) -> None:
     """Raise unless a model computes what such an agent does, in its order, from what is there."""
     graph = model.subgraphs[0]
     for tensor in graph.tensors:
         _check_tensor(tensor, model.buffers)
     _check_ends(model, graph, head)
+    computed, sources = _follow(model, graph)
+    expected = list(_list_layers(head))
+    found = [(name, list(graph.tensors[operator.outputs[0]].shape)) for name, operator in computed]
+    if found != [(layer.name, layer.shape) for layer in expected]:
+        names, wanted = (
+            (f"{name}{shape}" for name, shape in found),
+            (f"{layer.name}{layer.shape}" for layer in expected),
+        )
+        raise ValueError(f"computes {' '.join(names)}, expected {' '.join(wanted)}")
+    previous = graph.inputs[0]
+    for layer, (_, operator) in zip(expected, computed, strict=True):
+        if sources.get(operator.inputs[0], operator.inputs[0]) != previous:
+            raise ValueError(f"has a {layer.name} of something else than what was computed before it")
+        _check_layer(layer, operator, [_find_tensor(model, sources, index) for index in operator.inputs[1:]])
+        _check_types(
+            layer, [graph.tensors[index].type for index in (*operator.inputs, *operator.outputs) if index >= 0]
+        )
+        previous = operator.outputs[0]
+
+
+def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, int]]:
+    """Return the operators that compute something, and for each tensor that only rounds another one that other one."""
     known = {index for index, tensor in enumerate(graph.tensors) if _is_constant(tensor, model.buffers)}
     known |= {-1, *graph.inputs}  # -1 stands for an input that is left out, such as a bias of zeros
-    computed = []
+    computed: list[tuple[str, Any]] = []
+    sources: dict[int, int] = {}
     for operator in graph.operators:
         name = name_operator(model, operator)
         (output,) = operator.outputs
@@ -236,15 +289,62 @@ def _check_graph(model: Any, head: HeadSpec) -> None:
             raise ValueError(f"has a {name} that writes where it must not")
         known.add(output)
         if name in _INPUTS:
-            computed.append((name, list(graph.tensors[output].shape)))
-        elif list(graph.tensors[output].shape) != list(graph.tensors[operator.inputs[0]].shape):
-            raise ValueError(f"has a {name} that changes a shape")
-    expected = list(_list_shapes(head))
-    if computed != expected:
-        names = [f"{name}{shape}" for name, shape in computed]
-        raise ValueError(
-            f"computes {' '.join(names)}, expected {' '.join(f'{name}{shape}' for name, shape in expected)}"
-        )
+            computed.append((name, operator))
+            continue
+        source, rounded = graph.tensors[operator.inputs[0]], graph.tensors[output]
+        if list(rounded.shape) != list(source.shape) or (source.type, rounded.type) not in _ROUNDED_TYPES[name]:
+            raise ValueError(f"has a {name} that changes a shape, or has other types")
+        sources[output] = sources.get(operator.inputs[0], operator.inputs[0])
+    return computed, sources
+
+
+def _find_tensor(model: Any, sources: dict[int, int], index: int) -> tuple[Any, bytes] | None:
+    """Return a constant and its content; None where it is left out.
+
+    Raises:
+        ValueError: it is computed.
+    """
+    if index < 0:
+        return None
+    tensor = model.subgraphs[0].tensors[sources.get(index, index)]
+    if not _is_constant(tensor, model.buffers):
+        raise ValueError(f"has weights {show(tensor.name)} that are computed")
+    return tensor, model.buffers[tensor.buffer].data
+
+
+def _check_layer(layer: _Layer, operator: Any, constants: list[tuple[Any, bytes] | None]) -> None:
+    """Raise unless an operator has the options and the constants of a layer: the interpreter trusts both."""
+    options = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
+    # What is 0 is what is left out.
+    found = {key: value for key, value in options.items() if value and key != "newShape"}
+    if found != layer.options:
+        raise ValueError(f"has a {layer.name} with the options {show(found)}, expected {layer.options}")
+    for constant, shapes in zip(constants, layer.constants, strict=True):
+        shape = None if constant is None else tuple(constant[0].shape)
+        if shape not in shapes:
+            raise ValueError(f"has a {layer.name} with a constant of shape {shape}, expected {shapes[0]}")
+    if layer.numbers is not None and constants[0] is not None:
+        tensor, content = constants[0]
+        numbers = struct.unpack(f"<{len(content) // 4}i", content) if tensor.type == schema.TensorType.INT32 else None
+        if numbers != layer.numbers:
+            raise ValueError(f"has a {layer.name} to {numbers}, expected {layer.numbers}")
+
+
+def _check_types(layer: _Layer, types: list[int]) -> None:
+    kinds = schema.TensorType
+    if layer.name == "CAST":
+        allowed = [[kinds.UINT8, kinds.FLOAT32]]
+    elif layer.name == "RESHAPE":
+        allowed = [[kind, kinds.INT32, kind] for kind in (kinds.FLOAT32, kinds.INT8)]
+    elif layer.name == "SUM":
+        allowed = [[kinds.FLOAT32, kinds.INT32, kinds.FLOAT32]]
+    elif layer.name in ("CONV_2D", "FULLY_CONNECTED") and kinds.INT8 in types:
+        bias = [kinds.INT32] * (len(types) - 3)
+        allowed = [[kinds.INT8, kinds.INT8, *bias, kinds.INT8]]
+    else:
+        allowed = [[kinds.FLOAT32] * len(types)]
+    if types not in allowed:
+        raise ValueError(f"has a {layer.name} of the types {types}, expected {allowed[0]}")
 
 
 def _check_tensor(tensor: Any, buffers: list[Any]) -> None:
@@ -255,11 +355,23 @@ def _check_tensor(tensor: Any, buffers: list[Any]) -> None:
         raise ValueError(f"has a tensor {show(tensor.name)} of shape {list(tensor.shape)}")
     if _is_constant(tensor, buffers) and len(buffers[tensor.buffer].data) != size * _ITEM_SIZES[tensor.type]:
         raise ValueError(f"has a tensor {show(tensor.name)} of other bytes than its shape {list(tensor.shape)}")
+    if tensor.shapeSignature is not None and list(tensor.shapeSignature) != [-1, *tensor.shape[1:]]:
+        raise ValueError(f"has a tensor {show(tensor.name)} of sizes {show(list(tensor.shapeSignature))}")
     if tensor.quantization is not None:
-        axis, count = tensor.quantization.quantizedDimension, len(tensor.quantization.scale)
-        allowed = {1, tensor.shape[axis]} if 0 <= axis < len(tensor.shape) else {1}
-        if count not in allowed or len(tensor.quantization.zeroPoint) != count:
-            raise ValueError(f"has a tensor {show(tensor.name)} that is rounded by {count} steps")
+        _check_rounding(tensor)
+
+
+def _check_rounding(tensor: Any) -> None:
+    """Raise unless a tensor of integers is rounded by steps that the interpreter can compute with."""
+    scale, zero = tensor.quantization.scale, tensor.quantization.zeroPoint
+    count = tensor.shape[0] if tensor.shape and len(scale) > 1 else 1
+    lowest, highest = _ZERO_POINTS.get(tensor.type, (1, 0))
+    if (
+        (len(scale), len(zero), tensor.quantization.quantizedDimension) != (count, count, 0)
+        or not (scale.min() > _SMALLEST_STEP and scale.max() < 1 / _SMALLEST_STEP)
+        or not (lowest <= zero.min() and zero.max() <= highest)
+    ):
+        raise ValueError(f"has a tensor {show(tensor.name)} that is rounded by other steps than an agent's")
 
 
 def _is_constant(tensor: Any, buffers: list[Any]) -> bool:
@@ -286,12 +398,23 @@ def _check_ends(model: Any, graph: Any, head: HeadSpec) -> None:
         raise ValueError("has an output that is not there")
 
 
-def _list_shapes(head: HeadSpec) -> Iterator[tuple[str, list[int]]]:
-    """Yield each operator of an agent with the shape that it gives, for one observation."""
-    convs = [[1, side, side, kernel[0]] for side, kernel in zip(_SIDES, NATURE_KERNELS, strict=True)]
+def _list_layers(head: HeadSpec) -> Iterator[_Layer]:
+    """Yield each operator of an agent, for one observation."""
+    observation, relu = [1, HEIGHT, WIDTH, FRAMES], {"fusedActivationFunction": 1}
+    yield _Layer("CAST", observation)
+    yield _Layer("MUL", observation, relu, [((), (1,))])
+    for side, (outputs, inputs, *size), stride in zip(_SIDES, NATURE_KERNELS, NATURE_STRIDES, strict=True):
+        options = {"padding": 1, "strideW": stride, "strideH": stride, "dilationWFactor": 1, "dilationHFactor": 1}
+        constants = [((outputs, *size, inputs),), ((outputs,), None)]
+        yield _Layer("CONV_2D", [1, side, side, outputs], options | relu, constants)
     rows = head.actions * (head.atoms or 1)
-    shapes = [[1, HEIGHT, WIDTH, FRAMES]] * 2 + convs + [[1, NATURE_HIDDEN[1]], [1, NATURE_HIDDEN[0]], [1, rows]]
-    yield from zip(TRUNK, shapes, strict=True)
+    hidden, features = NATURE_HIDDEN
+    yield _Layer("RESHAPE", [1, features], {}, [((2,),)], (-1, features))
+    yield _Layer("FULLY_CONNECTED", [1, hidden], relu, [((hidden, features),), ((hidden,), None)])
+    yield _Layer("FULLY_CONNECTED", [1, rows], {}, [((rows, hidden),), ((rows,), None)])
     if head.atoms is not None:
-        tail = [[1, head.actions, head.atoms]] * 3 + [[1, head.actions]]
-        yield from zip(CATEGORICAL_TAIL, tail, strict=True)
+        logits = [1, head.actions, head.atoms]
+        yield _Layer("RESHAPE", logits, {}, [((3,),)], (-1, head.actions, head.atoms))
+        yield _Layer("SOFTMAX", logits, {"beta": 1.0})
+        yield _Layer("MUL", logits, {}, [((head.atoms,),)])
+        yield _Layer("SUM", [1, head.actions], {}, [((), (1,))], (-1,))

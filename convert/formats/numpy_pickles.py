@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.formats import pickles
+from convert.formats.documents import show
 from convert.formats.pickles import Call, Name, PickleRefused, Reference
 
 _EXPECTED = "expected plain Python and NumPy arrays"
+_MOST_AXES = 8
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])", re.ASCII)
 _CORES = ("numpy.core", "numpy._core")
 _RECONSTRUCT = {Name(f"{core}.multiarray", "_reconstruct") for core in _CORES}
@@ -38,8 +40,8 @@ def loads(data: bytes) -> Any:
         return pickles.resolve(pickles.load(io.BytesIO(data), _is_known), _build)
     except PickleRefused as error:
         raise PickleRefused(f"{error}, {_EXPECTED}") from error
-    except (TypeError, KeyError, OverflowError) as error:
-        raise ValueError(f"damaged pickle ({type(error).__name__}: {error})") from error
+    except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
+        raise ValueError(f"damaged pickle ({type(error).__name__}: {show(str(error))})") from error
 
 
 def _is_known(name: Name) -> bool:
@@ -54,7 +56,7 @@ def _build(value: Call | Name | Reference, resolve: _Resolve) -> Any:
     if value.function.module.split(".")[0] == "optax":
         return None
     if value.function not in _BUILDERS:
-        raise PickleRefused(f"wants to run {value.function}")
+        raise PickleRefused(f"wants to run {show(str(value.function))}")
     return _BUILDERS[value.function](value, resolve)
 
 
@@ -67,13 +69,16 @@ def _to_dict(call: Call, resolve: _Resolve) -> dict[Any, Any]:
             raise TypeError(f"a key is a {type(key).__name__}")
         result.setdefault(key, item)
     state = resolve(call.state)
-    return result | (state.get("_dict", {}) if isinstance(state, dict) else {})  # as FrozenDict keeps its items
+    kept = state.get("_dict", {}) if isinstance(state, dict) else {}  # as FrozenDict keeps its items
+    if not isinstance(kept, dict):
+        raise TypeError(f"a FrozenDict keeps a {type(kept).__name__}")
+    return result | kept
 
 
 def _to_dtype(call: Call, resolve: _Resolve) -> np.dtype[Any]:
     code = resolve(call.arguments)[0]
     if not isinstance(code, str) or not _DTYPE.fullmatch(code):
-        raise PickleRefused(f"wants an array of {code!r:.80}")
+        raise PickleRefused(f"wants an array of {show(code)}")
     dtype = np.dtype(code)
     return dtype if call.state is None else dtype.newbyteorder(resolve(call.state)[1])
 
@@ -85,7 +90,7 @@ def _reconstruct(call: Call, resolve: _Resolve) -> NDArray[Any]:
 def _reconstruct_jax(call: Call, resolve: _Resolve) -> NDArray[Any]:
     function, _, state, *_ = resolve(call.arguments)
     if function not in _RECONSTRUCT:
-        raise PickleRefused(f"wants to build an array with {function}")
+        raise PickleRefused(f"wants to build an array with {show(function)}")
     return _to_array(state)
 
 
@@ -106,10 +111,10 @@ def _to_array(state: Any) -> NDArray[Any]:
 def _from_bytes(content: object, dtype: object, shape: object, order: object) -> NDArray[Any]:
     if not isinstance(dtype, np.dtype) or not isinstance(content, bytes | bytearray) or not isinstance(shape, list):
         raise PickleRefused("wants an array of Python objects")
-    if not all(isinstance(size, int) and size >= 0 for size in shape):
-        raise ValueError(f"damaged pickle (an array of shape {shape!r:.80})")
+    if len(shape) > _MOST_AXES or not all(isinstance(size, int) and size >= 0 for size in shape):
+        raise ValueError(f"damaged pickle (an array of shape {show(shape)})")
     if math.prod(shape) * dtype.itemsize != len(content):
-        raise ValueError(f"damaged pickle (an array of {shape!r:.80} {dtype} with {len(content)} bytes)")
+        raise ValueError(f"damaged pickle (an array of {show(shape)} {dtype} with {len(content)} bytes)")
     return np.frombuffer(content, dtype).reshape(shape, order="F" if order == "F" else "C")
 
 

@@ -4,8 +4,9 @@ A pickle is a program for a small stack machine, and may name any function to be
 machine of this module's own, which knows no function: what a pickle wants to call becomes a `Call` to look at. Reading
 the arguments of each instruction is `pickletools`' part.
 
-Three kinds of bomb are kept out besides: a memo of billions of places (it is a dict here), containers that hold each
-other billions of times (`resolve` visits each once), and keys whose hash takes for ever (only plain keys are taken).
+Bombs are kept out besides: a memo of billions of places (it is a dict here), containers that hold each other billions
+of times (`resolve` visits each once, and none is shown whole), keys whose hashes take for ever or are all the same
+(only plain keys are taken, and no large numbers), and numbers and text of many megabytes.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ import io
 import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
+
+from convert.formats.documents import show
 
 # A checkpoint of Dopamine lists each training episode; one of the release has some hundred instructions.
 MOST_INSTRUCTIONS = 2_000_000
 DEEPEST = 100  # containers within each other
+LARGEST_NUMBER = 2**127
+LONGEST_TEXT = 2**16  # bytes
+_LARGEST_KEY = 2**61 - 2  # Python hashes larger numbers modulo 2**61 - 1, so that many share one hash
 
 _ATOMS = frozenset(
     (
@@ -28,6 +33,7 @@ _ATOMS = frozenset(
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
+_TEXTS = {"BINUNICODE": 4, "BINUNICODE8": 8}  # bytes of the length before a text
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -46,11 +52,11 @@ class Name:
         return f"{self.module}.{self.name}"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Reference:
     """What a pickle refers to outside of itself, such as a storage of torch."""
 
-    key: Any
+    key: Any = field(repr=False)
 
 
 @dataclass(eq=False)
@@ -58,9 +64,9 @@ class Call:
     """A call that a pickle asks for. state and items: what it would give to the result afterwards."""
 
     function: Name
-    arguments: Any
-    state: Any = None
-    items: dict[Any, Any] = field(default_factory=dict)
+    arguments: Any = field(repr=False)
+    state: Any = field(default=None, repr=False)
+    items: dict[Any, Any] = field(default_factory=dict, repr=False)
 
 
 Stream = io.BytesIO
@@ -81,15 +87,16 @@ def load(stream: Stream, is_known: Callable[[Name], bool]) -> Any:
     """
     machine = _Machine(is_known)
     try:
-        for opcode, argument, _ in islice(pickletools.genops(stream), MOST_INSTRUCTIONS):
-            if opcode.name == "STOP":
+        for _ in range(MOST_INSTRUCTIONS):
+            name, argument = _read_instruction(stream)
+            if name == "STOP":
                 return machine.stack.pop()
-            machine.run(opcode.name, argument)
+            machine.run(name, argument)
     except PickleRefused:
         raise
     # What pickletools raises for damaged bytes depends on the byte.
     except (IndexError, KeyError, TypeError, AttributeError, OverflowError, MemoryError, ValueError) as error:
-        raise ValueError(f"damaged pickle ({type(error).__name__}: {error})") from error
+        raise ValueError(f"damaged pickle ({type(error).__name__}: {show(str(error))})") from error
     raise ValueError(f"damaged pickle (more than {MOST_INSTRUCTIONS} instructions)")
 
 
@@ -131,6 +138,22 @@ def resolve(tree: Any, build: Build) -> Any:
     return visit(tree)
 
 
+def _read_instruction(stream: Stream) -> tuple[str, Any]:
+    """Return the name and argument of the next instruction, whose argument is not read where it is not known."""
+    opcode = _OPCODES[stream.read(1)]
+    if opcode.name not in _KNOWN:
+        raise PickleRefused(f"has the instruction {opcode.name}, which no checkpoint needs")
+    if opcode.name in _TEXTS:
+        size = int.from_bytes(stream.read(_TEXTS[opcode.name]), "little")
+        if size > LONGEST_TEXT:
+            raise ValueError(f"a text of {size} bytes")
+        return opcode.name, stream.read(size).decode("utf-8", "surrogatepass")
+    argument = opcode.arg.reader(stream) if opcode.arg else None
+    if isinstance(argument, int) and abs(argument) > LARGEST_NUMBER:
+        raise ValueError(f"a number of {argument.bit_length()} bits")
+    return opcode.name, argument
+
+
 class _Machine:
     """The stack machine of `pickle`, without its ways to look up and call."""
 
@@ -153,10 +176,7 @@ class _Machine:
         elif name == "MEMOIZE":
             self._memo[len(self._memo)] = stack[-1]
         elif name not in ("PROTO", "FRAME"):
-            instruction = _INSTRUCTIONS.get(name)
-            if instruction is None:
-                raise PickleRefused(f"has the instruction {name}, which no checkpoint needs")
-            instruction(self, argument)
+            _INSTRUCTIONS[name](self, argument)
 
     def _mark(self, _: Any) -> None:
         self._marked.append(self.stack)
@@ -213,6 +233,8 @@ class _Machine:
         for key, value in zip(flat[::2], flat[1::2], strict=True):
             if key is not None and not isinstance(key, str | int | float | bytes):
                 raise TypeError(f"a key is a {type(key).__name__}, expected text or a number")
+            if isinstance(key, int) and abs(key) > _LARGEST_KEY:
+                raise ValueError("a key is a large number")
             items[key] = value
 
     def _name(self, argument: str) -> None:
@@ -228,7 +250,7 @@ class _Machine:
             raise TypeError("a name is not text")
         named = Name(module, name)
         if not self._is_known(named):
-            raise PickleRefused(f"wants to run {module[:80]}.{name[:80]}")
+            raise PickleRefused(f"wants to run {show(str(named))}")
         self.stack.append(named)
 
     def _call(self, _: Any) -> None:
@@ -269,3 +291,8 @@ _INSTRUCTIONS: dict[str, Callable[[_Machine, Any], None]] = {
     "BUILD": _Machine._build,
     "BINPERSID": _Machine._refer,
 }
+
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+_KNOWN = frozenset(
+    (*_ATOMS, *_CONSTANTS, *_INSTRUCTIONS, "BINGET", "LONG_BINGET", "BINPUT", "LONG_BINPUT", "MEMOIZE")
+) | {"PROTO", "FRAME", "STOP"}

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from convert.formats import pickles
 from convert.formats.archives import read_archive
 from convert.formats.bounds import LARGEST
+from convert.formats.documents import show
 from convert.formats.pickles import Call, Name, PickleRefused, Reference
 
 _TENSOR = {Name("torch._utils", "_rebuild_tensor_v2"), Name("torch._utils", "_rebuild_tensor")}
@@ -84,14 +85,12 @@ class Foreign:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Where a storage is: its key, and the part of it that is meant, in values of its dtype."""
+    """Where a storage is: its key, the dtype of its values, and the device that held it."""
 
     dtype: str
     code: str
     key: str
     device: str
-    start: int = 0
-    count: int | None = None
 
 
 def read(data: bytes) -> Any:
@@ -111,7 +110,7 @@ def read(data: bytes) -> Any:
     except PickleRefused as error:
         raise PickleRefused(f"{error}, expected tensors alone") from error
     except (TypeError, KeyError, IndexError, OverflowError) as error:
-        raise ValueError(f"damaged pickle ({type(error).__name__}: {error})") from error
+        raise ValueError(f"damaged pickle ({type(error).__name__}: {show(str(error))})") from error
 
 
 def _read_archive(data: bytes) -> Any:
@@ -135,7 +134,7 @@ def _read_stream(data: bytes) -> Any:
         raise ValueError("begins with a pickle of something else")
     version = pickles.load(stream, _is_known)
     if version != _VERSION:
-        raise ValueError(f"has protocol version {version!r:.80}, expected {_VERSION}")
+        raise ValueError(f"has protocol version {show(version)}, expected {_VERSION}")
     system, tree, keys = (pickles.load(stream, _is_known) for _ in range(3))
     if not isinstance(system, dict) or not isinstance(keys, list):
         raise TypeError("no description of its storages")
@@ -144,11 +143,11 @@ def _read_stream(data: bytes) -> Any:
     storages: dict[str, bytes] = {}
     for key in keys:
         if not isinstance(key, str) or key not in sizes:
-            raise ValueError(f"a storage {key!r:.80} that no tensor uses")
+            raise ValueError(f"a storage {show(key)} that no tensor uses")
         count = int.from_bytes(stream.read(8), "little" if order == "<" else "big")
         content = stream.read(count * sizes[key])
         if len(content) != count * sizes[key]:
-            raise ValueError(f"ends within storage {key:.80}")
+            raise ValueError(f"ends within storage {show(key)}")
         storages[key] = content
     return _resolve(tree, storages, order)
 
@@ -196,15 +195,17 @@ def _resolve(tree: Any, storages: Mapping[str, bytes], order: str) -> Any:
 
 
 def _to_storage(reference: Reference) -> _Storage:
-    kind, storage_type, key, device, count, *view = reference.key
-    if kind != "storage" or not isinstance(storage_type, Name) or not isinstance(key, str):
-        raise ValueError(f"damaged pickle (refers to {reference.key!r:.80})")
+    kind, storage_type, key, device, _, *view = reference.key
+    if kind != "storage" or not isinstance(storage_type, Name):
+        raise ValueError(f"damaged pickle (refers to {show(reference.key)})")
+    if not isinstance(key, str) or not isinstance(device, str):
+        raise TypeError("a storage without a key or device")
     if storage_type.name not in _DTYPES:
-        raise PickleRefused(f"has a storage of {storage_type.name:.80}")
+        raise PickleRefused(f"has a storage of {show(storage_type.name)}")
     name, code = _DTYPES[storage_type.name]
     if view and view[0] is not None:  # of a file before torch 0.4: a part of another storage
         raise ValueError("has views of storages, which no torch since 0.4 writes")
-    return _Storage(name, code, key, str(device), count=count)
+    return _Storage(name, code, key, device)
 
 
 def _to_tensor(
@@ -219,7 +220,7 @@ def _to_tensor(
         return Tensor(storage.dtype, sizes, problem="has no values (device meta)")
     content = storages.get(storage.key)
     if content is None:
-        return Tensor(storage.dtype, sizes, problem=f"has no values (no storage {storage.key:.80})")
+        return Tensor(storage.dtype, sizes, problem=f"has no values (no storage {show(storage.key)})")
     dtype = np.dtype(order + storage.code) if storage.code != "?" else np.dtype("?")
     held = len(content) // dtype.itemsize
     # Strides of 0 make any size out of one value; a weight is never larger than its storage.
@@ -239,5 +240,5 @@ def _to_tensor(
 
 def _to_sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, list) or len(value) > 8 or not all(isinstance(size, int) and size >= 0 for size in value):
-        raise TypeError(f"a shape or strides are {value!r:.80}")
+        raise TypeError(f"a shape or strides are {show(value)}")
     return tuple(value)

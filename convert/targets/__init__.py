@@ -9,6 +9,7 @@ A target module begins with literal constants, which are read from its source wi
     EXTRA           the extra that ``pip install 'atari-convert[EXTRA]'`` brings
     PACKAGES        the packages it imports, here or when it writes
     IN_ALL          whether ``--to all`` means it too
+    DESCRIBES       True where the artefact has text that follows from the agent, such as who it is; left out elsewhere
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
 and holds two functions, see `TargetModule`. Two more are optional:
@@ -36,7 +37,7 @@ from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
 from convert.names import ask, find_meant
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
-_CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "QUANTIZED")
+_CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
 
 
 class TargetModule(Protocol):
@@ -73,6 +74,7 @@ class Target:
     extra: str
     packages: tuple[str, ...]
     in_all: bool
+    describes: bool
     is_quantized: bool
 
     @property
@@ -165,5 +167,6 @@ def _read_constants(name: str) -> Target:
         constants["EXTRA"],
         constants["PACKAGES"],
         constants["IN_ALL"],
+        constants.get("DESCRIBES", False),
         constants.get("QUANTIZED", False),
     )

@@ -33,6 +33,7 @@ FORMAT_VERSION = 1
 EXTRA = "flax"
 PACKAGES = ("numpy",)
 IN_ALL = True
+DESCRIBES = True
 
 GIN_NAME = "agent.gin"
 ORIGIN_NAME = "origin.json"

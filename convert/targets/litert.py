@@ -19,7 +19,7 @@ AXES = "NHWC"
 RUNTIME = "litert"
 FORMAT_VERSION = 1
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert", "tensorflow")
+PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = True
 
 

@@ -18,7 +18,7 @@ AXES = "NHWC"
 RUNTIME = "litert"
 FORMAT_VERSION = 1
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert", "tensorflow")
+PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = False
 QUANTIZED = True
 

@@ -18,6 +18,7 @@ from convert.agent import Agent, Tensor, describe_head
 from convert.errors import UnreadableArtefact
 from convert.formats.documents import show
 from convert.formats.files import read_file
+from convert.formats.protobufs import find_fields
 from convert.network import CategoricalHead, Float32, Network, arrays, from_arrays
 from convert.targets import describe_tensors, find_target
 from convert.template import (
@@ -39,8 +40,10 @@ FORMAT_VERSION = 1
 EXTRA = "onnx"
 PACKAGES = ("onnx",)
 IN_ALL = True
+DESCRIBES = True
 
 OPSET = 17
+_LARGEST_REST = 2**16  # bytes beside the weights; ours has 3000
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -57,12 +60,19 @@ def read(path: Path, agent: Agent) -> Network:
     data = read_file(path, largest_file(agent.head))
     form = nature_form(agent.head.actions, agent.head.atoms)
     weights = extract(_find_template(form), data, _serialize_metadata(agent))
-    return _read_model(data, agent, path) if weights is None else to_network(form, weights)
+    network = _read_model(data, agent, path) if weights is None else to_network(form, weights)
+    if form_of(network) != form:
+        raise UnreadableArtefact(
+            f"{path}: has other shapes, strides or paddings than a Nature-CNN of {agent.head.actions} actions: "
+            "convert the agent again"
+        )
+    return network
 
 
 def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
     """Read a file that another version of onnx serialised, or a network of another form."""
     try:
+        _check_outline(data)
         model = onnx.load_model_from_string(data)
     except Exception as error:  # protobuf's DecodeError is another class in each of its implementations
         raise UnreadableArtefact(f"{path}: not an ONNX file ({show(str(error))}): convert the agent again") from error
@@ -82,6 +92,13 @@ def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
             f"{path}: its graph or metadata {reason}, expected what atari-convert writes for it: convert it again"
         )
     return network
+
+
+def _check_outline(data: bytes) -> None:
+    """Raise unless a file is little more than the values in it: ModelProto.graph.initializer.raw_data."""
+    rest = len(data) - sum(end - start for start, end in find_fields(data, (7, 5, 9)))
+    if rest > _LARGEST_REST:
+        raise ValueError(f"{rest} bytes beside its weights, expected at most {_LARGEST_REST}")
 
 
 @lru_cache(maxsize=64)

@@ -19,7 +19,7 @@ AXES = "NHWC"
 RUNTIME = "jax"
 FORMAT_VERSION = 1
 EXTRA = "orbax"
-PACKAGES = ("orbax.checkpoint",)
+PACKAGES = ("orbax.checkpoint", "zstandard")
 IN_ALL = True
 
 

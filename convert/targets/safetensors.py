@@ -29,6 +29,7 @@ FORMAT_VERSION = 1
 EXTRA = "safetensors"
 PACKAGES = ("safetensors",)
 IN_ALL = True
+DESCRIBES = True
 
 WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
 
@@ -49,7 +50,7 @@ def read(path: Path, agent: Agent) -> Network:
     data = read_file(weights, largest_file(agent.head))
     try:
         named = safetensors.numpy.load(data)
-    except (KeyError, ValueError, TypeError, safetensors.SafetensorError) as error:
+    except (LookupError, ValueError, TypeError, OverflowError, safetensors.SafetensorError) as error:
         raise UnreadableArtefact(f"{weights}: not a safetensors file ({error}): convert the agent again") from error
     try:
         return from_named(named)
@@ -91,7 +92,10 @@ def _to_metadata(agent: Agent) -> dict[str, str]:
 
 def _read_metadata(data: bytes) -> Any:
     """Return the metadata of a file that safetensors has read: its header is JSON after eight bytes of length."""
-    return read_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
+    try:
+        return read_json(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__")
+    except ValueError:  # such as a name that stands there twice
+        return None
 
 
 def prepare(path: Path, agent: Agent) -> Any:

@@ -12,15 +12,14 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from convert.agent import Agent, describe_head
+from convert.agent import Agent, HeadSpec, describe_head
 from convert.errors import UnreadableArtefact
 from convert.formats import torch_files, torch_programs
 from convert.formats.files import check_names, read_file, read_files
 from convert.formats.torch_files import Tensor
-from convert.named import from_named, to_named
+from convert.named import NAMES, from_named, to_named
 from convert.network import FRAMES, HEIGHT, WIDTH, Network
-from convert.targets import check_head
-from convert.template import largest_file
+from convert.template import largest_file, make_zeros, nature_form
 from convert.torch_modules import load_module
 
 PATH = "torch"
@@ -38,15 +37,8 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the state dict and the exported program."""
     path.mkdir()
     _write_state_dict(network, path)
-    module = load_module(describe_head(network), _to_state_dict(network))
-    # Two observations, because torch.export takes a size of one for fixed.
-    observation = torch.zeros((2, FRAMES, HEIGHT, WIDTH), dtype=torch.uint8)
-    program = torch.export.export(module, (observation,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-    buffer = io.BytesIO()
-    torch.export.save(program, buffer)
-    # Without the paths of this computer, which torch notes for each operator.
-    rebuilt = torch_programs.rebuild(buffer.getvalue(), to_named(network), describe_head(network), _make_example())
-    (path / PROGRAM_NAME).write_bytes(rebuilt)
+    program = torch_programs.build_program(_export_program(describe_head(network)), to_named(network))
+    (path / PROGRAM_NAME).write_bytes(program)
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -57,7 +49,7 @@ def read(path: Path, agent: Agent) -> Network:
     """
     check_names(path, read_files(path), (STATE_DICT_NAME, PROGRAM_NAME))
     network = read_state_dict(path, agent)
-    _rebuild_program(path / PROGRAM_NAME, network, agent)
+    _check_program(path / PROGRAM_NAME, network, agent)
     return network
 
 
@@ -72,24 +64,12 @@ def read_state_dict(path: Path, agent: Agent) -> Network:
     try:
         state = torch_files.read(data)
         if isinstance(state, dict):
-            return from_named({str(name): _to_numpy(value) for name, value in state.items()})
+            # Of other names nothing is unpacked: any number of tensors may share a storage.
+            known = {name: _to_numpy(value) if name in NAMES else value for name, value in state.items()}
+            return from_named({str(name): value for name, value in known.items()})
     except (ValueError, TypeError) as error:
         raise UnreadableArtefact(f"{file}: {error}: convert the agent again") from error
     raise UnreadableArtefact(f"{file}: holds a {type(state).__name__}, expected a state dict: convert the agent again")
-
-
-def rebuild(path: Path, agent: Agent, to: Path) -> None:
-    """Write at ``to`` what was looked at of the artefact at ``path``, and nothing else.
-
-    Raises:
-        UnreadableArtefact: as `read` does.
-    """
-    network = read(path, agent)
-    check_head(network, agent, path)
-    program = _rebuild_program(path / PROGRAM_NAME, network, agent)
-    to.mkdir()
-    _write_state_dict(network, to)
-    (to / PROGRAM_NAME).write_bytes(program)
 
 
 def prepare(path: Path, agent: Agent) -> ExportedProgram:  # noqa: ARG001
@@ -105,10 +85,10 @@ def _to_state_dict(network: Network) -> dict[str, torch.Tensor]:
     return {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
 
 
-def _rebuild_program(path: Path, network: Network, agent: Agent) -> bytes:
+def _check_program(path: Path, network: Network, agent: Agent) -> None:
     data = read_file(path, largest_file(agent.head))
     try:
-        return torch_programs.rebuild(data, to_named(network), agent.head, _make_example())
+        torch_programs.check_program(data, _export_program(agent.head), to_named(network))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UnreadableArtefact(
@@ -121,9 +101,14 @@ def _to_numpy(value: object) -> object:
     return value.to_numpy() if isinstance(value, Tensor) else value
 
 
-@lru_cache(maxsize=1)
-def _make_example() -> bytes:
-    """Return example inputs as `torch.export` keeps them: positional ones and named ones."""
-    buffer = io.BytesIO()
-    torch.save(((torch.zeros((2, FRAMES, HEIGHT, WIDTH), dtype=torch.uint8),), {}), buffer)
-    return buffer.getvalue()
+@lru_cache(maxsize=64)
+def _export_program(head: HeadSpec) -> torch_programs.Program:
+    """Export the network of a head, once in a process: a second, and the same for each agent but for its weights."""
+    module = load_module(head, _to_state_dict(make_zeros(nature_form(head.actions, head.atoms))))
+    # Two observations, because torch.export takes a size of one for fixed.
+    observation = torch.zeros((2, FRAMES, HEIGHT, WIDTH), dtype=torch.uint8)
+    program = torch.export.export(module, (observation,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    exported, example = io.BytesIO(), io.BytesIO()
+    torch.export.save(program, exported)
+    torch.save(((observation,), {}), example)  # as torch.export keeps them: positional ones and named ones
+    return torch_programs.take_program(exported.getvalue(), example.getvalue())

@@ -1,0 +1,97 @@
+"""What both commands are: examples for a bare call; standard streams that may be closed, full, or without a reader."""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+
+class Command(click.Command):
+    """A command that answers a bare call with examples, and whose work does not depend on what becomes of its output.
+
+    A closed stream is as one to ``/dev/null``. A reader that has seen enough (``| head``) changes nothing. Of any other
+    failure, such as a full disk, standard error gets one line at the end, and the exit code is ``exit_unwritten``
+    unless something else has failed.
+    """
+
+    def __init__(self, *args: Any, examples: str, exit_unwritten: int, **options: Any) -> None:
+        """Take ``examples``, the lines to show, and ``exit_unwritten``, besides what `click.Command` takes."""
+        super().__init__(*args, **options)
+        self._examples = examples
+        self._exit_unwritten = exit_unwritten
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments, or show the examples where there are none, with exit code 2."""
+        if not args and not ctx.resilient_parsing:
+            click.echo(f"{ctx.get_usage()}\n\n{self._examples}", err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """Run the command as Click does."""
+        _open_closed()
+        code: Any = 0
+        with _guard("stderr"), _guard("stdout") as output:
+            try:
+                return super().main(*args, **options)
+            except SystemExit as end:
+                code = end.code
+            if output is not None and output.failure is not None and output.failure.errno != errno.EPIPE:
+                click.echo(f"failed: standard output cannot be written ({output.failure.strerror})", err=True)
+                code = code or self._exit_unwritten
+        sys.exit(code)
+
+
+class _Output(io.FileIO):
+    """A stream that takes everything, and keeps why the first write failed."""
+
+    failure: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        written = 0
+        while self.failure is None and written < len(view):
+            try:
+                written += super().write(view[written:]) or 0
+            except OSError as error:
+                self.failure = error
+        return len(view)
+
+
+@contextmanager
+def _guard(name: str) -> Iterator[_Output | None]:
+    """Put an `_Output` in place of a standard stream; nothing where it is not the process's own, as in tests."""
+    stream = getattr(sys, name)
+    try:
+        raw = _Output(stream.fileno(), "wb", closefd=False)
+    except (OSError, ValueError, AttributeError):
+        yield None
+        return
+    stream.flush()
+    text = io.TextIOWrapper(
+        io.BufferedWriter(raw), stream.encoding, "backslashreplace", line_buffering=stream.line_buffering
+    )
+    setattr(sys, name, text)
+    try:
+        yield raw
+    finally:
+        text.flush()
+        setattr(sys, name, stream)
+
+
+def _open_closed() -> None:
+    """Open what is closed of the standard streams. A file that is opened later would take its place, and its text."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # it gets the lowest number that is free
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "w" if number else "r", encoding="utf-8", closefd=False))  # noqa: SIM115
