@@ -21,7 +21,7 @@ def test_the_script_fails_where_nothing_can_be_measured(converted, tmp_path):
     settings = {"PYTHON": sys.executable, "BACKENDS": "checkpoint"}
     done = subprocess.run(["sh", SCRIPT, tmp_path], env=os.environ | settings, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (2, f"nothing could be measured: see {tmp_path}/summary.txt\n")
-    assert "backend 'checkpoint' sees no GPU" in (tmp_path / "summary.txt").read_text("utf-8")
+    assert "torch sees no GPU" in (tmp_path / "summary.txt").read_text("utf-8")
 
 
 def test_the_script_checks_each_backend_in_both_precisions(converted, tmp_path):

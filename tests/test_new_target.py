@@ -1,4 +1,4 @@
-"""CONTRIBUTING's promise: a target is one file. The one that its example begins is finished here and dropped in."""
+"""CONTRIBUTING's promise: a target is one file, and so is a runtime. Its examples are finished here."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import PONG, make_observations
+from builders import AGENTS, PONG, make_observations
 
 import convert
-from convert import targets
+from convert import runtimes, targets
 from convert.network import find_differences
+from runtime_check.check import Listeners, Options, check_agent
+from runtime_check.inputs import Sources
 from runtime_check.oracle import compute_q_values, read_oracle
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 
-FUNCTIONS = """
+TARGET = """
 import numpy as np
 
 from convert.network import arrays, from_arrays
-from runtime_check.oracle import Oracle, compute_q_values
 
 
 def write(network, agent, path):
@@ -32,41 +33,71 @@ def read(path, agent):
         return from_arrays(dict(stored))
 
 
-def load(path, agent):
-    network = read(path, agent)
-    convs = network.convs
+prepare = read
+"""
+
+RUNTIME = """
+import numpy as np
+
+from convert.runtimes import Description, Runtime, choose_gpu
+from runtime_check.oracle import Oracle, compute_q_values
+
+
+def choose_device(settings):
+    choose_gpu(settings, "numpy", has_gpu=False)
+    return "cpu"
+
+
+def run(artefact, device, settings):
+    convs = artefact.convs
     oracle = Oracle(
         tuple(conv.kernel.astype(float) for conv in convs),
         tuple(conv.bias.astype(float) for conv in convs),
-        network.hidden.kernel.astype(float),
-        network.hidden.bias.astype(float),
-        network.head.dense.kernel.astype(float),
-        network.head.dense.bias.astype(float),
+        artefact.hidden.kernel.astype(float),
+        artefact.hidden.bias.astype(float),
+        artefact.head.dense.kernel.astype(float),
+        artefact.head.dense.bias.astype(float),
         None,
     )
-    return lambda observation: {"q_values": compute_q_values(oracle, observation).astype(np.float32)}
+
+    def answer(observation):
+        return {"q_values": compute_q_values(oracle, observation).astype(np.float32)}
+
+    return Runtime(answer, Description("numpy", np.__version__, device, "float64", "none", None, settings.batch))
 """
 
 
 @pytest.fixture
 def npz(tmp_path, monkeypatch):
-    constants = next(code for code in re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL) if "PATH" in code)
-    (tmp_path / "targets").mkdir()
-    (tmp_path / "targets/npz.py").write_text(constants + FUNCTIONS)
-    monkeypatch.setattr(targets, "__path__", [*targets.__path__, str(tmp_path / "targets")])
+    examples = re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL)
+    for package, name, first, rest in (
+        (targets, "npz", "PATH = ", TARGET),
+        (runtimes, "numpy", '"""NumPy, for networks', RUNTIME),
+    ):
+        (constants,) = (code for code in examples if first in code)
+        folder = tmp_path / package.__name__
+        folder.mkdir()
+        (folder / f"{name}.py").write_text(constants + rest)
+        monkeypatch.setattr(package, "__path__", [*package.__path__, str(folder)])
     targets._names.cache_clear()
     yield
     targets._names.cache_clear()
 
 
 @pytest.mark.usefixtures("npz")
-def test_a_target_is_one_file(tmp_path):
+def test_a_target_is_one_file_and_so_is_a_runtime(tmp_path):
     assert targets.find_target("npz").summary == "NumPy: every array of the network in one npz file."
     conversion = convert.convert_checkpoint(PONG, tmp_path / "agent", ["npz"])
     assert conversion.written == ("npz",)
     assert [file.path for file in conversion.record.artifacts["npz"].files] == ["network.npz"]
     agent = convert.load_agent(tmp_path / "agent", "npz")
+    assert agent.device == "cpu"
     observations = make_observations(2)
     assert np.array_equal(agent(observations), compute_q_values(read_oracle(PONG), observations).astype(np.float32))
     network = targets.import_target("npz").read(tmp_path / "agent/network.npz", agent.agent)
     assert find_differences(network, convert.read_checkpoint(PONG)) == []
+
+    listeners = Listeners(lambda _: None, lambda _: None, lambda *_: None)
+    result = check_agent(tmp_path / "agent", Sources(AGENTS), Options(("npz",), max_steps=3), listeners)
+    assert result.agrees
+    assert result.backends["npz"].description.library == "numpy"
