@@ -42,10 +42,11 @@ from runtime_check.inputs import (
     Sources,
     find_artefact,
     find_changes,
+    find_content_faults,
     find_record_faults,
     find_tensor_faults,
     find_version_faults,
-    is_recorded,
+    find_weight_faults,
 )
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
@@ -110,7 +111,7 @@ def check_agent(folder: Path, sources: Sources, options: Options, listeners: Lis
     result, oracle = _begin(folder, record, sources, options, backends)
     if result.faults:
         return result
-    _open_all(result, record, backends, options)
+    _open_all(result, record, oracle, backends, options)
     _compare_batches(result, oracle, options)
     listeners.start(options.episodes * (options.shadow + options.solo * len(backends)))
     if options.shadow:
@@ -189,10 +190,10 @@ def _begin(
     return result, oracle
 
 
-def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
+def _open_all(result: AgentResult, record: Record, oracle: Oracle, backends: list[Backend], options: Options) -> None:
     settings = Settings(options.device, options.tf32, options.width)
     for backend in backends:
-        _open(result, record, backend, settings)
+        _open(result, record, oracle, backend, settings)
     if result.backends[REFERENCE].runtime is None:
         raise _reference_failed(result)
 
@@ -201,7 +202,7 @@ def _reference_failed(result: AgentResult) -> CheckError:
     return CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
 
 
-def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
+def _open(result: AgentResult, record: Record, oracle: Oracle, backend: Backend, settings: Settings) -> None:
     """Hold an artefact against its record and open it; what keeps it closed becomes a fault of the backend."""
     module, outcome = import_backend(backend.name), result.backends[backend.name]
     path = result.source
@@ -219,20 +220,26 @@ def _open(result: AgentResult, record: Record, backend: Backend, settings: Setti
             outcome.runtime = module.open_artefact(path, record.agent, settings)
             outcome.description = outcome.runtime.description
         else:
-            _open_screened(outcome, backend.target, path, record, settings)
+            _open_screened(outcome, backend.target, path, record, oracle, settings)
     except (BackendUnavailable, MissingExtra):
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
         outcome.fail(f"{path.name} does not load: {_first_line(error)}")
 
 
-def _open_screened(outcome: BackendResult, target: str, path: Path, record: Record, settings: Settings) -> None:
+def _open_screened(
+    outcome: BackendResult, target: str, path: Path, record: Record, oracle: Oracle, settings: Settings
+) -> None:
     with open_screened(target, path, record.agent) as screened:
-        if is_recorded(record.artifacts[target], screened.files):
-            outcome.runtime = import_backend(outcome.name).open_artefact(screened.path, record.agent, settings)
-            outcome.description = outcome.runtime.description
-        else:
-            outcome.fail(f"{path.name} changed while it was checked: check it again")
+        faults = find_content_faults(record.artifacts[target], screened)
+        if faults:
+            outcome.fail("; ".join(faults))
+            return
+        # They are no reason not to play: a replay shows what they amount to.
+        for fault in find_weight_faults(screened.network, oracle):
+            outcome.tally.add_fault(fault)
+        outcome.runtime = import_backend(outcome.name).open_artefact(screened.path, record.agent, settings)
+        outcome.description = outcome.runtime.description
 
 
 def _compare_batches(result: AgentResult, oracle: Oracle, options: Options) -> None:
