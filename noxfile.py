@@ -71,6 +71,12 @@ def dopamine(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz every reader of files of strangers: `nox -s fuzz -- --seconds 3600` for longer."""
+    python(session, "tests/fuzz.py", "all", "--seconds", "120", *session.posargs)
+
+
+@nox.session
 def survive(session: nox.Session) -> None:
     """Kill a bulk conversion at 50 random instants."""
     session.env["SURVIVE_KILLS"] = "50"
