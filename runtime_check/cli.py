@@ -248,8 +248,8 @@ def _check(
     folder: Path, sources: Sources, options: Options, listeners: Listeners
 ) -> tuple[AgentResult | None, Document]:
     """Return what was found of an agent, and the same for the report; of one that could not be checked, the latter."""
-    from convert.pipeline import to_known
     from convert.errors import AtariConvertError, UnwritableOutput
+    from convert.pipeline import to_known
     from runtime_check.check import check_agent
     from runtime_check.report import describe_failure, describe_result
 

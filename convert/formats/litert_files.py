@@ -278,7 +278,8 @@ def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, in
     """Return the operators that compute something, and for each tensor that only rounds another one that other one."""
     known = {index for index, tensor in enumerate(graph.tensors) if _is_constant(tensor, model.buffers)}
     known |= {-1, *graph.inputs}  # -1 stands for an input that is left out, such as a bias of zeros
-    computed, sources = [], {}
+    computed: list[tuple[str, Any]] = []
+    sources: dict[int, int] = {}
     for operator in graph.operators:
         name = name_operator(model, operator)
         (output,) = operator.outputs
