@@ -98,7 +98,7 @@ def rebuild(path: Path, head: HeadSpec) -> bytes:
     except ValueError as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error}): convert it again") from error
     if rebuilt != data:
-        raise UnreadableArtefact(f"{path}: holds more than the model of an agent: convert it again")
+        raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent (holds more than one): convert it again")
     return rebuilt
 
 

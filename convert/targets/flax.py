@@ -38,7 +38,7 @@ PATH = "params.msgpack"
 AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "flax"
-PACKAGES = ("flax", "jax")
+PACKAGES = ("flax", "jax", "msgpack")
 IN_ALL = True
 
 _NDARRAY = 1  # Flax' extension type

@@ -22,7 +22,7 @@ PATH = "model.tflite"
 AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert", "tensorflow")
+PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = True
 
 

@@ -18,7 +18,7 @@ PATH = "model_float16.tflite"
 AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert", "tensorflow")
+PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = False
 QUANTIZED = True
 

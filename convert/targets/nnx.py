@@ -26,7 +26,7 @@ PATH = "nnx"
 AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "nnx"
-PACKAGES = ("flax", "jax", "orbax.checkpoint")
+PACKAGES = ("flax", "jax", "orbax.checkpoint", "zstandard")
 IN_ALL = True
 
 _LAYERS = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "hidden", "Dense_1": "head"}

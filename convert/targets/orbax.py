@@ -18,7 +18,7 @@ PATH = "orbax"
 AXES = "NHWC"
 FORMAT_VERSION = 1
 EXTRA = "orbax"
-PACKAGES = ("orbax.checkpoint",)
+PACKAGES = ("orbax.checkpoint", "zstandard")
 IN_ALL = True
 
 

@@ -19,7 +19,7 @@ from runtime_check.backends import Description, Runtime, Settings, choose_gpu, t
 
 TARGET = "flax"
 EXTRA = "flax"
-PACKAGES = ("flax", "jax")
+PACKAGES = ("flax", "jax", "msgpack")
 
 
 def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:

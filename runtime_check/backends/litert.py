@@ -15,7 +15,7 @@ from runtime_check.backends import Description, Runtime, Settings, to_nhwc
 
 TARGET = "litert"
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert",)
+PACKAGES = ("ai_edge_litert", "flatbuffers")
 
 
 def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:  # noqa: ARG001

@@ -10,7 +10,7 @@ from runtime_check.backends.litert import run_litert
 
 TARGET = "litert-float16"
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert",)
+PACKAGES = ("ai_edge_litert", "flatbuffers")
 # Weights keep 11 bits: 2**-11 each, and the errors of a product add up. On the trained agents 0.2 % of the largest
 # Q-value was the most that was measured, and no other action.
 BOUND = {"atol": 5e-4, "rtol": 5e-3, "agreement": 0.99}

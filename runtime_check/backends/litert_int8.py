@@ -10,7 +10,7 @@ from runtime_check.backends.litert import run_litert
 
 TARGET = "litert-int8"
 EXTRA = "litert"
-PACKAGES = ("ai_edge_litert",)
+PACKAGES = ("ai_edge_litert", "flatbuffers")
 # Errors depend on the agent and its game; what is asked of the file is that it nearly always acts as its checkpoint.
 # On the trained agents 92 % to 97 % of the actions were equal.
 BOUND = {"atol": 0.5, "rtol": 0.25, "agreement": 0.85}

@@ -11,7 +11,7 @@ from runtime_check.backends.flax import choose_device, run_jax
 
 TARGET = "nnx"
 EXTRA = "nnx"
-PACKAGES = ("flax", "jax", "orbax.checkpoint")
+PACKAGES = ("flax", "jax", "orbax.checkpoint", "zstandard")
 
 
 def open_artefact(path: Path, agent: Agent, settings: Settings) -> Runtime:
