@@ -107,7 +107,7 @@ class Entry:
 def _zip(
     entries: list[Entry], prefix: bytes = b"", middle: bytes = b"", suffix: bytes = b"", comment: bytes = b""
 ) -> bytes:
-    data, directory = prefix, b""
+    data, directory = bytearray(prefix), bytearray()
     for entry in entries:
         name, local = entry.name.encode(), (entry.local_name or entry.name).encode()
         stored = entry.content
@@ -121,9 +121,9 @@ def _zip(
         directory += b"PK\x01\x02" + struct.pack("<H", 20) + common
         directory += struct.pack("<HHHHHII", len(name), len(entry.extra), 0, 0, 0, 0, len(data)) + name + entry.extra
         data += b"PK\x03\x04" + common + struct.pack("<HH", len(local), 0) + local + stored
-    start = len(data + middle)
+    start = len(data) + len(middle)
     end = struct.pack("<HHHHIIH", 0, 0, len(entries), len(entries), len(directory), start, len(comment))
-    return data + middle + directory + b"PK\x05\x06" + end + comment + suffix
+    return bytes(data + middle + directory) + b"PK\x05\x06" + end + comment + suffix
 
 
 def _entries(data: bytes) -> list[Entry]:
