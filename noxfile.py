@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "slow", "demo", "browser", "dopamine"]
+nox.options.sessions = ["lint", "types", "tests", "slow", "demo", "browser", "fuzz", "dopamine"]
 nox.options.default_venv_backend = "none"
 
 AGENTS = "tests/data/agents"
@@ -50,6 +50,12 @@ def demo(session: nox.Session) -> None:
         for _ in range(2):
             python(session, "-m", "convert", AGENTS, "--to", "all", "--out", out)
         python(session, "-m", "runtime_check", out, "--source", AGENTS, "--max-steps", "300", "--mode", "both")
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz every reader of files of strangers, for three minutes in all or `nox -s fuzz -- --seconds 3600`."""
+    python(session, "tests/fuzz.py", "all", *session.posargs)
 
 
 @nox.session
