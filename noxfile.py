@@ -6,7 +6,7 @@ from pathlib import Path
 
 import nox
 
-nox.options.sessions = ["lint", "types", "tests", "slow", "demo", "browser", "dopamine"]
+nox.options.sessions = ["lint", "types", "tests", "slow", "demo", "browser", "fuzz", "dopamine"]
 nox.options.default_venv_backend = "none"
 
 AGENTS = "tests/data/agents"
@@ -53,6 +53,12 @@ def demo(session: nox.Session) -> None:
 
 
 @nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz every reader of files of strangers, for three minutes in all or `nox -s fuzz -- --seconds 3600`."""
+    python(session, "tests/fuzz.py", "all", *session.posargs)
+
+
+@nox.session
 def browser(session: nox.Session) -> None:
     """Open a report in headless Chromium."""
     python(session, "-m", "pytest", "tests/browser_report.py", *session.posargs)
@@ -68,6 +74,12 @@ def dopamine(session: nox.Session) -> None:
     session.install("-q", "--no-deps", "--force-reinstall", "-c", constraints, "opencv-python-headless")
     # Dopamine and what it imports warn a lot, and the tests' own fixtures need more than is installed here.
     session.run("pytest", "--noconftest", "-W", "ignore", "tests/dopamine_session.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Fuzz every reader of files of strangers: `nox -s fuzz -- --seconds 3600` for longer."""
+    python(session, "tests/fuzz.py", "all", "--seconds", "120", *session.posargs)
 
 
 @nox.session

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
 from convert.errors import RecordError, UnreadableArtefact
+from convert.formats.bounds import LARGEST
 from convert.formats.documents import LARGEST_DOCUMENT, read_json, show
 from convert.formats.files import read_file
 from convert.games import FULL_ACTION_SET, load_games
@@ -26,7 +27,7 @@ Value = TypeVar("Value")
 RECORD_NAME = "agent.json"
 UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
 RECORD_FORMAT = 1
-LARGEST_FILE = 2**30  # bytes
+LARGEST_FILE = LARGEST
 LARGEST_NUMBER = 10**15 - 1  # of 15 digits, which every reader of JSON holds exactly
 
 

@@ -17,7 +17,8 @@ from pathlib import Path
 from convert.agent import Agent
 from convert.errors import CheckpointError, UnreadableArtefact
 from convert.formats.files import read_files, write_files
-from convert.targets import TargetModule, check_head, find_target, import_target
+from convert.network import Network
+from convert.targets import check_head, find_target, import_target
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,14 @@ class Screened:
     """An artefact that is safe to open.
 
     path: what to open, gone when the context ends. files: what was read, by its path relative to the agent's folder.
+    changed: the files that are not, byte for byte, what is opened in their place. network: what was read; None of
+    rounded weights.
     """
 
     path: Path
     files: Mapping[str, bytes]
+    changed: tuple[str, ...]
+    network: Network | None
 
 
 @contextmanager
@@ -44,17 +49,18 @@ def open_screened(name: str, path: Path, agent: Agent) -> Iterator[Screened]:
         UnreadableArtefact: a file is missing, a link, damaged or too large, or holds what the target does not write.
         MissingExtra: the target's framework is not installed.
     """
-    module = import_target(name)
     files = read_files(path)
     with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder:
         copy, rebuilt = Path(folder, "copy", find_target(name).path), Path(folder, "rebuilt", find_target(name).path)
         write_files(copy.parent, files)
         rebuilt.parent.mkdir()
         try:
-            _rebuild(module, copy, agent, rebuilt)
+            network = _rebuild(name, copy, agent, rebuilt)
         except (UnreadableArtefact, CheckpointError) as error:  # which name the copy
             raise type(error)(str(error).replace(str(copy.parent), str(path.parent))) from error
-        yield Screened(rebuilt, files)
+        opened = read_files(rebuilt)
+        names = sorted(files.keys() | opened.keys())
+        yield Screened(rebuilt, files, tuple(each for each in names if files.get(each) != opened.get(each)), network)
 
 
 def describes(name: str, path: Path, agent: Agent) -> bool:
@@ -72,10 +78,14 @@ def describes(name: str, path: Path, agent: Agent) -> bool:
         return False
 
 
-def _rebuild(module: TargetModule, path: Path, agent: Agent, to: Path) -> None:
-    if rebuild := getattr(module, "rebuild", None):
-        rebuild(path, agent, to)
-    else:
+def _rebuild(name: str, path: Path, agent: Agent, to: Path) -> Network | None:
+    module, target = import_target(name), find_target(name)
+    network = None
+    if not target.is_quantized:
         network = module.read(path, agent)
         check_head(network, agent, path)
+    if rebuild := getattr(module, "rebuild", None):
+        rebuild(path, agent, to)
+    elif network is not None:
         module.write(network, agent, to)
+    return network

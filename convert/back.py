@@ -20,7 +20,7 @@ from convert.pipeline import (
     to_known,
     write_agent,
 )
-from convert.publish import check_ours, is_intact
+from convert.publish import check_ours, find_strangers, is_intact
 from convert.selection import Job
 from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra, torch
 
@@ -188,6 +188,9 @@ def _rename(agent: Agent, network: Network, identity: Identity | None) -> Agent:
 def _read(target: Target, path: Path, agent: Agent) -> Network:
     if target.is_quantized:
         raise UnreadableArtefact(f"{path}: {target.name} has rounded weights: choose a float32 artefact with --from")
+    if strangers := find_strangers(path):
+        first, kind = next(iter(strangers.items()))
+        raise UnreadableArtefact(f"{first}: {kind}, which is not read: copy in its place what it leads to")
     if target.name == TORCH and not (path / torch.PROGRAM_NAME).exists():
         network = torch.read_state_dict(path, agent)
     else:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent, read_record
-from convert.artefacts import open_screened
+from convert.artefacts import Screened, open_screened
 from convert.errors import ArtefactMissing
 from convert.network import Float32
 from convert.runtimes import Answer, Runtime, Settings, import_runtime
@@ -41,10 +40,10 @@ class LoadedAgent:
 
 @dataclass(frozen=True)
 class Opened:
-    """An artefact that is open. files: what was read of it, by its path relative to the agent's folder."""
+    """An artefact that is open, and what was read of it. The path of ``screened`` is gone."""
 
     runtime: Runtime
-    files: Mapping[str, bytes]
+    screened: Screened
 
 
 def load_agent(folder: str | Path, target: str, device: str = "auto") -> LoadedAgent:
@@ -90,4 +89,4 @@ def open_artefact(target: str, path: Path, agent: Agent, settings: Settings) -> 
     with open_screened(target, path, agent) as screened:
         prepare = getattr(module, "prepare", None)
         artefact = prepare(screened.path, agent) if prepare else screened.path
-        return Opened(runtime.run(artefact, device, settings), screened.files)
+        return Opened(runtime.run(artefact, device, settings), screened)

@@ -69,6 +69,7 @@ def read(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Float32
     if problems:
         raise UnreadableArtefact(f"{path}: {join(problems)}: not an orbax checkpoint of such an agent")
     try:
+        _check_notes(entries, shapes)
         return {name: _read_array(entries, name, shape) for name, shape in shapes.items()}
     except (ValueError, KeyError, TypeError, AttributeError, zstandard.ZstdError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
@@ -86,6 +87,22 @@ def _is_expected(name: str, shapes: Mapping[str, tuple[int, ...]]) -> bool:
     if folder in shapes:
         return file in (".zarray", _name_chunk(shapes[folder]))
     return name in _NOTES or folder == "array_metadatas"
+
+
+def _check_notes(entries: Mapping[str, bytes], shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise where the notes would have orbax restore another tree than these arrays, or with a handler of others."""
+    if tree := entries.get("_METADATA"):
+        notes = read_json(tree)
+        leaves = notes["tree_metadata"].values()
+        found = {".".join(str(step["key"]) for step in leaf["key_metadata"]) for leaf in leaves}
+        if found != set(shapes) or any(leaf["value_metadata"]["skip_deserialize"] for leaf in leaves):
+            raise ValueError("its _METADATA tells another tree than its arrays")
+        if notes["use_ocdbt"] or notes["use_zarr3"]:
+            raise ValueError("its _METADATA tells another format than that of its arrays")
+    if text := entries.get("_CHECKPOINT_METADATA"):
+        handler = read_json(text).get("item_handlers")
+        if handler is not None and not (isinstance(handler, str) and handler.startswith("orbax.checkpoint.")):
+            raise ValueError(f"its _CHECKPOINT_METADATA names the handler {show(handler)}")
 
 
 def _name_chunk(shape: tuple[int, ...]) -> str:

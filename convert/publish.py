@@ -35,6 +35,7 @@ from convert.formats.files import read_file
 from convert.targets import list_targets
 
 _OLD = ".atari-convert-old"
+_DEEPEST = 16  # folders below each other in an artefact
 
 
 @contextmanager
@@ -122,7 +123,7 @@ def refuse_strangers(folder: Path) -> None:
             )
 
 
-def find_strangers(top: Path) -> dict[Path, str]:
+def find_strangers(top: Path, depth: int = 0) -> dict[Path, str]:
     """Return everything at or below a path that is neither a folder nor a regular file, and what it is.
 
     No link is followed.
@@ -139,7 +140,9 @@ def find_strangers(top: Path) -> dict[Path, str]:
         return {top: "a symbolic link"}
     if not stat.S_ISDIR(mode) and not stat.S_ISREG(mode):
         return {top: "not a regular file"}
-    return {path: kind for name in names for path, kind in find_strangers(top / name).items()}
+    if depth == _DEEPEST:
+        return {top: f"more than {_DEEPEST} folders below each other"}
+    return {path: kind for name in names for path, kind in find_strangers(top / name, depth + 1).items()}
 
 
 def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:

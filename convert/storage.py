@@ -28,6 +28,8 @@ PATIENCE = 300.0  # seconds for a request (27 MB at 100 kB/s), and for how long 
 _DEEPEST = 20  # folders below the one that was named
 _MOST_FOLDERS = 100_000
 
+_DEEPEST = 100  # folders below each other
+
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _STORES = ("gs", "gcs", "s3", "s3a")
 _ANONYMOUS: dict[str, dict[str, Any]] = {
@@ -73,14 +75,18 @@ def join(base: str, path: str) -> str:
 def walk_links(top: str | Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Level]:
     """Yield the folders and file names in a local folder, then in each folder below, as `os.walk` does.
 
-    Links are followed, and every folder is entered once, by the first of its names in their order.
+    Links are followed, and every folder is entered once, by the first of its names in their order. What is more than
+    a hundred folders deep is not looked at.
     """
     entered = set()
+    base = str(top).count(os.sep)
     for folder, folders, names in os.walk(str(top), onerror=on_error, followlinks=True):
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
+        if folder.count(os.sep) - base >= _DEEPEST:
+            folders.clear()
         entered.add((status.st_dev, status.st_ino))
         folders.sort()
         yield folder, folders, names

@@ -15,10 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agent import Agent, Record, read_record
+from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
 from convert.layout import nhwc_from_nchw
-from convert.loading import Opened, open_artefact
-from convert.runtimes import Settings
+from convert.loading import open_artefact
+from convert.runtimes import Runtime, Settings
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.compare import (
@@ -38,10 +39,11 @@ from runtime_check.inputs import (
     Sources,
     find_artefact,
     find_changes,
+    find_content_faults,
     find_record_faults,
     find_tensor_faults,
     find_version_faults,
-    is_recorded,
+    find_weight_faults,
 )
 from runtime_check.oracle import Oracle, compute_outputs, read_oracle
 from runtime_check.protocols import PROTOCOLS, read_rom
@@ -107,7 +109,7 @@ def check_agent(folder: Path, sources: Sources, options: Options, listeners: Lis
     result, oracle = _begin(folder, record, sources, options, backends)
     if result.faults:
         return result
-    _open_all(result, record, backends, options)
+    _open_all(result, record, oracle, backends, options)
     _compare_batches(result, oracle, options)
     listeners.start(options.episodes * (options.shadow + options.solo * len(backends)))
     if options.shadow:
@@ -186,10 +188,10 @@ def _begin(
     return result, oracle
 
 
-def _open_all(result: AgentResult, record: Record, backends: list[Backend], options: Options) -> None:
+def _open_all(result: AgentResult, record: Record, oracle: Oracle, backends: list[Backend], options: Options) -> None:
     settings = Settings(options.device, options.tf32, options.width)
     for backend in backends:
-        _open(result, record, backend, settings)
+        _open(result, record, oracle, backend, settings)
     if result.backends[REFERENCE].runtime is None:
         raise _reference_failed(result)
 
@@ -198,28 +200,32 @@ def _reference_failed(result: AgentResult) -> CheckError:
     return CheckError(f"{result.source}: {'; '.join(result.backends[REFERENCE].tally.faults)}")
 
 
-def _open(result: AgentResult, record: Record, backend: Backend, settings: Settings) -> None:
+def _open(result: AgentResult, record: Record, oracle: Oracle, backend: Backend, settings: Settings) -> None:
     """Hold an artefact against its record and open it; what keeps it closed becomes a fault of the backend."""
     outcome, path = result.backends[backend.name], result.source
     if backend.target is not None:
         path = find_artefact(result.folder, backend.target)
-        if faults := _find_faults(result.folder, record, backend.target):
+        if faults := _find_file_faults(result.folder, record, backend.target):
             outcome.fail("; ".join(faults))
             return
     try:
-        opened = open_backend(backend, path, record.agent, settings)
+        runtime, screened = open_backend(backend, path, record.agent, settings)
     except (RuntimeUnavailable, MissingExtra):
         raise
     except Exception as error:  # noqa: BLE001 - each runtime raises its own, and any means that it does not load
         outcome.fail(f"{path.name} does not load: {_first_line(error)}")
         return
-    if backend.target is not None and not is_recorded(record.artifacts[backend.target], opened.files):
-        outcome.fail(f"{path.name} changed while it was checked: check it again")
-        return
-    outcome.runtime, outcome.description = opened.runtime, opened.runtime.description
+    if backend.target is not None and screened is not None:
+        if faults := find_content_faults(record.artifacts[backend.target], screened):
+            outcome.fail("; ".join(faults))
+            return
+        # They are no reason not to play: a replay shows what they amount to.
+        for fault in find_weight_faults(screened.network, oracle):
+            outcome.tally.add_fault(fault)
+    outcome.runtime, outcome.description = runtime, runtime.description
 
 
-def _find_faults(folder: Path, record: Record, target: str) -> list[str]:
+def _find_file_faults(folder: Path, record: Record, target: str) -> list[str]:
     artifact = record.artifacts[target]
     return [
         *find_changes(folder, target, artifact),
@@ -228,8 +234,12 @@ def _find_faults(folder: Path, record: Record, target: str) -> list[str]:
     ]
 
 
-def open_backend(backend: Backend, path: Path, agent: Agent, settings: Settings) -> Opened:
-    """Open the artefact at ``path`` as its users do, or the original checkpoint, for observations uint8[N, 4, 84, 84].
+def open_backend(backend: Backend, path: Path, agent: Agent, settings: Settings) -> tuple[Runtime, Screened | None]:
+    """Open the artefact at ``path`` as its users do, or the original checkpoint.
+
+    Returns:
+        What answers for uint8[N, 4, 84, 84], whatever order of axes the artefact takes; and what was read of the
+        artefact, None of the original.
 
     Raises:
         MissingExtra: a framework is not installed.
@@ -237,13 +247,12 @@ def open_backend(backend: Backend, path: Path, agent: Agent, settings: Settings)
         Exception: whatever a runtime raises for what it cannot load.
     """
     if backend.target is None:
-        return Opened(open_checkpoint(path, agent, settings), {})
+        return open_checkpoint(path, agent, settings), None
     opened = open_artefact(backend.target, path, agent, settings)
-    if find_target(backend.target).axes == "NCHW":
-        return opened
-    answer = opened.runtime.answer
-    runtime = replace(opened.runtime, answer=lambda obs_nchw: answer(nhwc_from_nchw(obs_nchw)))
-    return replace(opened, runtime=runtime)
+    runtime, answer = opened.runtime, opened.runtime.answer
+    if find_target(backend.target).axes == "NHWC":
+        runtime = replace(runtime, answer=lambda obs_nchw: answer(nhwc_from_nchw(obs_nchw)))
+    return runtime, opened.screened
 
 
 def _compare_batches(result: AgentResult, oracle: Oracle, options: Options) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from convert import __version__
 from convert.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.artefacts import Screened
 from convert.errors import CheckError, CheckpointError
+from convert.network import CategoricalHead, Float32, Network
 from convert.publish import find_strangers
 from convert.storage import walk_links
 from convert.targets import describe_tensors, find_target, list_targets
-from runtime_check.oracle import Oracle
+from runtime_check.oracle import Float64, Oracle
 from runtime_check.protocols import find_actions
 
 
@@ -161,10 +163,45 @@ def find_version_faults(target: str, artifact: Artifact) -> list[str]:
     return [f"agent.json: {fault}: convert the agent again, or check it with that version" for fault in faults]
 
 
-def is_recorded(artifact: Artifact, files: Mapping[str, bytes]) -> bool:
-    """Tell whether files, by their path relative to the agent's folder, are those of the record."""
+def find_content_faults(artifact: Artifact, screened: Screened) -> list[str]:
+    """Return where what users load of an artefact is not, byte for byte, what is judged.
+
+    That is what this computer's versions write of the same weights.
+    """
     recorded = {file.path: file.sha256 for file in artifact.files}
-    return {name: hashlib.sha256(content).hexdigest() for name, content in files.items()} == recorded
+    if {name: hashlib.sha256(content).hexdigest() for name, content in screened.files.items()} != recorded:
+        return ["its files changed while they were checked: check it again"]
+    if not screened.changed:
+        return []
+    versions = ", ".join(f"{name} {version}" for name, version in artifact.versions.items() if name != "atari-convert")
+    return [
+        f"{', '.join(screened.changed[:3])}: not the bytes that are written here of these weights (the record names "
+        f"{versions}): convert the agent again, or check with these versions"
+    ]
+
+
+def find_weight_faults(network: Network | None, oracle: Oracle) -> list[str]:
+    """Return which weights are not, bit for bit, the checkpoint's; nothing where weights are rounded (None)."""
+    if network is None:
+        return []
+    support = network.head.support if isinstance(network.head, CategoricalHead) else None
+    pairs = [
+        *((f"kernel of convolution {i + 1}", conv.kernel, oracle.kernels[i]) for i, conv in enumerate(network.convs)),
+        *((f"bias of convolution {i + 1}", conv.bias, oracle.biases[i]) for i, conv in enumerate(network.convs)),
+        ("hidden kernel", network.hidden.kernel, oracle.hidden_kernel),
+        ("hidden bias", network.hidden.bias, oracle.hidden_bias),
+        ("head kernel", network.head.dense.kernel, oracle.head_kernel),
+        ("head bias", network.head.dense.bias, oracle.head_bias),
+        ("support", support, oracle.support),
+    ]
+    different = [name for name, found, expected in pairs if not _is_same(found, expected)]
+    return [f"other weights than the checkpoint's: {', '.join(different)}"] if different else []
+
+
+def _is_same(found: Float32 | None, expected: Float64 | None) -> bool:
+    if found is None or expected is None:
+        return found is expected
+    return found.shape == expected.shape and found.tobytes() == expected.astype(np.float32).tobytes()
 
 
 def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[str]:

@@ -107,7 +107,7 @@ def open_runtime(name: str, folder: Path, source: Path, options: Options, agent:
     record = None if agent else read_record(folder)
     target = find_backend(name).target
     path = source if target is None else find_artefact(folder, target)
-    return open_backend(find_backend(name), path, agent or record.agent, Settings(batch=options.width)).runtime
+    return open_backend(find_backend(name), path, agent or record.agent, Settings(batch=options.width))[0]
 
 
 def time_emulators(agent: Agent, options: Options, actions: list[np.ndarray]) -> tuple[float, float]:

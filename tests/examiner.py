@@ -60,8 +60,8 @@ class Examiner:
                 raise AssertionError(f"{reader} {path}: {peak:.0f} MiB after {seconds:.1f} seconds")
         line = process.stdout.readline()
         if not line:
-            code = process.wait()
-            self._process = None
+            self.close()
+            code = process.returncode
             raise AssertionError(f"{reader} {path}: the process died with exit code {code}")
         answer = json.loads(line)
         peak = max(peak, answer.pop("peak"))
@@ -71,7 +71,7 @@ class Examiner:
     def close(self) -> None:
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            self._process.communicate()
             self._process = None
 
 

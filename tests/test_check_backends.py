@@ -48,7 +48,7 @@ def agents(converted, tmp_path_factory):
 def _open(name: str, folder, source, **settings) -> Runtime:
     record, backend = read_record(folder), find_backend(name)
     path = source if backend.target is None else find_artefact(folder, backend.target)
-    return open_backend(backend, path, record.agent, Settings(**settings)).runtime
+    return open_backend(backend, path, record.agent, Settings(**settings))[0]
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -38,7 +38,7 @@ def _python(code: str) -> str:
 def _assert_same_answers(folder: Path, target: str) -> None:
     agent = convert.load_agent(folder, target, "cpu")
     (backend,) = (backend for backend in list_backends() if backend.target == target)
-    judged = open_backend(backend, folder / find_target(target).path, agent.agent, Settings("cpu")).runtime
+    judged = open_backend(backend, folder / find_target(target).path, agent.agent, Settings("cpu"))[0]
     obs_nchw = make_observations(3)
     expected = judged.answer(obs_nchw)
     actual = agent.run(obs_nchw if agent.axes[1] == "frame" else layout.nhwc_from_nchw(obs_nchw))

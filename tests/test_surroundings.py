@@ -65,7 +65,8 @@ def test_with_closed_streams_a_failure_is_still_one(tmp_path):
     assert shell(f"{CONVERT} -o {tmp_path}/out {tmp_path}/none 2>&-").returncode == 2
     (tmp_path / "model_1.gz").touch()
     assert shell(f"{CONVERT} -o {tmp_path}/out {tmp_path}/model_1.gz 2>&-").returncode == 1
-    assert shell(f"{CHECK} {tmp_path} 2>&-").returncode == 2
+    (tmp_path / "nothing").mkdir()
+    assert shell(f"{CHECK} {tmp_path}/nothing 2>&-").returncode == 2
     assert shell(f"{CONVERT} -o {tmp_path}/out --files-from - <&-").returncode == 0
 
 
@@ -157,10 +158,15 @@ def test_a_locked_journal_costs_seconds_and_is_told_once(mode, jobs, release, tm
     result = run(release, "--to", "onnx", "-o", out, "-j", jobs)
     assert time.monotonic() - started < 40
     assert f"{COUNT} converted" in result.stdout
-    assert result.stderr == f"warning: {path}: locked by another process: continuing without the journal\n"
+    assert _own_lines(result.stderr) == [f"warning: {path}: locked by another process: continuing without the journal"]
     holder.execute("ROLLBACK")
     holder.close()
-    assert run(release, "--to", "onnx", "-o", out).stderr == ""
+    assert "journal" not in run(release, "--to", "onnx", "-o", out).stderr
+
+
+def _own_lines(text: str) -> list[str]:
+    """Return the lines that are not about the heads of the agents, which are random."""
+    return [line for line in text.splitlines() if not line.endswith("taken as the full set")]
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -187,7 +193,7 @@ def test_impatient_signals_end_with_one_line(jobs, release, tmp_path):
         _, stderr = process.communicate(timeout=30)
         codes = {128 + first} if number % 2 else {130, 143}  # of two at once, Python heeds the lower number first
         assert process.returncode in codes
-        assert stderr == "interrupted: rerun the same command to resume\n"
+        assert _own_lines(stderr) == ["interrupted: rerun the same command to resume"]
         assert not [path for path in out.rglob(".*") if path.is_dir() and any(path.iterdir())]
 
 

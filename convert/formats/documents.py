@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import reprlib
 from collections.abc import Iterable
 from typing import Any
@@ -26,7 +25,7 @@ def read_json(data: bytes | str, largest: int = LARGEST_DOCUMENT) -> Any:
         raise ValueError(f"JSON of {len(data)} bytes, expected at most {largest}")
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant, parse_float=_to_float)
+        return json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
 
@@ -50,13 +49,6 @@ def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(result) != len(pairs):
         raise ValueError("JSON that says a key twice")
     return result
-
-
-def _to_float(text: str) -> float:
-    value = float(text)
-    if math.isinf(value):
-        raise ValueError(f"JSON with {show(text)}, which is larger than any number")
-    return value
 
 
 def _refuse_constant(name: str) -> Any:

@@ -22,8 +22,11 @@ _CORES = ("numpy.core", "numpy._core")
 _RECONSTRUCT = {Name(f"{core}.multiarray", "_reconstruct") for core in _CORES}
 _SCALAR = {Name(f"{core}.multiarray", "scalar") for core in _CORES}
 _DICTS = {Name("collections", "OrderedDict"), Name("flax.core.frozen_dict", "FrozenDict")}
+# The state of an optimiser of optax: named tuples of its inner modules.
+_OPTIMISER = re.compile(r"optax(\._src\.(base|transform|combine|wrappers|numerics|schedule))?\.\w+State", re.ASCII)
 _DTYPE_NAME, _ARRAY_NAME = Name("numpy", "dtype"), Name("numpy", "ndarray")
 
+_WITH_STATE = {*_DICTS, *_RECONSTRUCT, _DTYPE_NAME}
 _Resolve = Callable[[Any], Any]
 
 
@@ -45,7 +48,11 @@ def loads(data: bytes) -> Any:
 
 
 def _is_known(name: Name) -> bool:
-    return name in _BUILDERS or name == _ARRAY_NAME or name.module.split(".")[0] == "optax"
+    return name in _BUILDERS or name == _ARRAY_NAME or _is_optimiser(name)
+
+
+def _is_optimiser(name: Name) -> bool:
+    return _OPTIMISER.fullmatch(str(name)) is not None
 
 
 def _build(value: Call | Name | Reference, resolve: _Resolve) -> Any:
@@ -53,10 +60,14 @@ def _build(value: Call | Name | Reference, resolve: _Resolve) -> Any:
         raise PickleRefused("refers to what is not in it")
     if isinstance(value, Name):
         return value
-    if value.function.module.split(".")[0] == "optax":
+    if _is_optimiser(value.function):
         return None
     if value.function not in _BUILDERS:
         raise PickleRefused(f"wants to run {show(str(value.function))}")
+    if value.items and value.function not in _DICTS:
+        raise PickleRefused(f"sets items of {value.function}")
+    if value.state is not None and value.function not in _WITH_STATE:
+        raise PickleRefused(f"changes {value.function} after it was made")
     return _BUILDERS[value.function](value, resolve)
 
 

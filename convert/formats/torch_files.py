@@ -85,12 +85,13 @@ class Foreign:
 
 @dataclass(frozen=True)
 class _Storage:
-    """Where a storage is: its key, the dtype of its values, and the device that held it."""
+    """Where a storage is: its key, the dtype and number of its values, and the device that held it."""
 
     dtype: str
     code: str
     key: str
     device: str
+    count: int
 
 
 def read(data: bytes) -> Any:
@@ -173,17 +174,25 @@ def _is_known(name: Name) -> bool:
 
 
 def _resolve(tree: Any, storages: Mapping[str, bytes], order: str) -> Any:
+    dtypes: dict[str, str] = {}  # of each storage
+
     def build(value: Call | Name | Reference, resolve: Any) -> Any:
         if isinstance(value, Name):
             return Foreign(str(value))
         if isinstance(value, Reference):
             return _to_storage(value)
-        if value.function == _DICT:
-            return dict(resolve(value.items))
+        if value.function == _DICT and not value.arguments:
+            return dict(resolve(value.items))  # what it has besides, such as versions, changes nothing of it
+        if value.items or value.state is not None:
+            raise ValueError(f"{value.function.name} is changed after it was made")
         if value.function in _PARAMETER:
-            return resolve(value.arguments)[0]
+            tensor, _, *more = resolve(value.arguments)
+            _check_plain(value, more)
+            return tensor
         if value.function in _TENSOR:
-            storage, offset, shape, strides, *_ = resolve(value.arguments)
+            storage, offset, shape, strides, *more = resolve(value.arguments)
+            _check_plain(value, more[1:])
+            _check_storage(storage, storages, dtypes)
             return _to_tensor(storage, storages, order, offset, shape, strides)
         if value.function == _META:
             dtype, shape, *_ = resolve(value.arguments)
@@ -194,18 +203,35 @@ def _resolve(tree: Any, storages: Mapping[str, bytes], order: str) -> Any:
     return pickles.resolve(tree, build)
 
 
+def _check_plain(call: Call, more: list[Any]) -> None:
+    """Raise where a tensor is told more than its values: hooks, attributes, or that torch is to negate them."""
+    if any(more):
+        raise ValueError(f"{call.function.name} is told more than the values of a tensor")
+
+
+def _check_storage(storage: object, storages: Mapping[str, bytes], dtypes: dict[str, str]) -> None:
+    """Raise where a storage is of two dtypes, or holds another number of values than the pickle says."""
+    if not isinstance(storage, _Storage) or storage.key not in storages:
+        return
+    size = len(storages[storage.key])
+    if dtypes.setdefault(storage.key, storage.dtype) != storage.dtype:
+        raise ValueError(f"storage {show(storage.key)} is of two dtypes")
+    if storage.count * np.dtype(storage.code).itemsize != size:
+        raise ValueError(f"storage {show(storage.key)} has {size} bytes, which is not the number of its values")
+
+
 def _to_storage(reference: Reference) -> _Storage:
-    kind, storage_type, key, device, _, *view = reference.key
+    kind, storage_type, key, device, count, *view = reference.key
     if kind != "storage" or not isinstance(storage_type, Name):
         raise ValueError(f"damaged pickle (refers to {show(reference.key)})")
-    if not isinstance(key, str) or not isinstance(device, str):
-        raise TypeError("a storage without a key or device")
+    if not isinstance(key, str) or not isinstance(device, str) or not isinstance(count, int):
+        raise TypeError("a storage without a key, device or size")
     if storage_type.name not in _DTYPES:
         raise PickleRefused(f"has a storage of {show(storage_type.name)}")
     name, code = _DTYPES[storage_type.name]
     if view and view[0] is not None:  # of a file before torch 0.4: a part of another storage
         raise ValueError("has views of storages, which no torch since 0.4 writes")
-    return _Storage(name, code, key, device)
+    return _Storage(name, code, key, device, count)
 
 
 def _to_tensor(

@@ -80,7 +80,7 @@ def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
     try:
         network = _network_from(model, weights)
         expected = _build_model(network)
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise UnreadableArtefact(f"{path}: not a graph that atari-convert wrote ({error})") from error
     helper.set_model_props(expected, _metadata(agent))
     # Not by comparing messages: what this version of onnx does not know is kept in the bytes alone.

@@ -77,7 +77,8 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
         raise UnreadableArtefact(
             f"{path}: {', '.join(wrong)} is not what atari-convert writes for it: convert it again"
         )
-    write(network, agent, to)
+    weights = safetensors.numpy.save(to_named(network), _to_metadata(agent))
+    write_files(to, {WEIGHTS_NAME: weights, **texts})
 
 
 def _to_texts(agent: Agent, returns: Returns | None) -> dict[str, bytes]:
