@@ -54,8 +54,8 @@ def demo(session: nox.Session) -> None:
 
 @nox.session
 def fuzz(session: nox.Session) -> None:
-    """Fuzz every reader of files of strangers, for three minutes in all or `nox -s fuzz -- --seconds 3600`."""
-    python(session, "tests/fuzz.py", "all", *session.posargs)
+    """Fuzz every reader of files of strangers, for two minutes in all or `nox -s fuzz -- --seconds 3600`."""
+    python(session, "tests/fuzz.py", "all", "--seconds", "120", *session.posargs)
 
 
 @nox.session
@@ -74,12 +74,6 @@ def dopamine(session: nox.Session) -> None:
     session.install("-q", "--no-deps", "--force-reinstall", "-c", constraints, "opencv-python-headless")
     # Dopamine and what it imports warn a lot, and the tests' own fixtures need more than is installed here.
     session.run("pytest", "--noconftest", "-W", "ignore", "tests/dopamine_session.py", *session.posargs)
-
-
-@nox.session
-def fuzz(session: nox.Session) -> None:
-    """Fuzz every reader of files of strangers: `nox -s fuzz -- --seconds 3600` for longer."""
-    python(session, "tests/fuzz.py", "all", "--seconds", "120", *session.posargs)
 
 
 @nox.session

@@ -115,11 +115,12 @@ def find_jobs(
         for source, must_exist in named
         for job in _find_jobs_of(source, out, identity, census, anonymous=anonymous, must_exist=must_exist)
     ]
+    found = {os.path.realpath(job.source) for job in jobs}
+    if identity and len(found) > 1:
+        raise SelectionError(f"--identity is for one checkpoint, found {len(found)}")
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
         raise SelectionError(f"no model_*.gz found: {explain_nothing(census, [source for source, _ in named])}")
-    if identity and len(jobs) > 1:
-        raise SelectionError(f"--identity is for one checkpoint, found {len(jobs)}")
     return jobs
 
 
@@ -134,8 +135,14 @@ def keep(jobs: list[Job], wanted: Filter) -> list[Job]:
     if wanted.steps:
         kept = _keep_steps(kept, wanted.steps)
     if not kept:
-        raise SelectionError(f"none of the checkpoints found fits {wanted}: they are {_list_kinds(jobs)}")
+        found = _list_steps(jobs) if wanted.steps else _list_kinds(jobs)
+        raise SelectionError(f"none of the checkpoints found fits {wanted}: they are {found}")
     return kept
+
+
+def _list_steps(jobs: list[Job]) -> str:
+    steps = dict.fromkeys(str(job.identity.step or "?") for job in jobs)
+    return f"of the steps {', '.join(list(steps)[:5])}{' …' if len(steps) > 5 else ''}"
 
 
 def _list_kinds(jobs: list[Job]) -> str:

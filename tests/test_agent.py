@@ -22,7 +22,7 @@ SCHEMA = json.loads(files("convert").joinpath("agent.schema.json").read_text("ut
 
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 file_names = st.from_regex(r"[a-z_]{1,8}(/[a-z_.]{1,6}[a-z])?", fullmatch=True)
-recorded_files = st.builds(File, file_names, st.integers(0, 2**30), hashes)
+recorded_files = st.builds(File, file_names, st.integers(0, 2**27), hashes)
 names = st.from_regex(r"[A-Za-z0-9_]{1,64}", fullmatch=True)
 tensors = st.builds(Tensor, names, st.just("uint8"), st.tuples(st.none(), st.integers(1, 99)), st.tuples(names, names))
 versions = st.dictionaries(

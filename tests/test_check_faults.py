@@ -97,7 +97,7 @@ FAULTS: dict[str, tuple[Callable[[Network], Network], str]] = {
     "another agent": (lambda _: to_network(make_state(6, seed=9)), ERROR),
     "another number of actions": (
         lambda _: to_network(make_state(9)),
-        r"does not load: .*(its graph .* is not the one|its graph or metadata differ|head of 9 actions)"
+        r"does not load: .*(its graph .* is not the one|its graph or metadata differ|other shapes|head of 9 actions)"
         r"|output 'q_values' is float32\[1, 9\], expected float32\[1, 6\]",
     ),
 }
@@ -340,7 +340,8 @@ def test_a_wrong_action_in_solo_play_is_judged_where_the_episodes_part(converted
     result = _check(folder, "onnxruntime", episodes=2, shadow=False, solo=True)
     outcome = result.backends["onnxruntime"]
     assert (outcome.solo.episodes, outcome.solo.identical, outcome.tally.wrong) == (2, 0, 2)
-    *before, after = outcome.reasons
+    weights, *before, after = outcome.reasons
+    assert weights == "other weights than the checkpoint's: head kernel, head bias"
     assert before[0] == "before solo play: 2 wrong actions"
     assert before[1].startswith("before solo play: error above the allowed on 3 of 3 steps, up to ")
     assert (len(before), after) == (2, "2 wrong actions")

@@ -163,7 +163,7 @@ def test_names_and_folders_that_are_spelt_oddly(tmp_path):
         ({"games": ("Pnog",)}, "no game 'Pnog' in the release; did you mean Pong"),
         ({"families": ("DQN",)}, "no family 'DQN'"),
         ({"steps": ("last",)}, "--steps 'last' is not latest, final, A:B, a step or a pattern"),
-        ({"steps": ("7",)}, "found fits --steps 7: they are C51_classic/Pong, "),
+        ({"steps": ("7",)}, "found fits --steps 7: they are of the steps "),
         ({"seeds": ("9",)}, "found fits --seed 9: they are "),
         ({"steps": ("9:7",)}, "--steps 9:7 is empty: A:B means from A to B"),
     ],
