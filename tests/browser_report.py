@@ -10,7 +10,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from builders import AGENTS, make_state, save_checkpoint
+from builders import AGENTS, make_state, plant_weights, to_network
 from click.testing import CliRunner
 
 from convert.pipeline import convert_checkpoint
@@ -66,12 +66,7 @@ def pages(tmp_path_factory) -> dict[str, Path]:
     shutil.copy(AGENTS / "DQN_modern/Pong/0/model_328492.gz", source)
     convert_checkpoint(source, good / "agent", ["onnx"])
     shutil.copytree(good, bad)
-    other = save_checkpoint(root / "DQN_modern/Pong/0/model_1.gz", make_state(6))
-    convert_checkpoint(other, root / "other", ["onnx"])
-    shutil.copy(root / "other/model.onnx", bad / "agent")
-    record, stranger = (json.loads((folder / "agent.json").read_text()) for folder in (bad / "agent", root / "other"))
-    record["artifacts"] = stranger["artifacts"]
-    (bad / "agent/agent.json").write_text(json.dumps(record))
+    plant_weights(bad / "agent", "onnx", to_network(make_state(6)))
     return {"agree": _check(good / "agent", root / "agree", 0), "disagree": _check(bad / "agent", root / "disagree", 1)}
 
 

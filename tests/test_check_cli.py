@@ -11,7 +11,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -20,10 +19,7 @@ import pytest
 from builders import AGENTS, BREAKOUT, PONG, make_state, to_network
 from click.testing import CliRunner, Result
 
-from convert.agent import read_record, to_json
 from convert.pipeline import convert_checkpoint
-from convert.publish import describe_files
-from convert.targets import import_target
 from runtime_check.cli import main
 from runtime_check.replay import from_json_line, replay_log
 
@@ -142,12 +138,7 @@ def faulty(converted, tmp_path_factory):
     """A tree of three: one whose model has other weights, one that is good, one whose record is damaged."""
     root = tmp_path_factory.mktemp("faulty")
     shutil.copytree(converted / FOLDER, root / "bad")
-    record = read_record(root / "bad")
-    (root / "bad/model.onnx").unlink()
-    import_target("onnx").write(to_network(make_state(6)), record.agent, root / "bad/model.onnx")
-    described = describe_files(root / "bad", "model.onnx")
-    artifacts = {**record.artifacts, "onnx": replace(record.artifacts["onnx"], files=described)}
-    (root / "bad/agent.json").write_text(to_json(replace(record, artifacts=artifacts)), "utf-8")
+    plant_weights(root / "bad", "onnx", to_network(make_state(6)))
     shutil.copytree(converted / FOLDER, root / "good")
     (root / "broken").mkdir()
     (root / "broken/agent.json").write_text("{", "utf-8")
