@@ -28,8 +28,7 @@ PATIENCE = 300.0  # seconds for a request (27 MB at 100 kB/s), and for how long 
 _DEEPEST = 20  # folders below the one that was named
 _MOST_FOLDERS = 100_000
 
-_DEEPEST = 100  # folders below each other
-
+_DEEPEST_HERE = 100  # local folders below each other
 _EXTRAS = {"gs": "gcs", "gcs": "gcs", "s3": "s3", "s3a": "s3", "http": "http", "https": "http"}
 _STORES = ("gs", "gcs", "s3", "s3a")
 _ANONYMOUS: dict[str, dict[str, Any]] = {
@@ -85,7 +84,7 @@ def walk_links(top: str | Path, on_error: Callable[[OSError], None] | None = Non
         if (status.st_dev, status.st_ino) in entered:
             folders.clear()
             continue
-        if folder.count(os.sep) - base >= _DEEPEST:
+        if folder.count(os.sep) - base >= _DEEPEST_HERE:
             folders.clear()
         entered.add((status.st_dev, status.st_ino))
         folders.sort()

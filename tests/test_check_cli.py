@@ -16,7 +16,7 @@ from pathlib import Path
 
 import jsonschema
 import pytest
-from builders import AGENTS, BREAKOUT, PONG, make_state, to_network
+from builders import AGENTS, BREAKOUT, PONG, make_state, plant_weights, to_network
 from click.testing import CliRunner, Result
 
 from convert.pipeline import convert_checkpoint
