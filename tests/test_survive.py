@@ -151,15 +151,21 @@ def test_ctrl_c_is_quick_and_clean(workers, release, whole, tmp_path):
 
 
 def test_ctrl_c_while_workers_start_is_clean_as_well(release, tmp_path):
+    codes = []
     for moment in range(8):
-        with started(release, *ARGUMENTS, "-o", tmp_path / "out", "-j", 2) as process:
+        with started(release, *ARGUMENTS, "-o", tmp_path / f"out{moment}", "-j", 2) as process:
             wait_for(lambda process=process: _children_of(process.pid))
-            time.sleep(moment / 8)
+            time.sleep(moment / 12)
             os.killpg(process.pid, signal.SIGINT)
             _, stderr = process.communicate(timeout=20)
-            *warnings, last = stderr.splitlines()
-            assert (process.returncode, last) == (130, "interrupted: rerun the same command to resume")
-            assert all(line.startswith("warning: ") for line in warnings)  # of agents that were done by then
+            codes.append(process.returncode)
+            lines = [
+                line for line in stderr.splitlines() if not line.startswith("warning: ")
+            ]  # of agents that were done
+            # A fast machine may be done before the signal comes.
+            assert lines == (["interrupted: rerun the same command to resume"] if process.returncode == 130 else [])
+    assert codes[0] == 130
+    assert set(codes) <= {0, 130}
 
 
 @pytest.fixture
