@@ -85,7 +85,7 @@ def _rebuild(name: str, path: Path, agent: Agent, to: Path) -> Network | None:
         network = module.read(path, agent)
         check_head(network, agent, path)
     if rebuild := getattr(module, "rebuild", None):
-        rebuild(path, agent, to)
+        rebuild(network, agent, path, to)
     elif network is not None:
         module.write(network, agent, to)
     return network

@@ -14,10 +14,12 @@ A target module begins with literal constants, which are read from its source wi
 
 and holds two functions, see `TargetModule`. Two more are optional:
 
-    rebuild(path, agent, to)    where an artefact is not to be opened as ``write`` would write what ``read`` finds, see
-                                `convert.artefacts`
-    prepare(path, agent)        where the runtime does not open ``path`` itself: returns what it runs, such as a module
-                                with its weights; the runtime's ``run`` says what it takes
+    rebuild(network, agent, path, to)
+        where an artefact is not to be opened as ``write`` would write the network that ``read`` finds, see
+        `convert.artefacts`
+    prepare(path, agent)
+        where the runtime does not open ``path`` itself: returns what it runs, such as a module with its weights; the
+        runtime's ``run`` says what it takes
 
 Dashes in a target's name are underscores in its module's.
 """

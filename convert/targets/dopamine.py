@@ -24,7 +24,6 @@ from convert.formats.documents import LARGEST_DOCUMENT, read_json
 from convert.formats.files import check_names, read_file, read_files, write_files
 from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
 from convert.params import from_params, support_of, to_params
-from convert.targets import check_head
 
 PATH = "dopamine"
 AXES = "NHWC"
@@ -80,14 +79,12 @@ def read(path: Path, agent: Agent) -> Network:
         raise UnreadableArtefact(f"{bundle.path}: {error}") from error
 
 
-def rebuild(path: Path, agent: Agent, to: Path) -> None:
-    """Write the folder anew at ``to`` from the weights at ``path``, where all else is as `write` writes it.
+def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
+    """Write the folder anew at ``to`` with the network that was read, where all else at ``path`` is as it should be.
 
     Raises:
-        UnreadableArtefact: as `read` does, or the folder tells something else of the agent.
+        UnreadableArtefact: the folder tells something else of the agent.
     """
-    network = read(path, agent)
-    check_head(network, agent, path)
     texts = _to_texts(network, agent)
     files = read_files(path)
     check_names(path, files, (*texts, _name_checkpoint(agent)))

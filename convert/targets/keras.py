@@ -77,17 +77,26 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: the file is damaged, or of another network.
     """
-    network, _ = _read(path, agent)
-    return network
+    config, stored = _open(path, agent)
+    ours = json.loads(_describe_model(agent.head))
+    if foreign := _find_differences(_without_ids(config), _without_ids(ours), "config"):
+        raise _not_ours(path, foreign[0])
+    try:
+        weights = _read_weights(stored, make_zeros(nature_form(agent.head.actions, agent.head.atoms)))
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
+        raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
+    support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
+    tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
+    return from_params({"params": tree}, support)
 
 
-def rebuild(path: Path, agent: Agent, to: Path) -> None:
-    """Write the model anew at ``to`` from the weights at ``path``.
+def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
+    """Write the model anew at ``to``, with the network that was read at ``path``.
 
     Raises:
-        UnreadableArtefact: as `read` does, or the model is compiled, which names classes for Keras to load.
+        UnreadableArtefact: the model is compiled, which names classes for Keras to load.
     """
-    network, config = _read(path, agent)
+    config, _ = _open(path, agent)
     if config.get("compile_config"):
         raise UnreadableArtefact(
             f"{path}: is compiled for training, which no such agent needs: convert the agent again"
@@ -95,26 +104,24 @@ def rebuild(path: Path, agent: Agent, to: Path) -> None:
     write(network, agent, to)
 
 
-def _read(path: Path, agent: Agent) -> tuple[Network, Any]:
+def _open(path: Path, agent: Agent) -> tuple[Any, bytes]:
+    """Return a model's config and the file of its weights, of an archive that holds nothing else."""
     data = read_file(path, _MOST_COPIES * largest_file(agent.head))
     try:
         entries = read_archive(data)
         config, stored = read_json(entries[CONFIG_NAME]), entries[WEIGHTS_NAME]
     except (ValueError, KeyError) as error:
         raise UnreadableArtefact(f"{path}: not a Keras model of such an agent ({error}): convert it again") from error
-    foreign = [f"the file {name}" for name in entries if name not in (CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME)]
-    foreign += _find_differences(_without_ids(config), _without_ids(json.loads(_describe_model(agent.head))), "config")
-    if foreign:
-        raise UnreadableArtefact(
-            f"{path}: not a Keras model of such an agent (has {show(foreign[0])}, which none has): convert it again"
-        )
-    try:
-        weights = _read_weights(stored, make_zeros(nature_form(agent.head.actions, agent.head.atoms)))
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
-        raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
-    support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
-    tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
-    return from_params({"params": tree}, support), config
+    for name in entries:
+        if name not in (CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME):
+            raise _not_ours(path, f"the file {name}")
+    return config, stored
+
+
+def _not_ours(path: Path, what: str) -> UnreadableArtefact:
+    return UnreadableArtefact(
+        f"{path}: not a Keras model of such an agent (has {show(what)}, which none has): convert it again"
+    )
 
 
 @lru_cache(maxsize=64)

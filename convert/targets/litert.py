@@ -40,10 +40,10 @@ def read(path: Path, agent: Agent) -> Network:
     return litert.read_network(path, agent.head)[0]
 
 
-def rebuild(path: Path, agent: Agent, to: Path) -> None:
-    """Write at ``to`` what was looked at of the file at ``path``, and nothing else.
+def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
+    """Write at ``to`` what was looked at of the file at ``path``, and nothing else: rounded weights read as no network.
 
     Raises:
-        UnreadableArtefact: as `read` does.
+        UnreadableArtefact: as `read` of float32 weights does.
     """
     to.write_bytes(litert.rebuild(path, agent.head))

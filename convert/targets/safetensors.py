@@ -19,7 +19,6 @@ from convert.formats.files import check_names, read_file, read_files, write_file
 from convert.model_card import Returns, read_returns, to_model_card
 from convert.named import from_named, to_named
 from convert.network import NATURE_STRIDES, Network
-from convert.targets import check_head
 from convert.template import largest_file
 
 PATH = "huggingface"
@@ -58,14 +57,12 @@ def read(path: Path, agent: Agent) -> Network:
         raise UnreadableArtefact(f"{weights}: {error}") from error
 
 
-def rebuild(path: Path, agent: Agent, to: Path) -> None:
-    """Write the folder anew at ``to`` from the weights at ``path``, where all else is as `write` writes it.
+def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
+    """Write the folder anew at ``to`` with the network that was read, where all else at ``path`` is as it should be.
 
     Raises:
-        UnreadableArtefact: as `read` does, or the folder tells something else of the agent.
+        UnreadableArtefact: the folder tells something else of the agent.
     """
-    network = read(path, agent)
-    check_head(network, agent, path)
     files = {name.removeprefix(f"{path.name}/"): content for name, content in read_files(path).items()}
     check_names(path, files, (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
     # A card may tell returns that were measured since.
