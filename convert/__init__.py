@@ -13,13 +13,15 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from convert.agent import Agent, Identity, Record, read_record
+    from convert.agents.agent import Agent, Record
+    from convert.agents.identity import Identity
+    from convert.agents.network import Network
+    from convert.agents.record import read_record
     from convert.back import convert_agent, read_agent
     from convert.errors import AtariConvertError
     from convert.loading import LoadedAgent, load_agent
-    from convert.network import Network
+    from convert.networks.stacking import stack_params
     from convert.pipeline import Conversion, convert_checkpoint, read_checkpoint
-    from convert.stack import stack_params
 
 __version__ = "0.1.0"
 
@@ -41,20 +43,20 @@ __all__ = [
 ]
 
 _MODULES = {
-    "Agent": "agent",
+    "Agent": "agents.agent",
     "AtariConvertError": "errors",
     "Conversion": "pipeline",
-    "Identity": "agent",
+    "Identity": "agents.identity",
     "LoadedAgent": "loading",
-    "Network": "network",
-    "Record": "agent",
+    "Network": "agents.network",
+    "Record": "agents.agent",
     "convert_agent": "back",
     "convert_checkpoint": "pipeline",
     "load_agent": "loading",
     "read_agent": "back",
     "read_checkpoint": "pipeline",
-    "read_record": "agent",
-    "stack_params": "stack",
+    "read_record": "agents.record",
+    "stack_params": "networks.stacking",
 }
 
 

@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.agent import Agent
+from convert.agents.agent import Agent
+from convert.agents.network import Network
 from convert.errors import CheckpointError, UnreadableArtefact
-from convert.formats.files import read_files, write_files
-from convert.network import Network
+from convert.files.disk import read_files, write_files
 from convert.targets import check_head, find_target, import_target
 
 

@@ -6,10 +6,13 @@ from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from convert.agent import RECORD_NAME, Agent, Identity, Record, describe_head, read_record
-from convert.bulk import Outcome
+from convert.agents.agent import RECORD_NAME, Agent, Record, describe_head
+from convert.agents.identity import Identity
+from convert.agents.network import Network, check_network, compute_digest
+from convert.agents.record import read_record
+from convert.bulk.run import Outcome
+from convert.bulk.selection import Job
 from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact
-from convert.network import Network, check_network, compute_digest
 from convert.pipeline import (
     Conversion,
     describe_agent,
@@ -20,8 +23,7 @@ from convert.pipeline import (
     to_known,
     write_agent,
 )
-from convert.publish import check_ours, find_strangers, is_intact
-from convert.selection import Job
+from convert.store.publication import check_ours, find_strangers, is_intact
 from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra, torch
 
 DOPAMINE, TORCH = "dopamine", "torch"

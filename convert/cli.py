@@ -14,7 +14,8 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from convert import __version__
-from convert.command_line import (
+from convert.console.command import Command
+from convert.console.options import (
     complete_from,
     list_family_names,
     list_game_names,
@@ -22,14 +23,14 @@ from convert.command_line import (
     split_formats,
     split_names,
 )
-from convert.console import Command
-from convert.signals import stop_on_signals
+from convert.console.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from convert.agent import Identity, Record
-    from convert.bulk import Engine, Outcome
-    from convert.selection import Filter, Job
-    from convert.summary import Tally
+    from convert.agents.agent import Record
+    from convert.agents.identity import Identity
+    from convert.bulk.run import Engine, Outcome
+    from convert.bulk.selection import Filter, Job
+    from convert.bulk.summary import Tally
 
 PROGRESS_AFTER = 1.0  # seconds
 
@@ -216,9 +217,9 @@ def main(
     Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
     line is wrong; 130 interrupted; 143 terminated.
     """
+    from convert.bulk.selection import Filter
+    from convert.bulk.summary import Tally
     from convert.names import spell
-    from convert.selection import Filter
-    from convert.summary import Tally
 
     from_target = from_target and spell(from_target)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
@@ -236,7 +237,7 @@ def main(
                 from_agent, out, targets, target=from_target, identity=who, overwrite=overwrite, dry_run=dry_run
             )
         else:
-            from convert import bulk
+            from convert.bulk import run as bulk
 
             wanted = Filter(families, games, seeds, steps)
             jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous)
@@ -281,7 +282,7 @@ def _usage_errors() -> Iterator[None]:
 
 
 def _parse_identity(text: str | None) -> Identity | None:
-    from convert.agent import parse_identity
+    from convert.agents.identity import parse_identity
 
     try:
         return parse_identity(text) if text else None
@@ -298,7 +299,7 @@ def _find_jobs(
     shard: str | None,
     anonymous: bool,
 ) -> list[Job]:
-    from convert import selection
+    from convert.bulk import selection
 
     if not sources and files_from is None:
         sources = (".",)
@@ -312,7 +313,7 @@ def _find_jobs(
 def _check_from(
     folder: str | None, target: str | None, sources: tuple[str, ...], files_from: IO[str] | None, out: str
 ) -> None:
-    from convert.storage import is_url
+    from convert.store.storage import is_url
     from convert.targets import find_target
 
     if target:
@@ -326,7 +327,7 @@ def _check_from(
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    from convert.selection import parse_shard
+    from convert.bulk.selection import parse_shard
 
     try:
         return parse_shard(text) if text else None
@@ -345,7 +346,7 @@ def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]
     if min(workers, len(jobs)) < 2:
         return None
     _refuse_memory(jobs)
-    from convert.engines import processes
+    from convert.bulk.engines import processes
 
     return processes.make_engine(workers)
 
@@ -359,7 +360,7 @@ def _choose_ray(address: str | None, workers: int) -> Engine:
     from convert.errors import MissingExtra
 
     try:
-        from convert.engines import ray
+        from convert.bulk.engines import ray
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "ray":
             raise
@@ -409,7 +410,7 @@ def _warn_of_unknown(jobs: list[Job]) -> None:
 
 def _with_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
     """Show a progress line on a terminal once the run has taken a second."""
-    from convert.summary import tell_progress
+    from convert.bulk.summary import tell_progress
 
     shown = sys.stderr.isatty()
     for outcome in outcomes:
@@ -428,7 +429,7 @@ class _TextPrinter:
         self._hint = ""
 
     def show(self, outcome: Outcome) -> None:
-        from convert.storage import is_url
+        from convert.store.storage import is_url
 
         if not self._quiet:
             _print_outcome(outcome, verbose=self._verbose, dry_run=self._dry_run)
@@ -484,7 +485,7 @@ def _print_outcome(outcome: Outcome, *, verbose: bool, dry_run: bool) -> None:
 
 
 def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
-    from convert.summary import tell, tell_bytes
+    from convert.bulk.summary import tell, tell_bytes
 
     if dry_run:
         size = f"{tell_bytes(tally.bytes_read)} to read"
@@ -509,7 +510,7 @@ def _check_summary(path: str | None) -> None:
 
 def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> bool:
     """Write the summary, as a step's page too; say whether that could be done."""
-    from convert import summary
+    from convert.bulk import summary
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     try:

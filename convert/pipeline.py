@@ -17,18 +17,19 @@ from typing import cast
 import numpy as np
 
 from convert import __version__
-from convert.agent import (
+from convert.agents.agent import (
     Agent,
     Artifact,
     File,
-    Identity,
     Record,
     describe_head,
     find_contradiction,
     find_path_problem,
-    identify,
     name_actions,
 )
+from convert.agents.games import load_games
+from convert.agents.identity import Identity, identify
+from convert.agents.network import Network, find_differences
 from convert.artefacts import describes
 from convert.errors import (
     AtariConvertError,
@@ -38,9 +39,7 @@ from convert.errors import (
     UnexpectedError,
     UnwritableOutput,
 )
-from convert.games import load_games
-from convert.network import Network, find_differences
-from convert.publish import (
+from convert.store.publication import (
     check_ours,
     describe_files,
     find_record,
@@ -50,7 +49,7 @@ from convert.publish import (
     open_folder,
     publish,
 )
-from convert.storage import describe, read_source
+from convert.store.storage import describe, read_source
 from convert.targets import (
     QuantizedModule,
     Target,

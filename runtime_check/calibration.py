@@ -1,7 +1,7 @@
 """Record the observations that the int8 target is calibrated on: ``python -m runtime_check.calibration``.
 
-Writes ``convert/calibration.npz``: for each game of the release, uint8[8, 4, 84, 84], oldest frame first, 0–255,
-the first three of an episode, whose older frames are still zero, and then at even distances, under uniformly
+Writes ``convert/formats/calibration.npz``: for each game of the release, uint8[8, 4, 84, 84], oldest frame first,
+0–255, the first three of an episode, whose older frames are still zero, and then at even distances, under uniformly
 random actions.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import convert
-from convert.games import load_games
+from convert.agents.games import load_games
 from runtime_check.protocols import PROTOCOLS, Episode
 
 STEPS = (0, 1, 2, 40, 80, 120, 160, 200)
@@ -37,7 +37,7 @@ def record_observations(game: str) -> NDArray[np.uint8]:
 
 
 if __name__ == "__main__":
-    place = Path(convert.__file__).with_name("calibration.npz")
+    place = Path(convert.__file__).with_name("formats") / "calibration.npz"
     recorded = {game: record_observations(game) for game in load_games()}
     np.savez_compressed(place, **recorded)  # type: ignore[arg-type]
     print(f"{place}: {place.stat().st_size} bytes")

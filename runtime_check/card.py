@@ -14,10 +14,10 @@ from typing import Any
 
 import click
 
-from convert.agent import read_record
+from convert.agents.record import read_record
 from convert.errors import AtariConvertError, CheckError
-from convert.model_card import Returns, to_model_card
-from convert.publish import describe_files, open_folder, publish
+from convert.formats.model_cards import Returns, to_model_card
+from convert.store.publication import describe_files, open_folder, publish
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE
 from runtime_check.inputs import find_changes

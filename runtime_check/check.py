@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent, Record, read_record
+from convert.agents.agent import Agent, Record
+from convert.agents.layout import nhwc_from_nchw
+from convert.agents.record import read_record
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
-from convert.layout import nhwc_from_nchw
 from convert.loading import open_artefact
 from convert.runtimes import Runtime, Settings
 from convert.targets import find_target

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 import click
 
 from convert import __version__
-from convert.command_line import complete_from, split_formats
-from convert.console import Command
+from convert.console.command import Command
+from convert.console.options import complete_from, split_formats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

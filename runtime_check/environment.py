@@ -12,7 +12,7 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
-from convert.games import load_games
+from convert.agents.games import load_games
 from runtime_check.protocols import FRAMES_PER_STEP, HEIGHT, PROTOCOLS, STACK, WIDTH, Episode
 
 _SEEDS = 2**31  # what the emulator takes

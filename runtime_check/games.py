@@ -1,4 +1,4 @@
-"""Generate ``convert/games.json`` from ale-py: ``python -m runtime_check.games > convert/games.json``."""
+"""Generate ``convert/agents/games.json`` from ale-py: ``python -m runtime_check.games > convert/agents/games.json``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import cast
 
 from ale_py import ALEInterface, LoggerMode, roms
 
-from convert.games import load_games
+from convert.agents.games import load_games
 
 
 def describe_games() -> dict[str, dict[str, object]]:

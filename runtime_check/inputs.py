@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 
 from convert import __version__
-from convert.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agents.network import CategoricalHead, Float32, Network
 from convert.artefacts import Screened
 from convert.errors import CheckError, CheckpointError
-from convert.network import CategoricalHead, Float32, Network
-from convert.publish import find_strangers
-from convert.storage import walk_links
+from convert.store.publication import find_strangers
+from convert.store.storage import walk_links
 from convert.targets import describe_tensors, find_target, list_targets
 from runtime_check.oracle import Float64, Oracle
 from runtime_check.protocols import find_actions

@@ -40,8 +40,8 @@ import numpy as np
 from ale_py import ALEInterface, LoggerMode, roms
 from numpy.typing import NDArray
 
+from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.errors import CheckError, RomUnavailable
-from convert.games import FULL_ACTION_SET, load_games
 
 FRAMES_PER_STEP = 4
 MAX_FRAMES = 108_000

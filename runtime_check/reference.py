@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from convert.agent import Agent
+from convert.agents.agent import Agent
 from convert.runtimes import Runtime, Settings
 from convert.runtimes.torch import choose_device, run
 from runtime_check.originals.atari_agents import read_state_dict

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent
+from convert.agents.agent import Agent
 from convert.runtimes import Description, Runtime
 from runtime_check.backends import Bound
 from runtime_check.compare import Tolerance

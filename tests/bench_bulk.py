@@ -28,7 +28,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from convert.engines.processes import MALLOC
+from convert.bulk.engines.processes import MALLOC
 
 TARGETS = {
     "onnx": ("onnx",),
@@ -84,9 +84,9 @@ def _processor_time() -> float:
 
 
 def run_tool(what: str, root: Path, out: Path, jobs: int) -> Iterable[object]:
-    from convert import bulk
-    from convert.engines import processes
-    from convert.selection import find_jobs
+    from convert.bulk import run as bulk
+    from convert.bulk.engines import processes
+    from convert.bulk.selection import find_jobs
 
     for outcome in bulk.run(find_jobs([root], out), bulk.Work(TARGETS[what]), engine=processes.make_engine(jobs)):
         assert outcome.error is None, outcome.error
@@ -94,8 +94,8 @@ def run_tool(what: str, root: Path, out: Path, jobs: int) -> Iterable[object]:
 
 
 def run_floor(what: str, root: Path, out: Path, jobs: int) -> Iterator[object]:
-    from convert import bulk
-    from convert.selection import find_jobs
+    from convert.bulk import run as bulk
+    from convert.bulk.selection import find_jobs
 
     sizes = {}
     for head in ("C51_classic", "DQN_modern"):

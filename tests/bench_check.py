@@ -25,7 +25,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the command does
 
 import numpy as np
 
-from convert.agent import Agent, read_record
+from convert.agents.agent import Agent
+from convert.agents.record import read_record
 from convert.pipeline import convert_checkpoint
 from convert.runtimes import Runtime, Settings
 from runtime_check.backends import REFERENCE, find_backend

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 from builders import make_observations, make_state, to_network
 
-from convert import layout
-from convert.linen import NatureDQN
-from convert.params import to_params
-from convert.stack import stack_params
+from convert.agents import layout
+from convert.formats.parameter_trees import to_params
+from convert.networks.linen import NatureDQN
+from convert.networks.stacking import stack_params
 
 
 def main() -> None:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from convert.agent import RECORD_NAME, read_record, to_json
-from convert.network import Network, from_arrays
-from convert.publish import describe_files
+from convert.agents.agent import RECORD_NAME
+from convert.agents.network import Network, from_arrays
+from convert.agents.record import read_record, to_json
+from convert.store.publication import describe_files
 from convert.targets import find_target, import_target
 
 DATA = Path(__file__).parent / "data"

@@ -11,8 +11,8 @@ from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from bulk_release import COUNT, hashes
 
 import convert
-from convert import bulk
-from convert.selection import find_jobs
+from convert.bulk import run as bulk
+from convert.bulk.selection import find_jobs
 from convert.targets import list_targets
 
 # A slow machine is not a failure.

@@ -21,8 +21,8 @@ from dopamine.jax.agents.rainbow.rainbow_agent import JaxRainbowAgent
 from flax.errors import ScopeParamShapeError
 
 import convert
-from convert.agent import FAMILIES
-from convert.params import to_params
+from convert.agents.identity import FAMILIES
+from convert.formats.parameter_trees import to_params
 from runtime_check.dopamine_env import ReleaseEnvironment
 from runtime_check.oracle import compute_q_values, read_oracle
 from runtime_check.protocols import PROTOCOLS, Episode

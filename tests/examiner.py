@@ -94,7 +94,7 @@ def _open(reader: str, path: Path) -> Any:
 
         read_oracle(path)
     elif reader == "pickle":
-        from convert.formats import numpy_pickles
+        from convert.files import numpy_pickles
 
         numpy_pickles.loads(path.read_bytes())
     elif reader == "record":
@@ -108,7 +108,7 @@ def _open(reader: str, path: Path) -> Any:
 
 def _examine(reader: str, path: Path) -> dict[str, Any]:
     from convert.errors import AtariConvertError
-    from convert.formats.pickles import PickleRefused
+    from convert.files.pickles import PickleRefused
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins here
     try:

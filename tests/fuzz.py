@@ -40,14 +40,15 @@ OURS = ["convert", "runtime_check"]
 
 with atheris.instrument_imports(include=OURS):
     import convert.artefacts
-    import convert.formats.archives
-    import convert.formats.documents
-    import convert.formats.numpy_pickles
-    import convert.formats.torch_files
+    import convert.files.archives
+    import convert.files.documents
+    import convert.files.numpy_pickles
+    import convert.files.torch_files
     import convert.loading
     import convert.sources.atari_agents
     import runtime_check.oracle
-    from convert.agent import RECORD_NAME, Agent, from_json, read_record, to_json
+    from convert.agents.agent import RECORD_NAME, Agent
+    from convert.agents.record import from_json, read_record, to_json
     from convert.errors import AtariConvertError
     from convert.runtimes import Settings
     from convert.targets import find_target, import_target, list_targets
@@ -421,10 +422,10 @@ _Values = (AtariConvertError, ValueError)
 READERS = {
     "checkpoint": Reader(_checkpoint_seeds, _read_checkpoint),
     "oracle": Reader(_checkpoint_seeds, _judge_checkpoint, _Values),
-    "torch-files": Reader(_torch_seeds, _call(convert.formats.torch_files.read), _Values),
-    "numpy-pickles": Reader(_pickle_seeds, _call(convert.formats.numpy_pickles.loads), _Values),
-    "archives": Reader(_archive_seeds, _call(convert.formats.archives.read_archive), _Values),
-    "json": Reader(_record_seeds, _call(convert.formats.documents.read_json), _Values),
+    "torch-files": Reader(_torch_seeds, _call(convert.files.torch_files.read), _Values),
+    "numpy-pickles": Reader(_pickle_seeds, _call(convert.files.numpy_pickles.loads), _Values),
+    "archives": Reader(_archive_seeds, _call(convert.files.archives.read_archive), _Values),
+    "json": Reader(_record_seeds, _call(convert.files.documents.read_json), _Values),
     "record": Reader(_record_seeds, _read_record),
     **{
         f"target-{target.name}": Reader(partial(_target_seeds, target.name), partial(_open_target, target.name))

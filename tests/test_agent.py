@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import agent as agents
-from convert.agent import Agent, Artifact, File, HeadSpec, Identity, Record, Tensor
+from convert.agents.agent import Agent, Artifact, File, HeadSpec, Record, Tensor, find_contradiction, name_actions
+from convert.agents.games import FULL_ACTION_SET, load_games
+from convert.agents.identity import FAMILIES, Identity, identify, parse_identity
+from convert.agents.record import from_json, read_record, to_json
 from convert.errors import RecordError
-from convert.games import FULL_ACTION_SET, load_games
 
-SCHEMA = json.loads(files("convert").joinpath("agent.schema.json").read_text("utf-8"))
+SCHEMA = json.loads(files("convert.agents").joinpath("agent.schema.json").read_text("utf-8"))
 
 hashes = st.text("0123456789abcdef", min_size=64, max_size=64)
 file_names = st.from_regex(r"[a-z_]{1,8}(/[a-z_.]{1,6}[a-z])?", fullmatch=True)
@@ -44,7 +45,7 @@ heads = st.builds(HeadSpec, st.just("q"), st.integers(1, 18)) | support.map(
 )
 identities = st.builds(
     Identity,
-    st.none() | st.sampled_from(sorted(agents.FAMILIES)),
+    st.none() | st.sampled_from(sorted(FAMILIES)),
     st.none() | st.sampled_from(sorted(load_games())),
     st.none() | st.integers(0, 9),
     st.none() | st.integers(0, 10**9),
@@ -52,11 +53,11 @@ identities = st.builds(
 records = st.builds(
     Record,
     st.builds(
-        lambda identity, head, source: Agent(identity, head, source, agents.name_actions(identity.game, head.actions)),
+        lambda identity, head, source: Agent(identity, head, source, name_actions(identity.game, head.actions)),
         identities,
         heads,
         recorded_files,
-    ).filter(lambda agent: agents.find_contradiction(agent) is None),
+    ).filter(lambda agent: find_contradiction(agent) is None),
     st.dictionaries(st.sampled_from(["onnx", "litert-int8"]), artifacts, max_size=1),
     versions,
 )
@@ -64,21 +65,21 @@ records = st.builds(
 
 @given(records)
 def test_a_record_comes_back_from_its_text_and_fits_the_schema(record):
-    text = agents.to_json(record)
-    assert agents.from_json(text, "agent.json") == record
+    text = to_json(record)
+    assert from_json(text, "agent.json") == record
     jsonschema.validate(json.loads(text), SCHEMA)
 
 
 @given(identities)
 def test_a_complete_identity_comes_back_from_its_path_and_from_its_text(identity):
     if identity.is_complete:
-        assert agents.identify(f"/anywhere/{identity.folder}.gz") == identity
+        assert identify(f"/anywhere/{identity.folder}.gz") == identity
         text = f"{identity.family}/{identity.game}/{identity.seed}/{identity.step}"
-        assert agents.parse_identity(text) == identity
+        assert parse_identity(text) == identity
 
 
 def test_families_tell_algorithm_and_protocol():
-    told = {name: (family.algorithm, family.protocol) for name, family in agents.FAMILIES.items()}
+    told = {name: (family.algorithm, family.protocol) for name, family in FAMILIES.items()}
     assert told == {
         "DQN_modern": ("DQN", "modern"),
         "MDQN_modern": ("M-DQN", "modern"),
@@ -100,7 +101,7 @@ def test_families_tell_algorithm_and_protocol():
     ],
 )
 def test_other_paths_tell_no_identity(path):
-    assert agents.identify(path) == Identity()
+    assert identify(path) == Identity()
 
 
 @pytest.mark.parametrize(
@@ -116,18 +117,18 @@ def test_other_paths_tell_no_identity(path):
 )
 def test_a_wrong_identity_is_explained(text, message):
     with pytest.raises(ValueError, match=message.replace("?", r"\?")):
-        agents.parse_identity(text)
+        parse_identity(text)
 
 
 def test_part_of_an_identity_is_enough():
-    assert agents.parse_identity("C51_classic/Breakout/2") == Identity("C51_classic", "Breakout", 2, None)
+    assert parse_identity("C51_classic/Breakout/2") == Identity("C51_classic", "Breakout", 2, None)
 
 
 def test_actions_are_named_by_the_minimal_or_the_full_set():
-    assert agents.name_actions("Pong", 6) == ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
-    assert agents.name_actions("Pong", 18) == FULL_ACTION_SET
-    assert agents.name_actions("Pong", 5) is None
-    assert agents.name_actions(None, 6) is None
+    assert name_actions("Pong", 6) == ("NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE")
+    assert name_actions("Pong", 18) == FULL_ACTION_SET
+    assert name_actions("Pong", 5) is None
+    assert name_actions(None, 6) is None
 
 
 TENSORS = (Tensor("observation", "uint8", (None, 84), ("batch", "height")),)
@@ -137,7 +138,7 @@ RECORD = Record(
         Identity("DQN_modern", "Pong", 0, 5),
         HeadSpec("q", 6),
         File("DQN_modern/Pong/0/model_5.gz", 1, "0" * 64),
-        agents.name_actions("Pong", 6),
+        name_actions("Pong", 6),
     ),
     {"onnx": ARTIFACT},
     {"atari-convert": "0.1.0"},
@@ -147,7 +148,7 @@ C51 = Record(
         Identity("C51_classic", "Breakout", None, None),
         HeadSpec("categorical", 4, 3, (-1.0, 0.5, 1.0)),
         File("model_5.gz", 1, "0" * 64),
-        agents.name_actions("Breakout", 4),
+        name_actions("Breakout", 4),
         File("x/model_4.gz", 2, "2" * 64),
     ),
     {},
@@ -156,7 +157,7 @@ C51 = Record(
 
 
 def _replaced(*keys: str | int, by: object, record: Record = RECORD) -> str:
-    document = json.loads(agents.to_json(record))
+    document = json.loads(to_json(record))
     inner = document
     for key in keys[:-1]:
         inner = inner[key]
@@ -223,20 +224,20 @@ OUTSIDE_OF_THE_SCHEMA = [
     (_replaced("versions", by={"torch": "\x1b[2J"}), "version of torch is"),
     (_replaced("versions", by={"": "1"}), "package is '', expected"),
     (_replaced("derived_from", by={"path": "m.gz"}), "no field 'sha256'"),
-    (agents.to_json(RECORD).replace('"seed"', '"sead"'), "no field 'seed'"),
+    (to_json(RECORD).replace('"seed"', '"sead"'), "no field 'seed'"),
 ]
 # What is well-formed by the schema, which cannot say it, or is none of its business.
 BEYOND_THE_SCHEMA = [
     ("", "not JSON"),
     ("[" * 100_000, "not JSON"),
     ("[]", "format_version is None, expected 1"),
-    (" " * 2**20 + agents.to_json(RECORD), "expected at most 1048576"),
+    (" " * 2**20 + to_json(RECORD), "expected at most 1048576"),
     (_replaced("notes", by=[[[[[[[[0]]]]]]]]), "nested deeper than 8 levels"),
-    (agents.to_json(RECORD).replace('"step": 5', '"step": NaN'), "not JSON .*NaN"),
-    (agents.to_json(C51).replace("0.5", "1e400"), "a number is outside the range of float32"),
-    (agents.to_json(RECORD).replace('"step": 5', f'"step": {"9" * 400}'), "a number is outside the range of float32"),
-    (agents.to_json(RECORD).replace('"step": 5', f'"step": {"9" * 9999}'), "not JSON .*integer string"),
-    (agents.to_json(RECORD).replace('"step": 5', '"step": 5, "step": 6'), "not JSON .*twice"),
+    (to_json(RECORD).replace('"step": 5', '"step": NaN'), "not JSON .*NaN"),
+    (to_json(C51).replace("0.5", "1e400"), "a number is outside the range of float32"),
+    (to_json(RECORD).replace('"step": 5', f'"step": {"9" * 400}'), "a number is outside the range of float32"),
+    (to_json(RECORD).replace('"step": 5', f'"step": {"9" * 9999}'), "not JSON .*integer string"),
+    (to_json(RECORD).replace('"step": 5', '"step": 5, "step": 6'), "not JSON .*twice"),
     (_replaced("notes", by="\ud800"), "surrogates not allowed"),
     (_replaced("game", by="Chess"), "no game 'Chess'"),
     (_replaced("rom_id", by="breakout"), "rom_id is 'breakout', expected 'pong'"),
@@ -246,7 +247,7 @@ BEYOND_THE_SCHEMA = [
     (_replaced("head", "support", by=[0, 0.1, 1], record=C51), "support holds 0.1, which is not a float32 value"),
     (_replaced("head", "actions", by=5), "action_meanings are .*expected the names of 5 different actions"),
     (_replaced("source", "file", by="other.gz"), "file is 'other.gz', expected 'model_5.gz'"),
-    (_replaced("artifacts", "flax", by=json.loads(agents.to_json(RECORD))["artifacts"]["onnx"]), "listed twice"),
+    (_replaced("artifacts", "flax", by=json.loads(to_json(RECORD))["artifacts"]["onnx"]), "listed twice"),
     (_replaced(*TENSOR, "axes", by=["batch"]), "has other axes than"),
 ]
 
@@ -254,7 +255,7 @@ BEYOND_THE_SCHEMA = [
 @pytest.mark.parametrize(("text", "message"), OUTSIDE_OF_THE_SCHEMA + BEYOND_THE_SCHEMA)
 def test_a_damaged_record_is_refused(text, message):
     with pytest.raises(RecordError, match=message) as caught:
-        agents.from_json(text, "x/agent.json")
+        from_json(text, "x/agent.json")
     assert str(caught.value).startswith("x/agent.json: ")
     assert "convert the agent again" in str(caught.value)
     assert str(caught.value).isprintable()
@@ -269,10 +270,10 @@ def test_the_schema_refuses_it_too(text):
 
 @pytest.mark.parametrize("record", [RECORD, C51])
 def test_layout_and_order_of_a_record_are_free_and_so_is_the_way_to_write_a_number(record):
-    document = dict(reversed(json.loads(agents.to_json(record)).items()))
+    document = dict(reversed(json.loads(to_json(record)).items()))
     if record is C51:
         document["head"]["support"] = [-1, 0.5, 1]
-    assert agents.from_json(json.dumps(document), "agent.json") == record
+    assert from_json(json.dumps(document), "agent.json") == record
     jsonschema.validate(document, SCHEMA)
 
 
@@ -298,10 +299,10 @@ def test_layout_and_order_of_a_record_are_free_and_so_is_the_way_to_write_a_numb
     ],
 )
 def test_a_record_that_tells_of_another_agent_than_the_path_of_its_source_is_refused(changes, message):
-    document = json.loads(agents.to_json(RECORD)) | changes
+    document = json.loads(to_json(RECORD)) | changes
     document["action_meanings"] = None
     with pytest.raises(RecordError, match=message):
-        agents.from_json(json.dumps(document), "agent.json")
+        from_json(json.dumps(document), "agent.json")
 
 
 JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})
@@ -309,7 +310,7 @@ JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_siz
 
 @given(st.data())
 def test_a_record_with_anything_replaced_is_refused_or_fits_the_schema(data):
-    document = json.loads(agents.to_json(data.draw(st.sampled_from([RECORD, C51]))))
+    document = json.loads(to_json(data.draw(st.sampled_from([RECORD, C51]))))
     inner = document
     while True:
         key = data.draw(st.sampled_from(sorted(inner) if isinstance(inner, dict) else range(len(inner))))
@@ -318,7 +319,7 @@ def test_a_record_with_anything_replaced_is_refused_or_fits_the_schema(data):
         inner = inner[key]
     inner[key] = data.draw(JUNK)
     with contextlib.suppress(RecordError):
-        assert agents.from_json(json.dumps(document), "agent.json")
+        assert from_json(json.dumps(document), "agent.json")
         jsonschema.validate(document, SCHEMA)
 
 
@@ -328,7 +329,7 @@ def test_a_record_that_is_no_small_file_is_refused_at_once(kind, tmp_path):
     if kind == "fifo":
         os.mkfifo(path)
     elif kind == "link":
-        (tmp_path / "other").write_text(agents.to_json(RECORD))
+        (tmp_path / "other").write_text(to_json(RECORD))
         path.symlink_to("other")
     elif kind == "folder":
         path.mkdir()
@@ -338,7 +339,7 @@ def test_a_record_that_is_no_small_file_is_refused_at_once(kind, tmp_path):
     else:
         path.write_bytes("é".encode("latin-1"))
     with pytest.raises(RecordError, match=r"agent\.json: .*(regular file|symbolic link|expected at most|can't decode)"):
-        agents.read_record(tmp_path)
+        read_record(tmp_path)
 
 
 def test_records_are_values():

@@ -18,12 +18,12 @@ from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save
 from click.testing import CliRunner
 
 import convert
-from convert import layout
-from convert.agent import name_actions
+from convert.agents import layout
+from convert.agents.agent import name_actions
+from convert.agents.network import find_differences
 from convert.cli import main
 from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact, WeightMismatch
-from convert.linen import NatureC51, NatureDQN
-from convert.network import find_differences
+from convert.networks.linen import NatureC51, NatureDQN
 from runtime_check.oracle import compute_q_values, read_oracle
 
 pytestmark = pytest.mark.slow
@@ -79,7 +79,7 @@ def test_a_trained_agent_returns_to_the_releases_format_as_one_of_its_own(traine
         checkpoint.stat().st_size,
         f"{family}/{game}/{seed}/model_{step}.gz",
     )
-    schema = json.loads((AGENTS.parents[2] / "convert/agent.schema.json").read_text("utf-8"))
+    schema = json.loads((AGENTS.parents[2] / "convert/agents/agent.schema.json").read_text("utf-8"))
     jsonschema.validate(json.loads((folder / "agent.json").read_text("utf-8")), schema)
     # The oracle opens what was written, as it does a checkpoint of the release.
     observations = make_observations(2)

@@ -16,9 +16,10 @@ import pytest
 from builders import make_state, save_checkpoint
 from bulk_release import COUNT, hashes, link, run
 
-from convert import bulk, journal, storage
-from convert.engines import processes
-from convert.selection import find_jobs
+from convert.bulk import run as bulk
+from convert.bulk.engines import processes
+from convert.bulk.selection import find_jobs
+from convert.store import journal, storage
 
 pytestmark = pytest.mark.slow
 

@@ -11,7 +11,7 @@ import pytest
 from builders import AGENTS, make_observations, make_state, save_checkpoint
 
 from convert import runtimes
-from convert.agent import read_record
+from convert.agents.record import read_record
 from convert.errors import RuntimeUnavailable, UnknownBackend
 from convert.loading import open_artefact
 from convert.pipeline import convert_checkpoint

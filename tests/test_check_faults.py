@@ -15,11 +15,12 @@ from builders import AGENTS, make_state, to_network
 from flax import serialization
 from onnx import TensorProto, helper, numpy_helper
 
-from convert.agent import RECORD_NAME, HeadSpec, Record, read_record, to_json
+from convert.agents.agent import RECORD_NAME, HeadSpec, Record
+from convert.agents.network import CategoricalHead, Conv, Dense, Network, QHead
+from convert.agents.record import read_record, to_json
 from convert.errors import CheckError, RecordError
-from convert.network import CategoricalHead, Conv, Dense, Network, QHead
-from convert.publish import describe_files
 from convert.runtimes import Runtime, import_runtime
+from convert.store.publication import describe_files
 from convert.targets import find_target, import_target
 from runtime_check.backends import find_backend
 from runtime_check.check import Listeners, Options, check_agent

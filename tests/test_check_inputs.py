@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 from builders import AGENTS, PONG, make_state, save_checkpoint
 
-from convert.agent import read_record
+from convert.agents.record import read_record
 from convert.errors import CheckError, CheckpointError
 from runtime_check.inputs import Sources, find_agent_folders, find_artefact, find_changes
 

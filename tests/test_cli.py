@@ -19,12 +19,12 @@ import torch
 from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from click.testing import CliRunner
 
-from convert.agent import to_json
+from convert.agents.record import to_json
 from convert.cli import main
-from convert.publish import find_record
+from convert.store.publication import find_record
 from convert.targets import list_targets
 
-SCHEMA = json.loads(files("convert").joinpath("agent.schema.json").read_text("utf-8"))
+SCHEMA = json.loads(files("convert.agents").joinpath("agent.schema.json").read_text("utf-8"))
 PONG_FOLDER = "DQN_modern/Pong/0/model_328492"
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from convert.agent import FAMILIES
-from convert.games import load_games
+from convert.agents.games import load_games
+from convert.agents.identity import FAMILIES
 from convert.targets import list_targets
 from runtime_check.backends import list_backends
 

@@ -18,8 +18,8 @@ from gymnasium.error import ResetNeeded
 from gymnasium.utils.env_checker import check_env
 
 import convert
-from convert.games import load_games
-from convert.network import arrays, find_differences
+from convert.agents.games import load_games
+from convert.agents.network import arrays, find_differences
 from runtime_check import protocols
 from runtime_check.environment import ReleaseEnvironment
 from runtime_check.protocols import PROTOCOLS, Episode

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import layout
+from convert.agents import layout
 
 sizes = st.lists(st.integers(1, 9), min_size=4, max_size=4, unique=True)
 

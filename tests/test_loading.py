@@ -13,7 +13,7 @@ import pytest
 from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save_checkpoint
 
 import convert
-from convert import layout
+from convert.agents import layout
 from convert.errors import RuntimeUnavailable
 from convert.runtimes import Settings
 from convert.targets import find_target, import_target, list_targets
@@ -151,7 +151,7 @@ def test_a_device_that_nobody_knows_is_refused(converted):
 def test_an_agent_is_loaded_where_tensorflow_runs_already(converted):
     code = f"""
 import numpy, convert
-from convert.quiet_tensorflow import tf
+from convert.frameworks.quiet_tensorflow import tf
 tf.constant(1)
 agent = convert.load_agent({str(_folder(converted, PONG))!r}, "tensorflow")
 print(agent(numpy.zeros((1, 84, 84, 4), numpy.uint8)).shape)

@@ -18,9 +18,10 @@ import pytest
 from builders import PONG
 from bulk_release import run
 
-from convert import bulk, storage
+from convert.bulk import run as bulk
+from convert.bulk.selection import find_jobs
 from convert.errors import SelectionError, Unreachable, UnreadableCheckpoint
-from convert.selection import find_jobs
+from convert.store import storage
 
 pytestmark = pytest.mark.slow
 
@@ -158,7 +159,8 @@ def _limited(statement: str) -> str:
     """Run a statement in a process of its own; return what it raised, with the largest memory it had at its end."""
     code = f"""
 import re
-from convert import selection, storage
+from convert.bulk import selection
+from convert.store import storage
 storage.WAITS = (0.01,) * 4
 try:
     print({statement})

@@ -11,7 +11,7 @@ from builders import AGENTS, PONG, make_observations
 
 import convert
 from convert import runtimes, targets
-from convert.network import find_differences
+from convert.agents.network import find_differences
 from runtime_check.check import Listeners, Options, check_agent
 from runtime_check.inputs import Sources
 from runtime_check.oracle import compute_q_values, read_oracle
@@ -21,7 +21,7 @@ CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8"
 TARGET = """
 import numpy as np
 
-from convert.network import arrays, from_arrays
+from convert.agents.network import arrays, from_arrays
 
 
 def write(network, agent, path):

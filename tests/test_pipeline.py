@@ -14,7 +14,8 @@ import torch
 from builders import PONG, make_state, save_checkpoint
 
 import convert
-from convert.agent import Identity, parse_identity, to_json
+from convert.agents.identity import Identity, parse_identity
+from convert.agents.record import to_json
 from convert.errors import (
     ArtefactMissing,
     CheckpointError,
@@ -24,7 +25,7 @@ from convert.errors import (
     TargetsFailed,
     UnwritableOutput,
 )
-from convert.publish import describe_files
+from convert.store.publication import describe_files
 from convert.targets import find_target
 
 TARGETS = ["flax", "onnx"]

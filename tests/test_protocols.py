@@ -9,8 +9,8 @@ import pytest
 from ale_py import ALEInterface
 from ale_py._ale_py import ALEVectorInterface  # its public wrapper needs gymnasium
 
+from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.errors import CheckError, RomUnavailable
-from convert.games import FULL_ACTION_SET, load_games
 from runtime_check import protocols
 from runtime_check.protocols import PROTOCOLS, Episode, draw_noops, find_actions, read_rom
 from runtime_check.replay import Plan, Replay, from_json_line, replay_log, to_json_line

@@ -12,9 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from convert.agent import Agent, Artifact, File, HeadSpec, Identity, Record, Tensor, read_record
+from convert.agents.agent import Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agents.identity import Identity
+from convert.agents.record import read_record
 from convert.errors import OutputExists, RoundTripError
-from convert.publish import is_intact, open_folder, publish
+from convert.store.publication import is_intact, open_folder, publish
 
 
 def write_agent(folder: Path, content: str, *names: str) -> None:

@@ -17,7 +17,7 @@ from builders import PONG, make_state
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.formats.recognition import HEAD_SIZE, describe_content
+from convert.files.recognition import HEAD_SIZE, describe_content
 
 
 def _save_torch(value: object, **options: object) -> bytes:

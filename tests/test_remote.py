@@ -23,8 +23,9 @@ from fsspec.registry import _registry
 from gcp_storage_emulator.server import create_server
 from moto.server import ThreadedMotoServer
 
-from convert import bulk, storage
-from convert.agent import UNFINISHED_NAME
+from convert.agents.agent import UNFINISHED_NAME
+from convert.bulk import run as bulk
+from convert.bulk.selection import find_jobs
 from convert.cli import main
 from convert.errors import (
     MissingExtra,
@@ -34,7 +35,7 @@ from convert.errors import (
     UnreadableCheckpoint,
     UnwritableOutput,
 )
-from convert.selection import find_jobs
+from convert.store import storage
 
 pytestmark = pytest.mark.slow
 

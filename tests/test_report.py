@@ -12,7 +12,8 @@ import jsonschema
 import numpy as np
 import pytest
 
-from convert.agent import Agent, File, HeadSpec, Identity
+from convert.agents.agent import Agent, File, HeadSpec
+from convert.agents.identity import Identity
 from convert.errors import RomUnavailable
 from convert.runtimes import Description
 from runtime_check import report as report_module

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.agent import Identity
+from convert.agents.identity import Identity
+from convert.bulk.selection import FINAL_STEP, Filter, Job, find_jobs, keep, parse_shard, take_shard
 from convert.errors import SelectionError
-from convert.selection import FINAL_STEP, Filter, Job, find_jobs, keep, parse_shard, take_shard
 
 
 def _make(root: Path, *paths: str, size: int = 10) -> Path:
@@ -205,7 +205,7 @@ def test_a_hundred_thousand_checkpoints_fit_in_little_memory():
     """In a process of its own, where nothing else allocates meanwhile."""
     code = """
 import gc, tracemalloc
-from convert.selection import find_jobs
+from convert.bulk.selection import find_jobs
 
 def measure(count):
     listed = (f"/r/DQN_modern/Pong/{seed}/model_{step}.gz" for seed in range(10) for step in range(count // 10))

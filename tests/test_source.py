@@ -17,8 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import convert
+from convert.agents.network import CategoricalHead, QHead, arrays, find_differences
 from convert.errors import CheckpointError, UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
-from convert.network import CategoricalHead, QHead, arrays, find_differences
 from convert.sources import atari_agents
 
 

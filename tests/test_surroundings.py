@@ -20,7 +20,7 @@ import pytest
 from builders import AGENTS, PONG
 from bulk_release import COUNT, run
 
-from convert import journal
+from convert.store import journal
 
 pytestmark = pytest.mark.slow
 

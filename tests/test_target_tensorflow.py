@@ -14,11 +14,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from convert import layout
-from convert.agent import Agent, File, Identity, describe_head
-from convert.errors import UnreadableArtefact, UnwritableOutput
-from convert.native_logs import without_native_logs
-from convert.network import (
+from convert.agents import layout
+from convert.agents.agent import Agent, File, describe_head
+from convert.agents.identity import Identity
+from convert.agents.network import (
     CategoricalHead,
     Conv,
     Dense,
@@ -27,11 +26,13 @@ from convert.network import (
     find_differences,
     from_arrays,
 )
+from convert.errors import UnreadableArtefact, UnwritableOutput
+from convert.formats.templates import nature_form
+from convert.frameworks.native_logs import without_native_logs
 from convert.runtimes import Settings
 from convert.runtimes import tensorflow as runtime
 from convert.targets import describe_tensors, find_target
 from convert.targets import tensorflow as target
-from convert.template import nature_form
 from runtime_check.oracle import Oracle, compute_q_values
 
 HEADS = [(3, None), (6, None), (18, None), (3, 51), (6, 51), (18, 51)]
@@ -141,7 +142,7 @@ def test_describes_the_signature(actions, atoms, tmp_path):
 _WRITE_ALL = """
 import sys
 from pathlib import Path
-from convert.native_logs import without_native_logs
+from convert.frameworks.native_logs import without_native_logs
 from convert.runtimes import Settings
 from convert.runtimes import tensorflow as runtime
 from convert.targets import describe_tensors, find_target

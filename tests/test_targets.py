@@ -18,10 +18,12 @@ from builders import BREAKOUT, PONG, make_observations, make_state, save_checkpo
 from flax import serialization
 
 import convert
-from convert import layout, targets
-from convert.agent import Identity, name_actions
+from convert import targets
+from convert.agents import layout
+from convert.agents.agent import name_actions
+from convert.agents.identity import Identity
+from convert.agents.network import CategoricalHead, arrays, find_differences
 from convert.errors import MissingExtra, RoundTripError, UnknownTarget, UnreadableArtefact
-from convert.network import CategoricalHead, arrays, find_differences
 from convert.pipeline import describe_agent, describe_source
 from runtime_check.oracle import compute_q_values, read_oracle
 from runtime_check.protocols import PROTOCOLS
@@ -178,8 +180,8 @@ def test_flax_params_are_the_tree_of_dopamine_and_cleanrl(converted):
 def test_linen_modules_take_one_observation_a_batch_jit_and_vmap(actions, atoms):
     import jax
 
-    from convert.linen import NatureC51, NatureDQN
-    from convert.params import to_params
+    from convert.formats.parameter_trees import to_params
+    from convert.networks.linen import NatureC51, NatureDQN
 
     network = to_network(make_state(actions, atoms))
     params = to_params(network)
@@ -262,7 +264,7 @@ def test_inputs_and_outputs_of_every_target_are_known_without_any_framework():
     code = """
 import sys
 from convert import targets
-from convert.agent import HeadSpec
+from convert.agents.agent import HeadSpec
 for target in targets.list_targets():
     (observation,), outputs = targets.describe_tensors(target, HeadSpec("categorical", 4, 2, (-1.0, 1.0)))
     sizes = dict(batch=None, frame=4, height=84, width=84)
@@ -300,9 +302,12 @@ except MissingExtra as error:
 
 
 def test_a_broken_import_is_not_taken_for_a_missing_extra():
-    code = "import sys; sys.modules['convert.linen'] = None; from convert import targets; targets.import_target('flax')"
+    code = (
+        "import sys; sys.modules['convert.networks.linen'] = None\n"
+        "from convert import targets; targets.import_target('flax')"
+    )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert "ModuleNotFoundError: import of convert.linen halted" in result.stderr
+    assert "ModuleNotFoundError: import of convert.networks.linen halted" in result.stderr
     assert "pip install" not in result.stderr
 
 

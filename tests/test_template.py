@@ -9,10 +9,11 @@ from flax import serialization
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert import template
-from convert.agent import Agent, File, Identity, describe_head
-from convert.network import arrays, find_differences
-from convert.params import to_params
+from convert.agents.agent import Agent, File, describe_head
+from convert.agents.identity import Identity
+from convert.agents.network import arrays, find_differences
+from convert.formats import templates as template
+from convert.formats.parameter_trees import to_params
 from convert.targets import flax, onnx
 
 HEADS = [(1, None), (6, None), (18, 51)]

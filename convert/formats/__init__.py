@@ -1,1 +1,1 @@
-"""What several formats share: bounds, archives, pickles, parameter trees."""
+"""What several targets share: parameter trees, flat names, byte templates, screened graphs."""

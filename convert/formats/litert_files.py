@@ -17,9 +17,9 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from convert.agent import HeadSpec
-from convert.formats.documents import show
-from convert.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH
+from convert.agents.agent import HeadSpec
+from convert.agents.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH
+from convert.files.documents import show
 
 TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
 CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]

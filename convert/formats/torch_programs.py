@@ -11,10 +11,10 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from convert.formats import torch_files
-from convert.formats.archives import build_archive, read_archive
-from convert.formats.documents import read_json, show
-from convert.network import Float32
+from convert.agents.network import Float32
+from convert.files import torch_files
+from convert.files.archives import build_archive, read_archive
+from convert.files.documents import read_json, show
 
 Program = Mapping[str, bytes]  # the entries of a program's archive without its folder and its weights
 

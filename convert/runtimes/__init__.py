@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import RuntimeUnavailable
-from convert.leaves import explain_missing, name_module, read_constants
+from convert.frameworks.leaves import explain_missing, name_module, read_constants
 
 Answer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 DEVICES = ("auto", "cpu", "gpu")

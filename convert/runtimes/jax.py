@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agent import Agent
-from convert.linen import NatureC51, NatureDQN
-from convert.params import support_of
+from convert.agents.agent import Agent
+from convert.formats.parameter_trees import support_of
+from convert.networks.linen import NatureC51, NatureDQN
 from convert.runtimes import Description, Runtime, Settings, choose_gpu
 
 EXTRA = "flax"

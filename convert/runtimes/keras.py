@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import RuntimeUnavailable
-from convert.native_logs import without_native_logs
+from convert.frameworks.native_logs import without_native_logs
 from convert.runtimes import Description, Runtime, Settings, import_runtime
 
 with without_native_logs():

@@ -10,7 +10,7 @@ import numpy as np
 from ai_edge_litert.interpreter import Interpreter
 from numpy.typing import NDArray
 
-from convert.native_logs import without_native_logs
+from convert.frameworks.native_logs import without_native_logs
 from convert.runtimes import Description, Runtime, Settings
 
 EXTRA = "litert"

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import RuntimeUnavailable
-from convert.quiet_tensorflow import tf
+from convert.frameworks.quiet_tensorflow import tf
 from convert.runtimes import Description, Runtime, Settings, choose_gpu
 
 EXTRA = "tensorflow"

@@ -13,14 +13,14 @@ from typing import Any
 import deflate
 import numpy as np
 
+from convert.agents.network import Float32, Network, check_network, find_shape_problems, from_arrays
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
-from convert.formats import torch_files
-from convert.formats.bounds import LARGEST
-from convert.formats.documents import join, show
-from convert.formats.pickles import PickleRefused
-from convert.formats.recognition import HEAD_SIZE, describe_content
-from convert.formats.torch_files import Tensor
-from convert.network import Float32, Network, check_network, find_shape_problems, from_arrays
+from convert.files import torch_files
+from convert.files.bounds import LARGEST
+from convert.files.documents import join, show
+from convert.files.pickles import PickleRefused
+from convert.files.recognition import HEAD_SIZE, describe_content
+from convert.files.torch_files import Tensor
 
 STATE_KEY = "estimator_state"
 SUPPORT_KEY = "_AtariNet__support"

@@ -33,11 +33,11 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from convert import leaves
-from convert.agent import Agent, HeadSpec, Tensor, describe_head
+from convert.agents.agent import Agent, HeadSpec, Tensor, describe_head
+from convert.agents.network import FRAMES, HEIGHT, WIDTH, Network
 from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
+from convert.frameworks import leaves
 from convert.names import ask, find_meant
-from convert.network import FRAMES, HEIGHT, WIDTH, Network
 
 _CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
 

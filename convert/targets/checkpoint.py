@@ -12,12 +12,13 @@ from pathlib import Path, PurePosixPath
 
 import torch
 
-from convert.agent import Agent, Identity
-from convert.formats.files import check_names, read_files
-from convert.named import NAMES
-from convert.network import Network, arrays
+from convert.agents.agent import Agent
+from convert.agents.identity import Identity
+from convert.agents.network import Network, arrays
+from convert.files.disk import check_names, read_files
+from convert.formats.flat_names import NAMES
+from convert.networks.torch import load_module
 from convert.sources import atari_agents
-from convert.torch_modules import load_module
 
 PATH = "checkpoint"
 AXES = "NCHW"

@@ -17,13 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from convert.agent import Agent, Record, from_json, to_json
+from convert.agents.agent import Agent, Record
+from convert.agents.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
+from convert.agents.record import from_json, to_json
 from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
-from convert.formats import numpy_pickles
-from convert.formats.documents import LARGEST_DOCUMENT, read_json
-from convert.formats.files import check_names, read_file, read_files, write_files
-from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
-from convert.params import from_params, support_of, to_params
+from convert.files import numpy_pickles
+from convert.files.disk import check_names, read_file, read_files, write_files
+from convert.files.documents import LARGEST_DOCUMENT, read_json
+from convert.formats.parameter_trees import from_params, support_of, to_params
 
 PATH = "dopamine"
 AXES = "NHWC"
@@ -264,7 +265,7 @@ def _gin_of_head(agent: Agent) -> str:
 _GIN = """\
 # {name}, for dopamine-rl 4.1.2 with atari-convert[flax,check] beside it.
 # Train in a copy of this folder: Dopamine writes into its base folder and removes old checkpoints there.
-import convert.gin_networks
+import convert.networks.gin
 import dopamine.discrete_domains.atari_lib
 import dopamine.discrete_domains.run_experiment
 import runtime_check.dopamine_env

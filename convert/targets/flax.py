@@ -1,7 +1,7 @@
 """Flax: the Linen parameters as msgpack, the tree that Dopamine's and CleanRL's JAX networks have.
 
 ``params/{Conv_0,Conv_1,Conv_2,Dense_0,Dense_1}/{kernel,bias}`` in H,W,C order, for the modules in
-`convert.linen`. A support is not a parameter: it stands in ``agent.json``.
+`convert.networks.linen`. A support is not a parameter: it stands in ``agent.json``.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ import msgpack
 import numpy as np
 from flax import serialization
 
-from convert.agent import Agent
+from convert.agents.agent import Agent
+from convert.agents.network import Float32, Network
 from convert.errors import UnreadableArtefact
-from convert.formats.documents import show
-from convert.formats.files import read_file
-from convert.network import Float32, Network
-from convert.params import flatten, from_params, support_of, to_params, unflatten
-from convert.runtimes.jax import Function, make_linen
-from convert.template import (
+from convert.files.disk import read_file
+from convert.files.documents import show
+from convert.formats.parameter_trees import flatten, from_params, support_of, to_params, unflatten
+from convert.formats.templates import (
     Form,
     Template,
     extract,
@@ -32,6 +31,7 @@ from convert.template import (
     nature_form,
     write_file,
 )
+from convert.runtimes.jax import Function, make_linen
 
 PATH = "params.msgpack"
 AXES = "NHWC"

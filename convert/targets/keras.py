@@ -16,12 +16,8 @@ from typing import Any
 import h5py
 import numpy as np
 
-from convert.agent import Agent, HeadSpec
-from convert.errors import UnreadableArtefact
-from convert.formats.archives import build_archive, read_archive
-from convert.formats.documents import read_json, show
-from convert.formats.files import read_file
-from convert.network import (
+from convert.agents.agent import Agent, HeadSpec
+from convert.agents.network import (
     FRAMES,
     HEIGHT,
     NATURE_HIDDEN,
@@ -32,9 +28,13 @@ from convert.network import (
     Float32,
     Network,
 )
-from convert.params import from_params, support_of, to_params
-from convert.quiet_tensorflow import tf  # noqa: F401 - the default backend
-from convert.template import largest_file, make_zeros, nature_form
+from convert.errors import UnreadableArtefact
+from convert.files.archives import build_archive, read_archive
+from convert.files.disk import read_file
+from convert.files.documents import read_json, show
+from convert.formats.parameter_trees import from_params, support_of, to_params
+from convert.formats.templates import largest_file, make_zeros, nature_form
+from convert.frameworks.quiet_tensorflow import tf  # noqa: F401 - the default backend
 
 import keras  # isort: skip - after TensorFlow's quiet start
 from keras import layers  # isort: skip

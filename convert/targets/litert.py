@@ -9,10 +9,10 @@ from pathlib import Path
 
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
-from convert import litert
-from convert.agent import Agent, describe_head
+from convert.agents.agent import Agent, describe_head
+from convert.agents.network import Network
 from convert.formats import litert_files
-from convert.network import Network
+from convert.formats import litert_weights as litert
 
 PATH = "model.tflite"
 AXES = "NHWC"
@@ -25,7 +25,7 @@ IN_ALL = True
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model as float32."""
-    from convert.tensorflow_lite import convert_to_float32  # reading needs no TensorFlow
+    from convert.formats.tensorflow_lite import convert_to_float32  # reading needs no TensorFlow
 
     converted = litert.restore_biases(convert_to_float32(network), network)
     path.write_bytes(litert_files.rebuild(converted, describe_head(network)))

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert import litert
-from convert.agent import Agent, describe_head
+from convert.agents.agent import Agent, describe_head
+from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
-from convert.network import Network
+from convert.formats import litert_weights as litert
 from convert.targets.litert import rebuild
 
 __all__ = ["find_losses", "read", "rebuild", "write"]
@@ -27,7 +27,7 @@ find_losses = litert.find_losses
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model with its weights rounded to float16."""
-    from convert.tensorflow_lite import convert_to_float16  # reading needs no TensorFlow
+    from convert.formats.tensorflow_lite import convert_to_float16  # reading needs no TensorFlow
 
     path.write_bytes(litert_files.rebuild(convert_to_float16(network), describe_head(network)))
 

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert import litert
-from convert.agent import Agent, describe_head
+from convert.agents.agent import Agent, describe_head
+from convert.agents.layout import nhwc_from_nchw
+from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
-from convert.layout import nhwc_from_nchw
-from convert.network import Network
+from convert.formats import litert_weights as litert
 from convert.targets.litert import rebuild
 
 __all__ = ["find_losses", "read", "rebuild", "write"]
@@ -32,7 +32,7 @@ find_losses = litert.find_losses
 
 def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the model with int8 convolutions and hidden layer."""
-    from convert.tensorflow_lite import convert_to_int8  # reading needs no TensorFlow
+    from convert.formats.tensorflow_lite import convert_to_int8  # reading needs no TensorFlow
 
     converted = convert_to_int8(network, read_calibration(agent.identity.game))
     path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
@@ -49,7 +49,7 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
 
 def read_calibration(game: str | None) -> NDArray[np.uint8]:
     """Return recorded observations of a game, uint8[8, 84, 84, 4]; without a game, one of each of the 60."""
-    with files("convert").joinpath("calibration.npz").open("rb") as file, np.load(file) as recorded:
+    with files("convert.formats").joinpath("calibration.npz").open("rb") as file, np.load(file) as recorded:
         if game is not None:
             return nhwc_from_nchw(recorded[game])
         return nhwc_from_nchw(np.stack([recorded[name][0] for name in sorted(recorded)]))

@@ -1,6 +1,7 @@
 """NNX: the state of a Flax NNX module, saved with orbax.
 
-For `convert.nnx.NatureCNN`: ``{conv1, conv2, conv3, hidden, head}/{kernel, bias}``, and ``support`` of a C51 agent.
+For `convert.networks.nnx.NatureCNN`: ``{conv1, conv2, conv3, hidden, head}/{kernel, bias}``, and ``support`` of a C51
+agent.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ from typing import Any
 import jax
 from flax import nnx
 
-from convert import orbax_folders
-from convert.agent import Agent
-from convert.network import CategoricalHead, Network
-from convert.nnx import NatureCNN
-from convert.params import from_params, to_params
+from convert.agents.agent import Agent
+from convert.agents.network import CategoricalHead, Network
+from convert.formats import orbax_folders
+from convert.formats.parameter_trees import from_params, to_params
+from convert.formats.templates import make_zeros, nature_form
+from convert.networks.nnx import NatureCNN
 from convert.runtimes.jax import Function
-from convert.template import make_zeros, nature_form
 
 PATH = "nnx"
 AXES = "NHWC"

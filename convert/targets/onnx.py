@@ -14,14 +14,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from convert.agent import Agent, Tensor, describe_head
+from convert.agents.agent import Agent, Tensor, describe_head
+from convert.agents.network import CategoricalHead, Float32, Network, arrays, from_arrays
 from convert.errors import UnreadableArtefact
-from convert.formats.documents import show
-from convert.formats.files import read_file
-from convert.formats.protobufs import find_fields
-from convert.network import CategoricalHead, Float32, Network, arrays, from_arrays
-from convert.targets import describe_tensors, find_target
-from convert.template import (
+from convert.files.disk import read_file
+from convert.files.documents import show
+from convert.files.protobufs import find_fields
+from convert.formats.templates import (
     Form,
     Template,
     extract,
@@ -32,6 +31,7 @@ from convert.template import (
     to_network,
     write_file,
 )
+from convert.targets import describe_tensors, find_target
 
 PATH = "model.onnx"
 AXES = "NCHW"

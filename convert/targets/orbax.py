@@ -1,6 +1,7 @@
 """Orbax: the Linen parameters as a StandardCheckpointer folder, restorable with orbax alone.
 
-The tree of ``params.msgpack``, see `convert.params`. A support is not a parameter: it stands in ``agent.json``.
+The tree of ``params.msgpack``, see `convert.formats.parameter_trees`. A support is not a parameter: it stands in
+``agent.json``.
 """
 
 from __future__ import annotations
@@ -8,11 +9,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from convert import orbax_folders
-from convert.agent import Agent
-from convert.network import Network
-from convert.params import flatten, from_params, support_of, to_params, unflatten
-from convert.template import make_zeros, nature_form
+from convert.agents.agent import Agent
+from convert.agents.network import Network
+from convert.formats import orbax_folders
+from convert.formats.parameter_trees import flatten, from_params, support_of, to_params, unflatten
+from convert.formats.templates import make_zeros, nature_form
 
 PATH = "orbax"
 AXES = "NHWC"

@@ -1,6 +1,6 @@
 """safetensors: a folder for the Hugging Face Hub, weights under clean names with a config and a model card.
 
-``model.safetensors`` holds PyTorch's order (see `convert.named`) and loads in torch, Flax and NumPy alike.
+``model.safetensors`` holds PyTorch's order (see `convert.formats.flat_names`) and loads in torch, Flax and NumPy alike.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 import safetensors
 import safetensors.numpy
 
-from convert.agent import Agent
+from convert.agents.agent import Agent
+from convert.agents.network import NATURE_STRIDES, Network
 from convert.errors import UnreadableArtefact
-from convert.formats.documents import read_json
-from convert.formats.files import check_names, read_file, read_files, write_files
-from convert.model_card import Returns, read_returns, to_model_card
-from convert.named import from_named, to_named
-from convert.network import NATURE_STRIDES, Network
-from convert.template import largest_file
+from convert.files.disk import check_names, read_file, read_files, write_files
+from convert.files.documents import read_json
+from convert.formats.flat_names import from_named, to_named
+from convert.formats.model_cards import Returns, read_returns, to_model_card
+from convert.formats.templates import largest_file
 
 PATH = "huggingface"
 AXES = "NCHW"
@@ -100,7 +100,7 @@ def prepare(path: Path, agent: Agent) -> Any:
     """Return a PyTorch module with the weights."""
     from safetensors.torch import load_file  # the weights alone need no torch
 
-    from convert.torch_modules import load_module
+    from convert.networks.torch import load_module
 
     return load_module(agent.head, load_file(path / WEIGHTS_NAME))
 

@@ -21,14 +21,13 @@ from typing import Any
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
-from convert import layout
-from convert.agent import Agent
+from convert.agents import layout
+from convert.agents.agent import Agent
+from convert.agents.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays
 from convert.errors import UnreadableArtefact, UnwritableOutput
-from convert.formats.documents import show
-from convert.formats.files import check_names, read_files
-from convert.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays
-from convert.quiet_tensorflow import tf
-from convert.template import (
+from convert.files.disk import check_names, read_files
+from convert.files.documents import show
+from convert.formats.templates import (
     MARGIN,
     Form,
     Template,
@@ -40,6 +39,7 @@ from convert.template import (
     nature_form,
     to_network,
 )
+from convert.frameworks.quiet_tensorflow import tf
 
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 

@@ -1,6 +1,6 @@
 """PyTorch: the state dict of an importable module, and a ``torch.export`` program that needs no module.
 
-``state_dict.pt`` loads into `convert.torch_modules.NatureCNN`; ``model.pt2`` runs with torch alone, on any batch.
+``state_dict.pt`` loads into `convert.networks.torch.NatureCNN`; ``model.pt2`` runs with torch alone, on any batch.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from convert.agent import Agent, HeadSpec, describe_head
+from convert.agents.agent import Agent, HeadSpec, describe_head
+from convert.agents.network import FRAMES, HEIGHT, WIDTH, Network
 from convert.errors import UnreadableArtefact
-from convert.formats import torch_files, torch_programs
-from convert.formats.files import check_names, read_file, read_files
-from convert.formats.torch_files import Tensor
-from convert.named import NAMES, from_named, to_named
-from convert.network import FRAMES, HEIGHT, WIDTH, Network
-from convert.template import largest_file, make_zeros, nature_form
-from convert.torch_modules import load_module
+from convert.files import torch_files
+from convert.files.disk import check_names, read_file, read_files
+from convert.files.torch_files import Tensor
+from convert.formats import torch_programs
+from convert.formats.flat_names import NAMES, from_named, to_named
+from convert.formats.templates import largest_file, make_zeros, nature_form
+from convert.networks.torch import load_module
 
 PATH = "torch"
 AXES = "NCHW"

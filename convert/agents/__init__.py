@@ -1,0 +1,1 @@
+"""What an agent is: its architecture, weights, identity and record. No framework."""

@@ -1,0 +1,128 @@
+"""An agent, its artefacts and the record of both, as values."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import astuple, dataclass, field
+
+from convert.agents.games import FULL_ACTION_SET, load_games
+from convert.agents.identity import LARGEST_NUMBER, Identity, identify
+from convert.agents.network import CategoricalHead, Network
+
+RECORD_NAME = "agent.json"
+UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """The head's kind (``q`` or ``categorical``), its number of actions, and for a categorical one its support."""
+
+    kind: str
+    actions: int
+    atoms: int | None = None
+    support: tuple[float, ...] | None = None
+
+
+def describe_head(network: Network) -> HeadSpec:
+    """Return what ``agent.json`` says of the network's head."""
+    head = network.head
+    if isinstance(head, CategoricalHead):
+        return HeadSpec("categorical", head.actions, head.atoms, tuple(head.support.tolist()))
+    return HeadSpec("q", head.actions)
+
+
+def name_actions(game: str | None, actions: int) -> tuple[str, ...] | None:
+    """Return the meanings of a head's actions in order; None where the game is unknown or the size fits neither set.
+
+    A head of 18 on a game whose minimal set is smaller means the full set.
+    """
+    if game is None:
+        return None
+    minimal = load_games()[game].actions
+    if actions == len(minimal):
+        return minimal
+    return FULL_ACTION_SET if actions == len(FULL_ACTION_SET) else None
+
+
+@dataclass(frozen=True)
+class File:
+    """A file by its relative path (``/`` between parts), its size in bytes and its lower-case hex sha256."""
+
+    path: str
+    size: int
+    sha256: str
+
+
+def find_path_problem(path: str) -> str | None:
+    """Return why a path cannot be recorded; None for a relative one with ``/`` between plain names."""
+    if len(path) > 4096:
+        return f"is {len(path)} characters long, expected at most 4096"
+    if re.search(r"[\x00-\x1f\x7f-\x9f]", path):
+        return "has control characters"
+    if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
+        return "is not a plain relative path without '..', '.', backslashes and empty parts"
+    return None
+
+
+@dataclass(frozen=True)
+class Agent:
+    """An agent: who it is, what its head answers, and which checkpoint it came from.
+
+    source.path is relative to the release's root, or to the folder that was searched. derived_from: the checkpoint
+    of the release that it was trained on from, for an agent that came back with other weights.
+    """
+
+    identity: Identity
+    head: HeadSpec
+    source: File
+    action_meanings: tuple[str, ...] | None = None
+    derived_from: File | None = None
+
+
+def find_contradiction(agent: Agent) -> str | None:
+    """Return how an agent contradicts itself; None if it does not.
+
+    Its head must be of the kind that its family has, and its identity that of its source's path, if that path is in the
+    release's layout.
+    """
+    identity, head, path = agent.identity, agent.head, agent.source.path
+    if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
+        return f"has a {head.kind} head, expected that of {identity.family} ({identity.algorithm})"
+    if max(identity.seed or 0, identity.step or 0) > LARGEST_NUMBER:
+        return f"has seed {identity.seed} and step {identity.step}, expected at most {LARGEST_NUMBER}"
+    told = identify(path)
+    if told != Identity() and told != identity:
+        found = "/".join("?" if part is None else str(part) for part in astuple(identity))
+        return f"claims to be {found}, but the path of its source says {told.folder}"
+    return None
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """An input or output of an artefact. Axes are named in order; a free axis has None in its shape."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+    axes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """What one target wrote: its format's version, its files, its inputs and outputs, and what wrote it."""
+
+    format_version: int
+    files: tuple[File, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Record:
+    """The content of ``agent.json``: the agent, its artefacts by target, and the versions that read its source."""
+
+    agent: Agent
+    artifacts: Mapping[str, Artifact]
+    versions: Mapping[str, str]

@@ -1,0 +1,330 @@
+"""``agent.json``, the record of an agent's folder: to it and from it. Nothing in it is trusted."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import struct
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from pathlib import Path, PurePosixPath
+from typing import Any, TypeVar, cast
+
+from convert.agents.agent import (
+    RECORD_NAME,
+    Agent,
+    Artifact,
+    File,
+    HeadSpec,
+    Record,
+    Tensor,
+    find_contradiction,
+    find_path_problem,
+)
+from convert.agents.games import FULL_ACTION_SET, load_games
+from convert.agents.identity import FAMILIES, LARGEST_NUMBER, Identity, check_known
+from convert.agents.network import FRAMES, HEIGHT, LARGEST_ACTIONS, LARGEST_ATOMS, WIDTH
+from convert.errors import RecordError, UnreadableArtefact
+from convert.files.bounds import LARGEST
+from convert.files.disk import read_file
+from convert.files.documents import LARGEST_DOCUMENT, read_json, show
+
+Value = TypeVar("Value")
+RECORD_FORMAT = 1
+LARGEST_FILE = LARGEST
+OBSERVATION = {
+    "dtype": "uint8",
+    "height": HEIGHT,
+    "width": WIDTH,
+    "stack": FRAMES,
+    "order": "oldest first",
+    "low": 0,
+    "high": 255,
+    "scaling": "divided by 255 inside the model",
+}
+
+
+def to_json(record: Record) -> str:
+    """Return the text of ``agent.json``. The same record gives the same text: no times, no absolute paths."""
+    return json.dumps(_to_document(record), indent=2, ensure_ascii=False) + "\n"
+
+
+def _to_document(record: Record) -> dict[str, Any]:
+    agent, identity = record.agent, record.agent.identity
+    head = agent.head
+    support, meanings = head.support, agent.action_meanings
+    return {
+        "format_version": RECORD_FORMAT,
+        "family": identity.family,
+        "algorithm": identity.algorithm,
+        "protocol": identity.protocol,
+        "game": identity.game,
+        "rom_id": identity.rom_id,
+        "seed": identity.seed,
+        "step": identity.step,
+        "head": {
+            "kind": head.kind,
+            "actions": head.actions,
+            "atoms": head.atoms,
+            "support": None if support is None else list(support),
+        },
+        "action_meanings": None if meanings is None else list(meanings),
+        "observation": OBSERVATION,
+        "source": {"file": PurePosixPath(agent.source.path).name, **_file_to_json(agent.source)},
+        "derived_from": _file_to_json(agent.derived_from) if agent.derived_from else None,
+        "artifacts": {name: _artifact_to_json(record.artifacts[name]) for name in sorted(record.artifacts)},
+        "versions": dict(sorted(record.versions.items())),
+    }
+
+
+def _file_to_json(file: File) -> dict[str, Any]:
+    return {"path": file.path, "size": file.size, "sha256": file.sha256}
+
+
+def _tensor_to_json(tensor: Tensor) -> dict[str, Any]:
+    return {"name": tensor.name, "dtype": tensor.dtype, "shape": list(tensor.shape), "axes": list(tensor.axes)}
+
+
+def _artifact_to_json(artifact: Artifact) -> dict[str, Any]:
+    return {
+        "format_version": artifact.format_version,
+        "files": [_file_to_json(file) for file in artifact.files],
+        "inputs": [_tensor_to_json(tensor) for tensor in artifact.inputs],
+        "outputs": [_tensor_to_json(tensor) for tensor in artifact.outputs],
+        "versions": dict(sorted(artifact.versions.items())),
+    }
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read the ``agent.json`` of an agent folder.
+
+    Raises:
+        RecordError: there is none, it is not JSON, a field is missing or wrong, or its format is another.
+    """
+    path = Path(folder, RECORD_NAME)
+    if not os.path.lexists(path):
+        raise RecordError(f"{folder}: no {RECORD_NAME}: not a folder that atari-convert wrote")
+    try:
+        text = read_file(path, LARGEST_DOCUMENT).decode("utf-8")
+    except UnreadableArtefact as error:
+        raise RecordError(str(error)) from error
+    except UnicodeDecodeError as error:
+        raise RecordError(f"{path}: cannot be read ({error}): convert the agent again") from error
+    return from_json(text, str(path))
+
+
+def from_json(text: str, name: str) -> Record:
+    """Return the record that a text of ``agent.json`` holds; nothing in it is trusted.
+
+    Args:
+        text: the document.
+        name: how messages call it, such as its path.
+
+    Raises:
+        RecordError: it is not JSON, its format is another, a field is missing, unknown or wrong, or it contradicts
+            itself.
+    """
+    try:
+        document = read_json(text)
+    except ValueError as error:
+        raise RecordError(f"{name}: not JSON ({error}): the file is damaged, convert the agent again") from None
+    found = document.get("format_version") if isinstance(document, dict) else None
+    if type(found) is not int or found != RECORD_FORMAT:
+        raise RecordError(
+            f"{name}: format_version is {_show(found)}, expected {RECORD_FORMAT}: convert the agent again"
+        )
+    try:
+        _check_bounds(document)
+        record = _record_from_json(document)
+        # Unknown fields, and fields that follow from others, such as the protocol from the family.
+        problem = _find_difference(document, _to_document(record)) or find_contradiction(record.agent)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
+    if problem:
+        raise RecordError(f"{name}: {problem}: the file is damaged, convert the agent again")
+    return record
+
+
+_DEEPEST = 8  # levels; a size in the shape of an artefact's input is on the seventh
+
+
+def _check_bounds(document: Any) -> None:
+    pending = [(document, 1)]
+    while pending:
+        value, depth = pending.pop()
+        if depth > _DEEPEST:
+            raise ValueError(f"nested deeper than {_DEEPEST} levels")
+        if isinstance(value, dict | list):
+            inner = value.values() if isinstance(value, dict) else value
+            pending += [(each, depth + 1) for each in inner]
+        elif isinstance(value, int | float) and not -1e39 < value < 1e39:
+            raise ValueError("a number is outside the range of float32")
+        elif isinstance(value, str):
+            value.encode()  # half of a surrogate pair has no place in any file
+
+
+def _find_difference(found: Any, expected: Any, name: str = "") -> str | None:
+    """Return the first place where a document is not what is expected of it."""
+    if isinstance(found, dict) and isinstance(expected, dict):
+        if unknown := sorted(found.keys() - expected.keys()):
+            return f"unknown field {_show(unknown[0])}"
+        pairs = ((found[key], expected[key], key) for key in expected)
+    elif isinstance(found, list) and isinstance(expected, list) and len(found) == len(expected):
+        pairs = ((one, other, name) for one, other in zip(found, expected, strict=True))
+    else:
+        # 1 is True in Python, and 10 is a way to write 10.0 in JSON.
+        is_same = found == expected and isinstance(found, bool) == isinstance(expected, bool)
+        return None if is_same else f"{name} is {_show(found)}, expected {_show(expected)}"
+    return next((difference for pair in pairs if (difference := _find_difference(*pair))), None)
+
+
+def _record_from_json(document: dict[str, Any]) -> Record:
+    identity = Identity(
+        _optional(document, "family", _name),
+        _optional(document, "game", _name),
+        _optional(document, "seed", _number),
+        _optional(document, "step", _number),
+    )
+    if identity.family is not None:
+        check_known("family", identity.family, list(FAMILIES))
+    if identity.game is not None:
+        check_known("game", identity.game, list(load_games()))
+    head = _head_from_json(_field(document, "head", dict))
+    agent = Agent(
+        identity,
+        head,
+        _file_from_json(_field(document, "source", dict)),
+        _optional(document, "action_meanings", partial(_meanings, actions=head.actions)),
+        _optional(document, "derived_from", lambda inner, key: _file_from_json(_field(inner, key, dict))),
+    )
+    found = _field(document, "artifacts", dict)
+    artifacts = {_match(_TARGET, name, "target"): _artifact_from_json(_field(found, name, dict)) for name in found}
+    paths = [file.path for artifact in artifacts.values() for file in artifact.files]
+    if len(set(paths)) < len(paths):
+        raise ValueError(f"a file is listed twice among {_show(paths)}")
+    return Record(agent, artifacts, _versions_from_json(document))
+
+
+def _head_from_json(document: dict[str, Any]) -> HeadSpec:
+    kind = _field(document, "kind", str)
+    if kind not in ("q", "categorical"):
+        raise ValueError(f"head kind is {_show(kind)}, expected 'q' or 'categorical'")
+    actions = _number(document, "actions", 1, LARGEST_ACTIONS)
+    if kind == "q":
+        if document["atoms"] is not None or document["support"] is not None:
+            raise ValueError("a q head has no atoms and no support")
+        return HeadSpec(kind, actions)
+    atoms = _number(document, "atoms", 2, LARGEST_ATOMS)
+    support = tuple(map(_to_float32, _field(document, "support", list)))
+    if len(support) != atoms:
+        raise ValueError(f"support has {len(support)} values, expected as many as atoms, {atoms}")
+    if any(low >= high for low, high in pairwise(support)):
+        raise ValueError("support does not increase")
+    return HeadSpec(kind, actions, atoms, support)
+
+
+def _to_float32(value: Any) -> float:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise TypeError(f"support holds {_show(value)}")
+    number = float(value)
+    if struct.unpack("<f", struct.pack("<f", number)) != (number,):
+        raise ValueError(f"support holds {value}, which is not a float32 value")
+    return number
+
+
+def _meanings(document: dict[str, Any], key: str, *, actions: int) -> tuple[str, ...]:
+    meanings = _field(document, key, list)
+    if len(meanings) != actions or not all(name in FULL_ACTION_SET and meanings.count(name) == 1 for name in meanings):
+        raise ValueError(f"{key} are {_show(meanings)}, expected the names of {actions} different actions in ALE")
+    return tuple(meanings)
+
+
+def _file_from_json(document: dict[str, Any]) -> File:
+    path = _field(document, "path", str)
+    if problem := find_path_problem(path):
+        raise ValueError(f"path {_show(path)} {problem}")
+    sha256 = _field(document, "sha256", str)
+    if not re.fullmatch(r"[0-9a-f]{64}", sha256):
+        raise ValueError(f"sha256 {_show(sha256)} is not 64 lower-case hex digits")
+    return File(path, _number(document, "size", 0, LARGEST_FILE), sha256)
+
+
+def _tensor_from_json(document: Any) -> Tensor:
+    shape = _field(document, "shape", list)
+    axes = _field(document, "axes", list)
+    if len(shape) != len(axes):
+        raise ValueError(f"shape {_show(shape)} has other axes than {_show(axes)}")
+    return Tensor(
+        _name(document, "name"),
+        _name(document, "dtype"),
+        tuple(None if size is None else _number({"shape": size}, "shape", 1) for size in shape),
+        tuple(_name({"axes": axis}, "axes") for axis in axes),
+    )
+
+
+def _artifact_from_json(document: dict[str, Any]) -> Artifact:
+    return Artifact(
+        _number(document, "format_version", 1),
+        tuple(map(_file_from_json, _filled(document, "files"))),
+        tuple(map(_tensor_from_json, _filled(document, "inputs"))),
+        tuple(map(_tensor_from_json, _filled(document, "outputs"))),
+        _versions_from_json(document),
+    )
+
+
+def _versions_from_json(document: dict[str, Any]) -> dict[str, str]:
+    versions = _field(document, "versions", dict)
+    return {
+        _match(_PACKAGE, name, "package"): _match(_VERSION, _field(versions, name, str), f"version of {name}")
+        for name in versions
+    }
+
+
+_NAME = re.compile(r"[A-Za-z0-9_]{1,64}", re.ASCII)
+_TARGET = re.compile(r"[A-Za-z0-9-]{1,64}", re.ASCII)
+_PACKAGE = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
+_VERSION = re.compile(r"[!-~]{1,64}", re.ASCII)
+
+
+def _match(pattern: re.Pattern[str], text: str, what: str) -> str:
+    if not pattern.fullmatch(text):
+        raise ValueError(f"{what} is {_show(text)}, expected {pattern.pattern}")
+    return text
+
+
+def _name(document: dict[str, Any], key: str) -> str:
+    return _match(_NAME, _field(document, key, str), key)
+
+
+def _number(document: dict[str, Any], key: str, lowest: int = 0, highest: int = LARGEST_NUMBER) -> int:
+    value: int = _field(document, key, int)
+    if not lowest <= value <= highest:
+        raise ValueError(f"{key} is {value}, expected {lowest} to {highest}")
+    return value
+
+
+def _filled(document: dict[str, Any], key: str) -> list[dict[str, Any]]:
+    values = _field(document, key, list)
+    if not values or not all(isinstance(value, dict) for value in values):
+        raise TypeError(f"{key} is {_show(values)}, expected at least one object, and nothing else")
+    return cast(list[dict[str, Any]], values)
+
+
+def _field(document: dict[str, Any], key: str, kind: type) -> Any:
+    value = document[key]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise TypeError(f"{key} is {_show(value)}, expected {_KINDS[kind]}")
+    return value
+
+
+_KINDS = {dict: "an object", list: "a list", str: "a text", int: "an integer"}
+
+
+def _optional(document: dict[str, Any], key: str, take: Callable[[dict[str, Any], str], Value]) -> Value | None:
+    return None if document[key] is None else take(document, key)
+
+
+def _show(value: object) -> str:
+    return show(repr(value))

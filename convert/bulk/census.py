@@ -1,0 +1,105 @@
+"""What a search for checkpoints met instead: to say why nothing was found, and what to do next."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Collection, Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
+from convert.files.recognition import HEAD_SIZE, describe_content
+from convert.store.storage import is_url
+
+_SHOWN = 4
+_NEXT = "name a checkpoint (model_STEP.gz), or a folder of the release"
+
+
+@dataclass
+class Census:
+    """What a search met: folders, files by suffix with one of each, converted agents, base folders of Dopamine."""
+
+    folders: int = 0
+    suffixes: Counter[str] = field(default_factory=Counter)
+    samples: dict[str, str] = field(default_factory=dict)
+    agents: list[str] = field(default_factory=list)
+    dopamine: list[str] = field(default_factory=list)
+
+    def add_folder(self, folder: str, names: Collection[str]) -> None:
+        """Count a folder, and notice what it is by the names in it."""
+        self.folders += 1
+        if is_agent(names):
+            self.agents.append(folder)
+        elif os.path.basename(folder) == "checkpoints" and any(name.startswith("ckpt.") for name in names):
+            self.dopamine.append(os.path.dirname(folder) or ".")
+
+    def add_files(self, paths: Iterable[str]) -> None:
+        """Count files by their suffix."""
+        for path in sorted(paths):
+            suffix = os.path.splitext(path)[1]
+            self.suffixes[suffix] += 1
+            self.samples.setdefault(suffix, path)
+
+
+def is_agent(names: Container[str]) -> bool:
+    """Tell the folder of a converted agent, or of one that is being written, by the names in it."""
+    return RECORD_NAME in names or UNFINISHED_NAME in names
+
+
+def explain_nothing(census: Census, searched: Sequence[str]) -> str:
+    """Return where was searched, what was there, and what to do, for a search that found no checkpoint."""
+    places = ", ".join(_name_place(place) for place in searched[:_SHOWN]) + (" …" if len(searched) > _SHOWN else "")
+    if not places:
+        return f"the list is empty: {_NEXT}"
+    if census.agents:
+        agent, *others = census.agents
+        more = f" and {len(others)} more" if others else ""
+        return (
+            f"{agent}{more}: converted already: name the checkpoint that was converted, or convert from an artefact "
+            f"with --from-agent {agent}"
+        )
+    if census.dopamine:
+        return _explain_dopamine(census.dopamine[0])
+    below = census.folders - len(searched)
+    where = f"searched {places}" + (f" and {_count(below, 'folder')} below it" if below > 0 else "")
+    return f"{where}, {_describe_files(census)}"
+
+
+def _explain_dopamine(base: str) -> str:
+    if Path(base, "origin.json").is_file():
+        return f"{base} is a base folder of Dopamine: convert its latest checkpoint with --from-agent {base}"
+    return (
+        f"{base} is a base folder of Dopamine without origin.json, so it was not written by atari-convert: "
+        "only such base folders, or copies of them that were trained on, can be read (--from-agent)"
+    )
+
+
+def _name_place(place: str) -> str:
+    return f"the current folder {os.getcwd()}" if place == "." else place
+
+
+def _describe_files(census: Census) -> str:
+    total = census.suffixes.total()
+    if not total:
+        return f"no files: {_NEXT}"
+    common = sorted(census.suffixes.items(), key=lambda item: (-item[1], item[0]))[:_SHOWN]
+    kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in common]
+    rest = total - sum(count for _, count in common)
+    text = f"{_count(total, 'file')} ({', '.join(kinds)}{f', {rest} others' if rest else ''})"
+    if ".gz" in census.suffixes:
+        return f"{text}, none named model_*.gz: name other .gz files one by one"
+    sample = census.samples[common[0][0]]
+    return f"{text}: {_NEXT}" if is_url(sample) else f"{text}; {sample} is {_describe_file(sample)}: {_NEXT}"
+
+
+def _describe_file(path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            return describe_content(file.read(HEAD_SIZE), path)
+    except OSError as error:
+        return f"unreadable ({error.strerror})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,193 @@
+"""Worker processes of this computer. Each loads the frameworks once, and converts one job at a time.
+
+A worker is a fresh process (spawned, for frameworks do not survive a fork) at the end of a pipe, in which its next job
+waits. That a worker has died is seen at its pipe, with the job that it had, which gets a second try in a new worker. A
+worker whose run was killed sees that at its pipe too, and ends.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from typing import Any
+
+from convert.bulk.run import Engine, Outcome, Work, convert_job
+from convert.bulk.selection import Job
+from convert.console.signals import hold_signals
+from convert.errors import WorkerDied
+from convert.pipeline import load_frameworks
+
+# Every job takes and frees the same large buffers. Memory that goes back to the system in between costs page faults
+# when it is taken again: 12 ms for an inflated checkpoint of 9 MB. Other C libraries than glibc ignore these.
+MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
+_TRIES = 2
+_PATIENCE = 10.0  # seconds until a worker that was asked to end is ended
+_DEATHS_IN_A_ROW = 10  # then it is not the jobs
+_JOBS_AT_ONCE = 2  # one in work, one in the pipe
+
+
+@dataclass
+class _Worker:
+    process: BaseProcess
+    pipe: Connection
+    jobs: deque[Job] = field(default_factory=deque)
+
+
+@dataclass
+class _Pool:
+    work: Work
+    workers: list[_Worker] = field(default_factory=list)
+    deaths: dict[str, int] = field(default_factory=dict)
+    deaths_in_a_row: int = 0
+
+
+def make_engine(workers: int) -> Engine:
+    """Return the engine of so many worker processes."""
+    return partial(run, workers)
+
+
+def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
+    """Convert the jobs in worker processes; yield each outcome as it is done.
+
+    Raises:
+        WorkerDied: one worker after another dies.
+    """
+    pool = _Pool(work)
+    waiting = iter(jobs)
+    again: list[Job] = []
+    try:
+        _hand_out(pool, workers, waiting, again)
+        while busy := [worker for worker in pool.workers if worker.jobs]:
+            ready = wait([worker.pipe for worker in busy])
+            outcomes = [_receive(pool, worker, again) for worker in busy if worker.pipe in ready]
+            # Before anybody looks at the outcomes, for a worker should not wait for them.
+            _hand_out(pool, workers, waiting, again)
+            yield from (outcome for outcome in outcomes if outcome)
+    finally:
+        _end(pool)
+
+
+def _hand_out(pool: _Pool, workers: int, waiting: Iterator[Job], again: list[Job]) -> None:
+    """Give jobs to the workers, the idlest first, and new ones where there are fewer than ``workers`` and all work."""
+    while True:
+        idlest = min(pool.workers, key=lambda worker: len(worker.jobs), default=None)
+        has_room = len(pool.workers) < workers
+        if idlest and not has_room and len(idlest.jobs) == _JOBS_AT_ONCE:
+            return
+        job = again.pop() if again else next(waiting, None)
+        if job is None:
+            return
+        if idlest is None or (has_room and idlest.jobs):
+            idlest = _start(pool.work)
+            pool.workers.append(idlest)
+        _send(idlest, job)
+
+
+def _send(worker: _Worker, job: Job) -> None:
+    worker.jobs.append(job)
+    with suppress(OSError):  # it has died, which its pipe will tell
+        worker.pipe.send(job)
+
+
+def _start(work: Work) -> _Worker:
+    for name, value in MALLOC.items():  # read by a process when it starts
+        os.environ.setdefault(name, value)
+    context = get_context("spawn")
+    ours, theirs = context.Pipe()
+    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    with _deaf_to_interrupts():
+        process.start()
+    theirs.close()
+    return _Worker(process, ours)
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Start processes that do not hear Ctrl-C, which reaches every one: the first decides, the others would print.
+
+    They inherit that the signal is blocked. Here it waits until they are started, for a process that is half started
+    would print as well.
+    """
+    resource_tracker.ensure_running()  # its own start, which a first process brings, would let the signal through
+    with hold_signals(signal.SIGINT, signal.SIGTERM):
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            yield
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
+    """Return a worker's outcome; None where the worker has died, and its jobs go to ``again`` for another try."""
+    try:
+        outcome: Outcome = worker.pipe.recv()
+    except (EOFError, OSError):
+        worker.process.join()
+        pool.workers.remove(worker)
+        job = worker.jobs.popleft()
+        again += worker.jobs  # they were not begun
+        return _bury(pool, job, worker.process.exitcode, again)
+    worker.jobs.popleft()
+    pool.deaths_in_a_row = 0
+    return outcome
+
+
+def _bury(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> Outcome | None:
+    pool.deaths_in_a_row += 1
+    pool.deaths[job.folder] = pool.deaths.get(job.folder, 0) + 1
+    if pool.deaths_in_a_row >= _DEATHS_IN_A_ROW:
+        raise WorkerDied(f"{pool.deaths_in_a_row} workers died one after another, the last {_describe(code)}: stopped")
+    if pool.deaths[job.folder] < _TRIES:
+        again.append(job)
+        return None
+    reason = f"its worker died {_TRIES} times, the last time {_describe(code)}: try fewer --jobs if memory is short"
+    return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
+
+
+def _describe(code: int | None) -> str:
+    if code is None or code >= 0:
+        return f"with exit code {code}"
+    return f"by {signal.Signals(-code).name}"
+
+
+def _end(pool: _Pool) -> None:
+    """End the workers: the idle ones see their pipe closed, the others drop what they stage, and are gone at once."""
+    for worker in pool.workers:
+        worker.pipe.close()
+        if worker.jobs:
+            worker.process.terminate()
+    for worker in pool.workers:
+        worker.process.join(_PATIENCE)
+        if worker.process.is_alive():
+            worker.process.kill()
+            worker.process.join()
+
+
+def _serve(pipe: Connection, work: Work) -> None:
+    """Convert what comes through the pipe until it is closed: a worker's whole life."""
+    # Converting computes nothing: a GPU would only be occupied.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    with suppress(Exception):  # the first job will tell
+        load_frameworks(work.targets)
+    signal.signal(signal.SIGTERM, _leave)  # not before: an exception out of a half-made framework aborts with noise
+    try:
+        while True:
+            pipe.send(convert_job(work, pipe.recv()))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is over, or was killed, and so is this worker
+
+
+def _leave(*_: Any) -> None:
+    """Leave once, and without a word where the exception comes out of a finaliser, which Python would print."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    sys.unraisablehook = lambda _: None
+    sys.exit(128 + signal.SIGTERM)

@@ -1,0 +1,413 @@
+"""Which checkpoints: find them, filter them, give each its folder, cut the whole into shards."""
+
+from __future__ import annotations
+
+import glob
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from convert.agents.games import load_games
+from convert.agents.identity import FAMILIES, Identity, check_known, identify
+from convert.bulk.census import Census, explain_nothing, is_agent
+from convert.errors import SelectionError, Unreachable
+from convert.names import find_meant, spell
+from convert.store import storage
+from convert.store.storage import Found, is_url, normalise, path_of
+from convert.targets import list_targets
+
+FINAL_STEP = 50_000_000  # agent steps; the last checkpoint of a finished run of the release, at 200M frames
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One checkpoint to convert.
+
+    source: a local path or a URL.
+    path: the source's path for the record, ``/`` between parts: that of the release, or relative to what was searched.
+    out: the folder or URL that receives the agents' folders.
+    identity: who the agent is.
+    size: in bytes; 0 where a server did not tell.
+    stamp: what tells this content of a remote source from another, such as its ETag; None where nothing does.
+    problem: why this one cannot be converted, where its name alone tells; it fails when its turn comes.
+    """
+
+    source: str
+    path: str
+    out: str
+    identity: Identity
+    size: int = 0
+    stamp: str | None = None
+    problem: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """The agent's folder, a path or a URL."""
+        return storage.join(self.out, self.path.removesuffix(".gz"))
+
+
+@dataclass(frozen=True)
+class Filter:
+    """What to keep of what was found. An empty field keeps all; patterns are those of the shell (``Space*``).
+
+    steps: of each run ``latest`` (the newest that was found), ``final`` (step 50,000,000), a range ``A:B`` (both
+    included, either may be left out), or a step or a pattern of it.
+    """
+
+    families: tuple[str, ...] = ()
+    games: tuple[str, ...] = ()
+    seeds: tuple[str, ...] = ()
+    steps: tuple[str, ...] = field(default=())
+
+    @property
+    def is_empty(self) -> bool:
+        return not (self.families or self.games or self.seeds or self.steps)
+
+    def __str__(self) -> str:
+        """Return it as options of the command line."""
+        options = {"--family": self.families, "--game": self.games, "--seed": self.seeds, "--steps": self.steps}
+        return " ".join(f"{name} {value}" for name, values in options.items() for value in values)
+
+
+_MAGIC = re.compile(r"[*?[]")
+_MAGIC_HTTP = re.compile(r"[*[]")  # there, a question mark begins the query
+_RANGE = re.compile(r"(\d*):(\d*)", re.ASCII)
+_LONGEST_NAME = 2**15  # characters of a path or URL; Linux takes 4096 bytes, web servers about 8000
+_STEP = re.compile(r"[\d*?\[\]!-]+", re.ASCII)
+
+
+def find_jobs(
+    sources: Iterable[str | Path],
+    out: str | Path,
+    identity: Identity | None = None,
+    *,
+    listed: Iterable[str] = (),
+    anonymous: bool = False,
+) -> list[Job]:
+    """Return a job for each checkpoint, in the order of their folders.
+
+    Args:
+        sources: checkpoints; folders, searched for ``model_*.gz``; patterns of the shell; each a path or a URL.
+        out: the folder or URL that receives the agents' folders.
+        identity: who the agent is, for one checkpoint outside the release's layout.
+        listed: lines, each a source or empty. What is named here and cannot be found fails when its turn comes, for
+            one of thousands should not stop the rest.
+        anonymous: read URLs without credentials.
+
+    Raises:
+        SelectionError: no checkpoint is found, a source does not exist, an identity is given for several, two would
+            share an output folder, or a file's name leaves none.
+        Unreachable: a source at a URL could not be listed, for the network failed.
+        MissingExtra: what reads a source's URL, or writes to that of the output, is not installed.
+    """
+    named = [(normalise(str(source)), True) for source in sources]
+    lines = (line.strip().removeprefix("\ufeff").strip() for line in listed)  # a byte order mark begins some files
+    named += [(normalise(line), False) for line in lines if line]
+    out = normalise(str(out))
+    if is_url(out):
+        storage.spell(out)  # nothing could be written where it fails
+    census = Census()
+    jobs = [
+        job
+        for source, must_exist in named
+        for job in _find_jobs_of(source, out, identity, census, anonymous=anonymous, must_exist=must_exist)
+    ]
+    found = {os.path.realpath(job.source) for job in jobs}
+    if identity and len(found) > 1:
+        raise SelectionError(f"--identity is for one checkpoint, found {len(found)}")
+    jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
+    if not jobs:
+        raise SelectionError(f"no model_*.gz found: {explain_nothing(census, [source for source, _ in named])}")
+    return jobs
+
+
+def keep(jobs: list[Job], wanted: Filter) -> list[Job]:
+    """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
+
+    Raises:
+        SelectionError: a family or game that the release does not have, steps that cannot be read, or nothing fits.
+    """
+    _check_filter(wanted)
+    kept = [job for job in jobs if _matches(job.identity, wanted)]
+    if wanted.steps:
+        kept = _keep_steps(kept, wanted.steps)
+    if not kept:
+        found = _list_steps(jobs) if wanted.steps else _list_kinds(jobs)
+        raise SelectionError(f"none of the checkpoints found fits {wanted}: they are {found}")
+    return kept
+
+
+def _list_steps(jobs: list[Job]) -> str:
+    steps = dict.fromkeys(str(job.identity.step or "?") for job in jobs)
+    return f"of the steps {', '.join(list(steps)[:5])}{' …' if len(steps) > 5 else ''}"
+
+
+def _list_kinds(jobs: list[Job]) -> str:
+    kinds = dict.fromkeys(f"{job.identity.family or '?'}/{job.identity.game or '?'}" for job in jobs)
+    return ", ".join(list(kinds)[:5]) + (" …" if len(kinds) > 5 else "")
+
+
+def _keep_steps(jobs: list[Job], wanted: tuple[str, ...]) -> list[Job]:
+    latest: dict[tuple[object, ...], int] = {}
+    for job in jobs:
+        latest[_run_of(job)] = max(latest.get(_run_of(job), 0), job.identity.step or 0)
+    return [job for job in jobs if _has_step(job.identity.step, latest[_run_of(job)], wanted)]
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """Return K and N of ``K/N``.
+
+    Raises:
+        ValueError: another form, or K is not one of 1 … N.
+    """
+    match = re.fullmatch(r"(\d+)/(\d+)", text, re.ASCII)
+    if match is None or not 1 <= int(match[1]) <= int(match[2]):
+        raise ValueError(f"{text!r} is not K/N with K from 1 to N, such as 1/4")
+    return int(match[1]), int(match[2])
+
+
+def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
+    """Return part K of N of the jobs, by their bytes; the parts are disjoint and make up the whole.
+
+    The jobs lie beside each other on a line, each as long as it has bytes, and the line is cut into N equal pieces.
+    A job belongs to the piece that holds its middle: no piece differs from another by more than two jobs' bytes.
+    """
+    number, count = shard
+    known = [job.size for job in jobs if job.size]
+    typical = sum(known) // len(known) if known else 1  # what a server did not tell is like the rest
+    total = sum(job.size or typical for job in jobs)
+    taken = []
+    before = 0
+    for job in jobs:
+        size = job.size or typical
+        if (2 * before + size) * count // (2 * total) == number - 1:
+            taken.append(job)
+        before += size
+    return taken
+
+
+def _find_jobs_of(
+    source: str, out: str, identity: Identity | None, census: Census, *, anonymous: bool, must_exist: bool
+) -> Iterator[Job]:
+    """Yield a job for each checkpoint of a source; one that fails for a source that is not as it must be."""
+    try:
+        _check_name(source)
+    except SelectionError as error:
+        if must_exist:
+            raise
+        yield _make_failing_job(source, out, error)
+        return
+    for found, base in _find_files(source, census, anonymous=anonymous, must_exist=must_exist):
+        try:
+            yield _make_job(found, base, out, identity)
+        except SelectionError as error:
+            if must_exist:
+                raise
+            yield _make_failing_job(found.name, out, error)
+
+
+def _check_name(source: str) -> None:
+    """Refuse what is no path or URL at all.
+
+    Raises:
+        SelectionError: it is not one.
+    """
+    if not source:
+        raise SelectionError("'' is empty, expected a path or URL")
+    if len(source) > _LONGEST_NAME:
+        raise SelectionError(f"{_shorten(source)}: has {len(source)} characters, expected a path or URL")
+    if "\0" in source:
+        raise SelectionError(f"{_shorten(source)}: holds a NUL character, expected a path or URL")
+    try:
+        path_of(source)
+    except ValueError as error:
+        raise SelectionError(f"{_shorten(source)}: not a valid URL ({error})") from error
+
+
+def _make_failing_job(source: str, out: str, error: SelectionError) -> Job:
+    name = _shorten(source)
+    return Job(name, name, out, Identity(), problem=str(error))
+
+
+def _shorten(name: str) -> str:
+    name = _printable(name).replace("\0", "\\x00")
+    return name if len(name) <= 200 else f"{name[:200]}…"
+
+
+def _find_files(source: str, census: Census, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
+    """Yield each checkpoint with the folder that its path is relative to; count what else a search meets."""
+    try:
+        yield from _find_at_url(source, census, anonymous=anonymous) if is_url(source) else _find_here(source, census)
+    except (SelectionError, Unreachable):
+        if must_exist:
+            raise
+        yield Found(source), os.path.dirname(source)
+
+
+def _find_here(source: str, census: Census) -> Iterator[tuple[Found, str]]:
+    if os.path.isdir(source):
+        yield from ((found, source) for found in _walk(source, census))
+    elif os.path.exists(source):
+        yield _look_at(source), os.path.dirname(source)
+    elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
+        base = _fixed_part(source, _MAGIC)
+        for match in matches:
+            if os.path.isdir(match):
+                yield from ((found, base) for found in _walk(match, census))
+            elif match.endswith(".gz"):
+                yield _look_at(match), base
+            else:
+                census.add_files([match])
+    else:
+        raise SelectionError(f"{source!r} does not exist{_explain_missing(source)}")
+
+
+def _explain_missing(source: str) -> str:
+    names = [target.name for target in list_targets()]
+    meant = [spell(source)] if spell(source) in names else find_meant(source, ())
+    if meant:
+        return f", but looks like a target: name several targets with commas, such as --to …,{meant[0]}"
+    return ": name a checkpoint, or a folder of the release"
+
+
+def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
+    magic = _MAGIC_HTTP if source.startswith(("http://", "https://")) else _MAGIC
+    if magic.search(source):
+        fixed = _fixed_part(source, magic)
+        base = storage.spell(fixed, anonymous=anonymous)
+        matches = storage.find_matches(fixed, source.removeprefix(fixed), anonymous=anonymous)
+        matches = [found for found in matches if found.name.endswith(".gz")]
+        if not matches:
+            raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
+        yield from ((found, base) for found in matches)
+    elif path_of(source).endswith(".gz"):
+        yield Found(source), os.path.dirname(source)
+    else:
+        base = storage.spell(source, anonymous=anonymous)
+        yield from ((found, base) for found in _walk_url(source, census, anonymous=anonymous))
+
+
+def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
+    """Return the folder that all matches of a pattern lie below: its parts before the first with magic."""
+    return "".join(magic.split(pattern, maxsplit=1)[0].rpartition("/")[:2])
+
+
+def _walk(top: str, census: Census) -> Iterator[Found]:
+    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents."""
+    for folder, folders, names in storage.walk_links(top, _refuse):
+        census.add_folder(folder, [*folders, *names])
+        if folder != top and is_agent([*folders, *names]):
+            folders.clear()
+            continue
+        census.add_files(f"{folder}/{name}" for name in names)
+        for name in names:
+            if _is_checkpoint(name):
+                yield _look_at(str(Path(folder, name)))
+
+
+def _look_at(path: str) -> Found:
+    return Found(path, os.stat(path).st_size if os.path.exists(path) else 0)  # a link may lead nowhere
+
+
+def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
+    """Yield the checkpoints in and below a folder at a URL, as `_walk` does."""
+    for place, folders, files in storage.walk(top, anonymous=anonymous):
+        if place and is_agent(folders.keys() | files.keys()):
+            folders.clear()
+            continue
+        census.add_files(found.name for found in files.values())
+        yield from (found for name, found in files.items() if _is_checkpoint(os.path.basename(name)))
+
+
+def _is_checkpoint(name: str) -> bool:
+    return name.startswith("model_") and name.endswith(".gz")
+
+
+def _refuse(error: OSError) -> None:
+    raise SelectionError(f"{error.filename}: cannot be searched ({error.strerror})")
+
+
+def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> Job:
+    name, base = path_of(found.name), path_of(base)
+    place = name if is_url(name) else Path(name).absolute().as_posix()
+    identity = identity or identify(place)
+    if identity.is_complete:
+        path = f"{identity.folder}.gz"
+    else:
+        path = name[len(base) :].lstrip("/") if is_url(name) else Path(name).relative_to(base).as_posix()
+        if identify(path) != Identity():  # --identity says otherwise, so this path would mislead
+            path = path.rpartition("/")[2]
+        if any(part in ("", ".", "..") for part in path.removesuffix(".gz").split("/")):
+            raise SelectionError(f"{found.name}: its name without .gz is no name for a folder: rename it")
+    return Job(_printable(found.name), _printable(path), out, identity, found.size, found.stamp)
+
+
+def _printable(name: str) -> str:
+    """Return a name in UTF-8. One that was not has no place in a record: its job fails, by a name to be read."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def _drop_doubles(jobs: list[Job]) -> list[Job]:
+    """Return each job once. Jobs of one folder stand beside each other.
+
+    Raises:
+        SelectionError: two sources would share an output folder.
+    """
+    kept: list[Job] = []
+    for job in jobs:
+        if job.problem or not kept or kept[-1].problem or kept[-1].folder != job.folder:
+            kept.append(job)
+        elif os.path.realpath(kept[-1].source) != os.path.realpath(job.source):
+            raise SelectionError(
+                f"{kept[-1].source} and {job.source} would share the output folder {job.folder}: convert them apart"
+            )
+    return kept
+
+
+def _check_filter(wanted: Filter) -> None:
+    try:
+        for kind, names, known in (("family", wanted.families, FAMILIES), ("game", wanted.games, load_games())):
+            for name in names:
+                if not _MAGIC.search(name):
+                    check_known(kind, name, list(known))
+    except ValueError as error:
+        raise SelectionError(str(error)) from error
+    for steps in wanted.steps:
+        limits = _RANGE.fullmatch(steps)
+        if steps not in ("latest", "final") and not (limits or _STEP.fullmatch(steps)):
+            raise SelectionError(f"--steps {steps!r} is not latest, final, A:B, a step or a pattern such as *000000")
+        if limits and limits[1] and limits[2] and int(limits[1]) > int(limits[2]):
+            raise SelectionError(f"--steps {steps} is empty: A:B means from A to B, both included")
+
+
+def _matches(identity: Identity, wanted: Filter) -> bool:
+    return (
+        _fits(identity.family, wanted.families)
+        and _fits(identity.game, wanted.games)
+        and _fits(identity.seed, wanted.seeds)
+    )
+
+
+def _fits(value: object, patterns: tuple[str, ...]) -> bool:
+    return not patterns or (value is not None and any(fnmatchcase(str(value), pattern) for pattern in patterns))
+
+
+def _run_of(job: Job) -> tuple[object, ...]:
+    return job.identity.family, job.identity.game, job.identity.seed
+
+
+def _has_step(step: int | None, latest: int, wanted: tuple[str, ...]) -> bool:
+    return step is not None and any(_is_step(step, latest, text) for text in wanted)
+
+
+def _is_step(step: int, latest: int, wanted: str) -> bool:
+    if wanted == "latest":
+        return step == latest
+    if wanted == "final":
+        return step == FINAL_STEP
+    if limits := _RANGE.fullmatch(wanted):
+        return int(limits[1] or 0) <= step <= int(limits[2] or step)
+    return fnmatchcase(str(step), wanted)

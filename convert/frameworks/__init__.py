@@ -1,0 +1,1 @@
+"""Frameworks: found without being imported, imported late and quietly."""

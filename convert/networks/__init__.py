@@ -1,0 +1,1 @@
+"""The network as modules that people import, one file for each framework."""

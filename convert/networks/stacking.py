@@ -1,0 +1,49 @@
+"""Many agents as one: parameters stacked for ``jax.vmap`` over agents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from convert.agents.agent import HeadSpec, describe_head
+from convert.agents.network import Network
+from convert.formats.parameter_trees import Params, to_params
+
+
+def stack_params(networks: Sequence[Network]) -> Params:
+    """Stack the parameters of agents with equal heads, such as the 51 checkpoints of a training run.
+
+    With them ``jax.vmap(lambda params: network_def.apply(params, observations).q_values)(stacked)`` gives
+    float32[agents, observations, actions].
+
+    Args:
+        networks: from ``convert.read_agent`` or ``convert.read_checkpoint``.
+
+    Returns:
+        Linen's tree (see `convert.formats.parameter_trees`), each leaf float32 with a first axis over the agents.
+
+    Raises:
+        ValueError: there are none, or one has another head: another kind, number of actions, or support.
+    """
+    if not networks:
+        raise ValueError("no agents to stack")
+    expected = describe_head(networks[0])
+    for index, network in enumerate(networks):
+        found = describe_head(network)
+        if found != expected:
+            raise ValueError(
+                f"agent {index} has another head than agent 0: {_name(found)}, expected {_name(expected)}"
+                + (" and the same support" if expected.support else "")
+            )
+    trees = [to_params(network)["params"] for network in networks]
+    return {
+        "params": {
+            layer: {leaf: np.stack([tree[layer][leaf] for tree in trees]) for leaf in leaves}
+            for layer, leaves in trees[0].items()
+        }
+    }
+
+
+def _name(head: HeadSpec) -> str:
+    return f"{head.kind} with {head.actions} actions" + (f" of {head.atoms} atoms" if head.atoms else "")

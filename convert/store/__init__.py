@@ -1,0 +1,1 @@
+"""Where files are: local paths and URLs, locks, publication, the journal."""
