@@ -22,7 +22,6 @@ from convert.agents.agent import (
     Artifact,
     File,
     Record,
-    describe_head,
     find_contradiction,
     find_path_problem,
     name_actions,
@@ -53,6 +52,7 @@ from convert.store.storage import describe, read_source
 from convert.targets import (
     QuantizedModule,
     Target,
+    check_holds,
     describe_tensors,
     explain_missing,
     find_target,
@@ -282,8 +282,8 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
         CheckpointError: its family has another kind of head, or the path of its source tells another agent or has no
             place in a record.
     """
-    head = describe_head(network)
-    agent = Agent(identity, head, source, name_actions(identity.game, head.actions), derived_from)
+    meanings = name_actions(identity.game, network.head.actions)
+    agent = Agent(identity, network.architecture, source, meanings, derived_from)
     if problem := find_path_problem(source.path):
         raise CheckpointError(f"{source.path!r}: the path {problem}: rename the checkpoint")
     if problem := find_contradiction(agent):
@@ -359,7 +359,7 @@ def choose_stale(
 
 def _is_described(target: Target, record: Record) -> bool:
     artifact = record.artifacts[target.name]
-    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
+    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.architecture)
 
 
 def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]) -> bool:
@@ -381,6 +381,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
     """
     target, module = find_target(name), import_target(name)
     path = folder / target.path
+    check_holds(name, network.architecture, agent.source.path)
     with explain_missing(target):  # of what only writing needs
         module.write(network, agent, path)
     if target.is_quantized:
@@ -392,7 +393,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
             f"{agent.source.path}: {name} does not read back as it was written ({'; '.join(differences)}): "
             "a bug of atari-convert, please report it; it was not published"
         )
-    inputs, outputs = describe_tensors(target, agent.head)
+    inputs, outputs = describe_tensors(target, agent.architecture)
     return Artifact(
         target.format_version,
         describe_files(folder, target.path),

@@ -230,7 +230,7 @@ def _find_file_faults(folder: Path, record: Record, target: str) -> list[str]:
     artifact = record.artifacts[target]
     return [
         *find_changes(folder, target, artifact),
-        *find_tensor_faults(target, artifact, record.agent.head),
+        *find_tensor_faults(target, artifact, record.agent.architecture),
         *find_version_faults(target, artifact),
     ]
 

@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from convert import __version__
-from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
-from convert.agents.network import CategoricalHead, Float32, Network
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, Record, Tensor
+from convert.agents.architecture import Architecture
+from convert.agents.network import Float32, Network, name_array
 from convert.artefacts import Screened
 from convert.errors import CheckError, CheckpointError
 from convert.store.publication import find_strangers
@@ -184,17 +185,17 @@ def find_weight_faults(network: Network | None, oracle: Oracle) -> list[str]:
     """Return which weights are not, bit for bit, the checkpoint's; nothing where weights are rounded (None)."""
     if network is None:
         return []
-    support = network.head.support if isinstance(network.head, CategoricalHead) else None
-    pairs = [
-        *((f"kernel of convolution {i + 1}", conv.kernel, oracle.kernels[i]) for i, conv in enumerate(network.convs)),
-        *((f"bias of convolution {i + 1}", conv.bias, oracle.biases[i]) for i, conv in enumerate(network.convs)),
-        ("hidden kernel", network.hidden.kernel, oracle.hidden_kernel),
-        ("hidden bias", network.hidden.bias, oracle.hidden_bias),
-        ("head kernel", network.head.dense.kernel, oracle.head_kernel),
-        ("head bias", network.head.dense.bias, oracle.head_bias),
-        ("support", support, oracle.support),
-    ]
-    different = [name for name, found, expected in pairs if not _is_same(found, expected)]
+    expected = {
+        **{f"convs.{index}.kernel": kernel for index, kernel in enumerate(oracle.kernels)},
+        **{f"convs.{index}.bias": bias for index, bias in enumerate(oracle.biases)},
+        "hidden.kernel": oracle.hidden_kernel,
+        "hidden.bias": oracle.hidden_bias,
+        "head.kernel": oracle.head_kernel,
+        "head.bias": oracle.head_bias,
+        "head.support": oracle.support,
+    }
+    pairs = [(name, network.arrays.get(name), expected.get(name)) for name in {**network.arrays, **expected}]
+    different = [name_array(name) for name, found, wanted in pairs if not _is_same(found, wanted)]
     return [f"other weights than the checkpoint's: {', '.join(different)}"] if different else []
 
 
@@ -204,9 +205,9 @@ def _is_same(found: Float32 | None, expected: Float64 | None) -> bool:
     return found.shape == expected.shape and found.tobytes() == expected.astype(np.float32).tobytes()
 
 
-def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[str]:
+def find_tensor_faults(target: str, artifact: Artifact, architecture: Architecture) -> list[str]:
     """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own."""
-    inputs, outputs = describe_tensors(find_target(target), head)
+    inputs, outputs = describe_tensors(find_target(target), architecture)
     pairs = (("inputs", artifact.inputs, inputs), ("outputs", artifact.outputs, outputs))
     return [
         f"agent.json: {name} of {target} are {_format(found)}, expected {_format(expected)}: convert the agent again"

@@ -80,7 +80,14 @@ def test_the_record_says_everything_and_fits_its_schema(converted):
         "seed": 0,
         "step": 328492,
     }
-    assert document["head"] == {"kind": "q", "actions": 6, "atoms": None, "support": None}
+    assert document["architecture"]["head"] == {
+        "kind": "q",
+        "actions": 6,
+        "atoms": None,
+        "support": None,
+        "quantiles": None,
+        "streams": "single",
+    }
     assert document["action_meanings"] == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
     data = PONG.read_bytes()
     assert document["source"] == {
@@ -228,7 +235,7 @@ def _files_of(document):
 
 LIES = {
     "inputs": (("artifacts", "flax", "inputs", 0, "shape"), [None, 4, 84, 84]),
-    "actions": (("head", "actions"), 18),
+    "actions": (("architecture", "head", "actions"), 18),
     "meanings": (("action_meanings",), ["FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]),
     "protocol": (("protocol",), "classic"),
     "family": (("family",), "MDQN_modern"),

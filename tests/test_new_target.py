@@ -21,16 +21,16 @@ CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8"
 TARGET = """
 import numpy as np
 
-from convert.agents.network import arrays, from_arrays
+from convert.agents.network import from_arrays
 
 
 def write(network, agent, path):
-    np.savez(path, **arrays(network))
+    np.savez(path, **network.arrays)
 
 
 def read(path, agent):
     with np.load(path) as stored:
-        return from_arrays(dict(stored))
+        return from_arrays(dict(stored), agent.architecture)
 
 
 prepare = read
@@ -49,14 +49,11 @@ def choose_device(settings):
 
 
 def run(artefact, device, settings):
-    convs = artefact.convs
+    arrays = {name: array.astype(float) for name, array in artefact.arrays.items()}
     oracle = Oracle(
-        tuple(conv.kernel.astype(float) for conv in convs),
-        tuple(conv.bias.astype(float) for conv in convs),
-        artefact.hidden.kernel.astype(float),
-        artefact.hidden.bias.astype(float),
-        artefact.head.dense.kernel.astype(float),
-        artefact.head.dense.bias.astype(float),
+        tuple(arrays[f"convs.{index}.kernel"] for index in range(3)),
+        tuple(arrays[f"convs.{index}.bias"] for index in range(3)),
+        *(arrays[f"{layer}.{part}"] for layer in ("hidden", "head") for part in ("kernel", "bias")),
         None,
     )
 

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import make_architecture
 
-from convert.agents.agent import Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agents.agent import Agent, Artifact, File, Record, Tensor
 from convert.agents.identity import Identity
 from convert.agents.record import read_record
 from convert.errors import OutputExists, RoundTripError
@@ -29,7 +30,9 @@ def write_agent(folder: Path, content: str, *names: str) -> None:
         files = tuple(File(name, len(content), digest) for name in names)
         source = File("m.gz", 0, digest)
         tensors = (Tensor("observation", "uint8", (None,), ("batch",)),)
-        record = Record(Agent(Identity(), HeadSpec("q", 6), source), {"all": Artifact(1, files, tensors, tensors)}, {})
+        record = Record(
+            Agent(Identity(), make_architecture(6), source), {"all": Artifact(1, files, tensors, tensors)}, {}
+        )
         publish(staging, record)
 
 

@@ -111,8 +111,8 @@ def guess_agent(job: Job, record: Record | None) -> Agent | None:
     """Return who a checkpoint is without reading it: whom the record tells of, unless the job tells of another."""
     if record is None or job.path != record.agent.source.path or job.size not in (0, record.agent.source.size):
         return None
-    source, head = record.agent.source, record.agent.head
-    return Agent(job.identity, head, source, name_actions(job.identity.game, head.actions))
+    source, architecture = record.agent.source, record.agent.architecture
+    return Agent(job.identity, architecture, source, name_actions(job.identity.game, architecture.head.actions))
 
 
 def _find_record(url: str, files: _Listing) -> tuple[Record | None, bool]:
