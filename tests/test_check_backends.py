@@ -18,9 +18,9 @@ from convert.pipeline import convert_checkpoint
 from convert.runtimes import Runtime, Settings, choose_gpu
 from convert.targets import list_targets
 from runtime_check.backends import find_backend, list_backends
-from runtime_check.check import open_backend
+from runtime_check.check.opening import open_backend
+from runtime_check.check.verification import find_artefact
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, find_faults
-from runtime_check.inputs import find_artefact
 from runtime_check.oracle import compute_outputs, read_oracle
 from runtime_check.tally import Tally, judge
 
@@ -68,7 +68,7 @@ def test_a_backend_answers_as_the_oracle_whatever_the_batch(name, agents):
                 np.arange(count),
             )
             assert judge(tally) == []
-            assert tally.wrong == tally.ties == 0
+            assert tally.disagreements.wrong == tally.disagreements.ties == 0
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -23,7 +23,7 @@ from convert.pipeline import convert_checkpoint
 from runtime_check.cli import main
 from runtime_check.replay import from_json_line, replay_log
 
-SCHEMA = json.loads(files("runtime_check").joinpath("check.schema.json").read_text("utf-8"))
+SCHEMA = json.loads(files("runtime_check.report").joinpath("check.schema.json").read_text("utf-8"))
 FOLDER = "DQN_modern/Pong/0/model_328492"
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
 

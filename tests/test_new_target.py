@@ -12,8 +12,8 @@ from builders import AGENTS, PONG, make_observations
 import convert
 from convert import runtimes, targets
 from convert.agents.network import find_differences
-from runtime_check.check import Listeners, Options, check_agent
-from runtime_check.inputs import Sources
+from runtime_check.check.options import Options
+from runtime_check.check.pipeline import check_agent
 from runtime_check.oracle import compute_q_values, read_oracle
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
@@ -97,7 +97,6 @@ def test_a_target_is_one_file_and_so_is_a_runtime(tmp_path):
     network = targets.import_target("npz").read(tmp_path / "agent/network.npz", agent.agent)
     assert find_differences(network, convert.read_checkpoint(PONG)) == []
 
-    listeners = Listeners(lambda _: None, lambda _: None, lambda *_: None)
-    result = check_agent(tmp_path / "agent", Sources(AGENTS), Options(("npz",), max_steps=3), listeners)
+    result = check_agent(tmp_path / "agent", AGENTS, Options(("npz",), max_steps=3))
     assert result.agrees
     assert result.backends["npz"].description.library == "numpy"

@@ -1,117 +1,147 @@
-"""What a check starts from: agent folders, their checksums, and the checkpoint that each came from."""
+"""Verify: an agent's record and files, held against each other, its checkpoint and the emulator."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
-from functools import cached_property
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from convert import __version__
-from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agents.agent import RECORD_NAME, Artifact, HeadSpec, Record, Tensor
 from convert.agents.network import CategoricalHead, Float32, Network
+from convert.agents.record import read_record
 from convert.artefacts import Screened
-from convert.errors import CheckError, CheckpointError
+from convert.errors import ArtefactMissing, CheckError
 from convert.store.publication import find_strangers
-from convert.store.storage import walk_links
-from convert.targets import describe_tensors, find_target, list_targets
-from runtime_check.oracle import Float64, Oracle
-from runtime_check.protocols import find_actions
+from convert.targets import describe_tensors, find_target
+from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
+from runtime_check.check.options import Options
+from runtime_check.check.sources import Sources, find_change
+from runtime_check.compare import Tolerance, scale_of
+from runtime_check.oracle import Float64, Oracle, read_oracle
+from runtime_check.protocols import PROTOCOLS, find_actions, read_rom
+from runtime_check.replay import Plan
 
 
-def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
-    """Return each agent's folder once, in order: the given ones and those below them.
+@dataclass(frozen=True, eq=False)
+class Case:
+    """An agent that can be checked: what is checked, and what it is compared with.
 
-    They hold an ``agent.json``, or what atari-convert writes beside one: an agent that has lost its record, or a folder
-    that cannot be read, is not passed over in silence but cannot be checked.
+    faults: where its record contradicts the checkpoint or the emulator. unchecked: artefacts that no backend opens.
+    backends: the reference first.
+    """
+
+    folder: Path
+    source: Path
+    record: Record
+    oracle: Oracle
+    backends: tuple[Backend, ...]
+    plan: Plan
+    rom_md5: str
+    tolerance: Tolerance
+    faults: tuple[str, ...]
+    unchecked: tuple[str, ...]
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """The outputs that every backend has to give for one observation, with their shapes."""
+        head = self.record.agent.head
+        shapes: dict[str, tuple[int, ...]] = {"q_values": (head.actions,)}
+        if head.atoms is not None:
+            shapes["logits"] = (head.actions, head.atoms)
+        return shapes
+
+
+def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
+    """Read an agent's record and its checkpoint, and hold them against each other and the emulator.
 
     Raises:
-        CheckError: a path holds none.
+        RecordError: there is no readable record.
+        CheckpointError: the checkpoint is not there.
+        CheckError: the agent cannot be checked.
     """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        folders = list(_walk(path))
-        if not folders:
-            raise CheckError(f"{path}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
-        for folder in folders:
-            found.setdefault(folder.resolve(), folder)
-    return list(found.values())
-
-
-def _walk(path: Path) -> Iterator[Path]:
-    """Yield the agents' folders in and below a path."""
-    closed: list[Path] = []
-    for name, subfolders, files in walk_links(path, lambda error: closed.append(Path(error.filename))):
-        folder = Path(name)
-        if RECORD_NAME in files:
-            subfolders.clear()
-            yield folder
-        elif UNFINISHED_NAME in (*subfolders, *files) or any(_is_artefact(folder / path) for path in _list_paths()):
-            yield folder
-        # What a conversion has staged is not published.
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-    yield from closed
-
-
-def _list_paths() -> list[str]:
-    return [target.path for target in list_targets()]
-
-
-def _is_artefact(path: Path) -> bool:
-    """Tell an artefact from a folder of agents that has its name, such as ``torch``."""
-    try:
-        if not path.is_dir():
-            return path.is_file()
-        return not (path / RECORD_NAME).exists() and any(child.is_file() for child in path.iterdir())
-    except OSError:
-        return False
-
-
-class Sources:
-    """The checkpoints that ``--source`` names: one file, or a root of the release."""
-
-    def __init__(self, root: Path) -> None:
-        """Look at ``root``, a file or a folder."""
-        self._root = root
-
-    def find(self, agent: Agent) -> Path:
-        """Return the checkpoint that an agent was converted from, by its recorded sha256.
-
-        Its place in the release is tried first, then every ``model_*.gz`` of its size below the root.
-
-        Raises:
-            CheckpointError: there is none with this sha256.
-        """
-        source = agent.source
-        if self._root.is_file():
-            if change := _find_change(self._root, source):
-                _, found, recorded = change
-                raise CheckpointError(
-                    f"{self._root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
-                    "the one that was converted with --source"
-                )
-            return self._root
-        candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
-        candidates += [self._root / source.path]
-        for path in candidates:
-            if not _find_change(path, source):
-                return path
-        for path in self._by_size.get(source.size, []):
-            if not _find_change(path, source):
-                return path
-        raise CheckpointError(
-            f"{self._root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
-            "expected it at this path or as any model_*.gz below; name its root with --source"
+    record = read_record(folder)
+    backends = choose_backends(folder, record, options.backends)
+    rounded = [backend.name for backend in backends if backend.bound]
+    if rounded and not options.shadow:
+        raise CheckError(
+            f"{folder}: {', '.join(rounded)} may part from the checkpoint, and is measured in a shadow replay: use "
+            "--mode shadow or both"
         )
+    agent = record.agent
+    game, protocol = agent.identity.game, agent.identity.protocol
+    if game is None or protocol is None:
+        raise CheckError(
+            f"{folder}: agent.json says neither game nor protocol: convert again with --identity FAMILY/Game"
+        )
+    source = sources.find(agent)
+    try:
+        oracle = read_oracle(source)
+    except (OSError, ValueError) as error:
+        raise CheckError(f"{error}: not a checkpoint of this release") from error
+    covered = {backend.target for backend in list_backends()}
+    return Case(
+        folder,
+        source,
+        record,
+        oracle,
+        tuple(backends),
+        Plan(
+            game,
+            PROTOCOLS[protocol],
+            oracle.actions,
+            options.seed,
+            options.episodes,
+            options.max_steps,
+            options.epsilon,
+        ),
+        read_rom(game).md5,
+        Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
+        tuple(find_record_faults(folder, record, oracle)),
+        tuple(name for name in record.artifacts if name not in covered),
+    )
 
-    @cached_property
-    def _by_size(self) -> dict[int, list[Path]]:
-        by_size: dict[int, list[Path]] = {}
-        for path in filter(Path.is_file, sorted(self._root.rglob("model_*.gz"))):
-            by_size.setdefault(path.stat().st_size, []).append(path)
-        return by_size
+
+def choose_backends(folder: Path, record: Record, names: Collection[str]) -> list[Backend]:
+    """Return the backends to check, the reference first.
+
+    Raises:
+        ArtefactMissing: the agent has no artefact for one that was named, or none at all.
+        UnknownBackend: there is no backend of a name.
+        CheckError: the agent has an artefact that no backend opens, which would be passed over.
+    """
+    if names:
+        chosen = [find_backend(name) for name in dict.fromkeys(names)]
+    else:
+        chosen = [backend for backend in list_backends() if backend.target in record.artifacts]
+        strangers = record.artifacts.keys() - {backend.target for backend in chosen}
+        if strangers:
+            raise CheckError(
+                f"{folder}: agent.json lists {', '.join(sorted(strangers))}, which no backend of this version opens: "
+                "name the backends to check with --backend, or check with the version that wrote it"
+            )
+    for backend in chosen:
+        if backend.target is not None and backend.target not in record.artifacts:
+            found = ", ".join(record.artifacts) or "nothing"
+            raise ArtefactMissing(
+                f"{folder}: holds {found}, not {backend.target}: atari-convert --to {backend.target} writes it"
+            )
+    if not record.artifacts:
+        raise ArtefactMissing(f"{folder}: its agent.json lists no artefact: atari-convert --to all writes some")
+    return [find_backend(REFERENCE), *(backend for backend in chosen if backend.target is not None)]
+
+
+def find_file_faults(folder: Path, record: Record, target: str) -> list[str]:
+    """Return how the files of an artefact, or what the record says of it, are not as they should be."""
+    artifact = record.artifacts[target]
+    return [
+        *find_changes(folder, target, artifact),
+        *find_tensor_faults(target, artifact, record.agent.head),
+        *find_version_faults(target, artifact),
+    ]
 
 
 def find_artefact(folder: Path, target: str) -> Path:
@@ -131,7 +161,7 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
             changes.append(f"{file.path} is no part of {target}, whose place is {top.name}")
         elif not path.is_file():
             changes.append(f"{file.path} is missing: convert the agent again")
-        elif change := _find_change(path, file):
+        elif change := find_change(path, file):
             kind, found, recorded = change
             changes.append(f"{kind}: {file.path} has {found}, agent.json says {recorded}")
     listed = {folder / file.path for file in artifact.files}
@@ -209,13 +239,14 @@ def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[
     inputs, outputs = describe_tensors(find_target(target), head)
     pairs = (("inputs", artifact.inputs, inputs), ("outputs", artifact.outputs, outputs))
     return [
-        f"agent.json: {name} of {target} are {_format(found)}, expected {_format(expected)}: convert the agent again"
+        f"agent.json: {name} of {target} are {_format_tensors(found)}, expected {_format_tensors(expected)}: "
+        "convert the agent again"
         for name, found, expected in pairs
         if found != expected
     ]
 
 
-def _format(tensors: Iterable[Tensor]) -> str:
+def _format_tensors(tensors: Iterable[Tensor]) -> str:
     return "; ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.axes}" for tensor in tensors)
 
 
@@ -240,19 +271,3 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str
         if agent.action_meanings != meanings:
             faults.append(f"agent.json: action_meanings are {agent.action_meanings}, the emulator's {meanings}")
     return faults
-
-
-def _find_change(path: Path, file: File) -> tuple[str, str, str] | None:
-    """Return what differs from a file's record, what it is and what was recorded; None if nothing differs."""
-    if not path.is_file():
-        return "size", "no file", f"{file.size} bytes"
-    size = path.stat().st_size
-    if size != file.size:
-        return "size", f"{size} bytes", f"{file.size} bytes"
-    sha256 = _hash(path)
-    return None if sha256 == file.sha256 else ("checksum", f"sha256 {sha256}", f"sha256 {file.sha256}")
-
-
-def _hash(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,66 @@
+"""What agents are compared with: the files that they were converted from, found by their sha256."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+
+from convert.agents.agent import Agent, File
+from convert.errors import CheckpointError
+from convert.files.disk import hash_file
+
+
+class Sources:
+    """The checkpoints that ``--source`` names: one file, or a root of the release."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at ``root``, a file or a folder."""
+        self._root = root
+
+    def find(self, agent: Agent) -> Path:
+        """Return the checkpoint that an agent was converted from, by its recorded sha256.
+
+        Its place in the release is tried first, then every ``model_*.gz`` of its size below the root.
+
+        Raises:
+            CheckpointError: there is none with this sha256.
+        """
+        source = agent.source
+        if self._root.is_file():
+            if change := find_change(self._root, source):
+                _, found, recorded = change
+                raise CheckpointError(
+                    f"{self._root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
+                    "the one that was converted with --source"
+                )
+            return self._root
+        candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
+        candidates += [self._root / source.path]
+        for path in candidates:
+            if not find_change(path, source):
+                return path
+        for path in self._by_size.get(source.size, []):
+            if not find_change(path, source):
+                return path
+        raise CheckpointError(
+            f"{self._root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
+            "expected it at this path or as any model_*.gz below; name its root with --source"
+        )
+
+    @cached_property
+    def _by_size(self) -> dict[int, list[Path]]:
+        by_size: dict[int, list[Path]] = {}
+        for path in filter(Path.is_file, sorted(self._root.rglob("model_*.gz"))):
+            by_size.setdefault(path.stat().st_size, []).append(path)
+        return by_size
+
+
+def find_change(path: Path, file: File) -> tuple[str, str, str] | None:
+    """Return what differs from a file's record, what it is and what was recorded; None if nothing differs."""
+    if not path.is_file():
+        return "size", "no file", f"{file.size} bytes"
+    size = path.stat().st_size
+    if size != file.size:
+        return "size", f"{size} bytes", f"{file.size} bytes"
+    sha256 = hash_file(path)
+    return None if sha256 == file.sha256 else ("checksum", f"sha256 {sha256}", f"sha256 {file.sha256}")
