@@ -63,7 +63,7 @@ def _list_backend_names() -> list[str]:
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
     help="The original checkpoints to compare with: one file, or the root of the release. There, "
-    "FAMILY/Game/seed/model_STEP.gz is tried first, then any model_*.gz with the sha256 in agent.json.",
+    "FAMILY/Game/seed/model_STEP.gz is tried first, then any *.gz with the sha256 in agent.json.",
 )
 @click.option(
     "--backend",

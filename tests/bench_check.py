@@ -34,7 +34,8 @@ from runtime_check.check.opening import open_backend
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.pipeline import check_agent
 from runtime_check.check.verification import find_artefact
-from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import Plan, Replay
 

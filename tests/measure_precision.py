@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from convert.agents.identity import identify
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, scale_of
-from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import read_oracle
 from runtime_check.originals.atari_agents import read_state_dict
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import Plan, Replay

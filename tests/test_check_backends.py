@@ -21,7 +21,8 @@ from runtime_check.backends import find_backend, list_backends
 from runtime_check.check.opening import open_backend
 from runtime_check.check.verification import find_artefact
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, find_faults
-from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import read_oracle
 from runtime_check.tally import Tally, judge
 
 NAMES = ("checkpoint", "flax", "onnxruntime", "tensorflow")

@@ -14,7 +14,8 @@ from convert import runtimes, targets
 from convert.agents.network import find_differences
 from runtime_check.check.options import Options
 from runtime_check.check.pipeline import check_agent
-from runtime_check.oracle import compute_q_values, read_oracle
+from runtime_check.oracle import compute_q_values
+from runtime_check.originals import read_oracle
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 
@@ -40,7 +41,7 @@ RUNTIME = """
 import numpy as np
 
 from convert.runtimes import Description, Runtime, choose_gpu
-from runtime_check.oracle import Oracle, compute_q_values
+from runtime_check.oracle import Conv, Dense, Head, Observation, Oracle, compute_q_values
 
 
 def choose_device(settings):
@@ -49,16 +50,12 @@ def choose_device(settings):
 
 
 def run(artefact, device, settings):
-    convs = artefact.convs
-    oracle = Oracle(
-        tuple(conv.kernel.astype(float) for conv in convs),
-        tuple(conv.bias.astype(float) for conv in convs),
-        artefact.hidden.kernel.astype(float),
-        artefact.hidden.bias.astype(float),
-        artefact.head.dense.kernel.astype(float),
-        artefact.head.dense.bias.astype(float),
-        None,
-    )
+    def dense(layer):
+        return Dense(layer.kernel.astype(float), layer.bias.astype(float))
+
+    convs = tuple(Conv(conv.kernel.astype(float), conv.bias.astype(float), conv.stride) for conv in artefact.convs)
+    head = Head("q", artefact.head.actions, dense(artefact.head.dense))
+    oracle = Oracle(Observation(), convs, (dense(artefact.hidden),), head)
 
     def answer(observation):
         return {"q_values": compute_q_values(oracle, observation).astype(np.float32)}

@@ -33,6 +33,7 @@ from convert.runtimes import Settings
 from convert.runtimes import tensorflow as runtime
 from convert.targets import describe_tensors, find_target
 from convert.targets import tensorflow as target
+from runtime_check import oracle as judge
 from runtime_check.oracle import Oracle, compute_q_values
 
 HEADS = [(3, None), (6, None), (18, None), (3, 51), (6, 51), (18, 51)]
@@ -54,16 +55,17 @@ def _random_network(actions: int, atoms: int | None, seed: int = 0) -> Network:
 
 
 def _oracle(network: Network) -> Oracle:
+    def dense(layer):
+        return judge.Dense(layer.kernel.astype(np.float64), layer.bias.astype(np.float64))
+
     support = network.head.support.astype(np.float64) if isinstance(network.head, CategoricalHead) else None
-    return Oracle(
-        tuple(conv.kernel.astype(np.float64) for conv in network.convs),
-        tuple(conv.bias.astype(np.float64) for conv in network.convs),
-        network.hidden.kernel.astype(np.float64),
-        network.hidden.bias.astype(np.float64),
-        network.head.dense.kernel.astype(np.float64),
-        network.head.dense.bias.astype(np.float64),
-        support,
+    head = judge.Head(
+        "q" if support is None else "categorical", network.head.actions, dense(network.head.dense), support=support
     )
+    convs = tuple(
+        judge.Conv(conv.kernel.astype(np.float64), conv.bias.astype(np.float64), conv.stride) for conv in network.convs
+    )
+    return Oracle(judge.Observation(), convs, (dense(network.hidden),), head)
 
 
 def _observations(count: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from convert.agents.layout import nhwc_from_nchw
 from convert.artefacts import Screened
 from convert.errors import AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
 from convert.loading import open_artefact
-from convert.runtimes import Description, Runtime, Settings
+from convert.runtimes import Description, Runtime, Settings, import_runtime
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE, Backend
 from runtime_check.check.options import Options
@@ -23,7 +23,7 @@ from runtime_check.check.verification import (
     find_weight_faults,
 )
 from runtime_check.compare import Tolerance
-from runtime_check.reference import open_checkpoint
+from runtime_check.originals import find_original
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,9 @@ def open_backend(backend: Backend, path: Path, agent: Agent, settings: Settings)
         Exception: whatever a runtime raises for what it cannot load.
     """
     if backend.target is None:
-        return open_checkpoint(path, agent, settings), None
+        torch_runtime = import_runtime("torch")
+        device = torch_runtime.choose_device(settings)  # before anything else uses torch
+        return torch_runtime.run(find_original(path).read_eager(path), device, settings), None
     opened = open_artefact(backend.target, path, agent, settings)
     runtime, answer = opened.runtime, opened.runtime.answer
     if find_target(backend.target).axes == "NHWC":

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from functools import cached_property
-from pathlib import Path
+from glob import escape
+from pathlib import Path, PurePosixPath
 
 from convert.agents.agent import Agent, File
 from convert.errors import CheckpointError
@@ -11,16 +11,17 @@ from convert.files.disk import hash_file
 
 
 class Sources:
-    """The checkpoints that ``--source`` names: one file, or a root of the release."""
+    """What ``--source`` names: one file, or a folder such as the root of the release."""
 
     def __init__(self, root: Path) -> None:
         """Look at ``root``, a file or a folder."""
         self._root = root
+        self._listed: dict[str, dict[int, list[Path]]] = {}
 
     def find(self, agent: Agent) -> Path:
         """Return the checkpoint that an agent was converted from, by its recorded sha256.
 
-        Its place in the release is tried first, then every ``model_*.gz`` of its size below the root.
+        Its place in the release is tried first, then every file below the root that has its size and its suffix.
 
         Raises:
             CheckpointError: there is none with this sha256.
@@ -39,20 +40,22 @@ class Sources:
         for path in candidates:
             if not find_change(path, source):
                 return path
-        for path in self._by_size.get(source.size, []):
+        suffix = PurePosixPath(source.path).suffix
+        for path in self._list_by_size(suffix).get(source.size, []):
             if not find_change(path, source):
                 return path
         raise CheckpointError(
             f"{self._root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
-            "expected it at this path or as any model_*.gz below; name its root with --source"
+            f"expected it at this path or as any *{suffix} below; name its root with --source"
         )
 
-    @cached_property
-    def _by_size(self) -> dict[int, list[Path]]:
-        by_size: dict[int, list[Path]] = {}
-        for path in filter(Path.is_file, sorted(self._root.rglob("model_*.gz"))):
-            by_size.setdefault(path.stat().st_size, []).append(path)
-        return by_size
+    def _list_by_size(self, suffix: str) -> dict[int, list[Path]]:
+        """Return the files below the root that have a suffix, by their size; looked for once."""
+        if suffix not in self._listed:
+            by_size = self._listed[suffix] = {}
+            for path in filter(Path.is_file, sorted(self._root.rglob(f"*{escape(suffix)}"))):
+                by_size.setdefault(path.stat().st_size, []).append(path)
+        return self._listed[suffix]
 
 
 def find_change(path: Path, file: File) -> tuple[str, str, str] | None:

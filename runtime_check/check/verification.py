@@ -21,7 +21,8 @@ from runtime_check.backends import REFERENCE, Backend, find_backend, list_backen
 from runtime_check.check.options import Options
 from runtime_check.check.sources import Sources, find_change
 from runtime_check.compare import Tolerance, scale_of
-from runtime_check.oracle import Float64, Oracle, read_oracle
+from runtime_check.oracle import Float64, Oracle
+from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS, find_actions, read_rom
 from runtime_check.replay import Plan
 
@@ -48,11 +49,7 @@ class Case:
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """The outputs that every backend has to give for one observation, with their shapes."""
-        head = self.record.agent.head
-        shapes: dict[str, tuple[int, ...]] = {"q_values": (head.actions,)}
-        if head.atoms is not None:
-            shapes["logits"] = (head.actions, head.atoms)
-        return shapes
+        return self.oracle.shapes
 
 
 def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
@@ -81,7 +78,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
     try:
         oracle = read_oracle(source)
     except (OSError, ValueError) as error:
-        raise CheckError(f"{error}: not a checkpoint of this release") from error
+        raise CheckError(f"{error}: the source cannot be judged") from error
     covered = {backend.target for backend in list_backends()}
     return Case(
         folder,
@@ -215,15 +212,18 @@ def find_weight_faults(network: Network | None, oracle: Oracle) -> list[str]:
     if network is None:
         return []
     support = network.head.support if isinstance(network.head, CategoricalHead) else None
-    pairs = [
-        *((f"kernel of convolution {i + 1}", conv.kernel, oracle.kernels[i]) for i, conv in enumerate(network.convs)),
-        *((f"bias of convolution {i + 1}", conv.bias, oracle.biases[i]) for i, conv in enumerate(network.convs)),
-        ("hidden kernel", network.hidden.kernel, oracle.hidden_kernel),
-        ("hidden bias", network.hidden.bias, oracle.hidden_bias),
-        ("head kernel", network.head.dense.kernel, oracle.head_kernel),
-        ("head bias", network.head.dense.bias, oracle.head_bias),
-        ("support", support, oracle.support),
+    convs = zip(network.convs, oracle.convs, strict=True)
+    layers = [
+        *((f"convolution {number}", *pair) for number, pair in enumerate(convs, 1)),
+        ("hidden", network.hidden, oracle.hidden[0]),
+        ("head", network.head.dense, oracle.head.dense),
     ]
+    pairs = [
+        (f"{layer} {name}", getattr(found, name), getattr(expected, name))
+        for layer, found, expected in layers
+        for name in ("kernel", "bias")
+    ]
+    pairs.append(("support", support, oracle.support))
     different = [name for name, found, expected in pairs if not _is_same(found, expected)]
     return [f"other weights than the checkpoint's: {', '.join(different)}"] if different else []
 
