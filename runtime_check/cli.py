@@ -72,8 +72,8 @@ def _list_backend_names() -> list[str]:
     metavar="NAME,...",
     callback=split_formats,
     shell_complete=complete_from(_list_backend_names),
-    help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The checkpoint in "
-    "torch is the reference and always takes part. Repeatable.",
+    help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The "
+    "reference, which is the checkpoint in torch, always takes part. Repeatable.",
 )
 @click.option(
     "--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="Number of episodes per agent."
@@ -97,7 +97,7 @@ def _list_backend_names() -> list[str]:
     "--mode",
     default="shadow",
     type=click.Choice(["shadow", "solo", "both"]),
-    help="shadow: the checkpoint acts and every backend answers; solo: each backend plays on its own.",
+    help="shadow: the reference acts and every backend answers; solo: each backend plays on its own.",
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="Where the networks run.")
 @click.option("--tf32", is_flag=True, help="Let GPUs use TF32 instead of float32.")

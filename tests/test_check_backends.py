@@ -25,7 +25,7 @@ from runtime_check.oracle import compute_outputs
 from runtime_check.originals import read_oracle
 from runtime_check.tally import Tally, judge
 
-NAMES = ("checkpoint", "flax", "onnxruntime", "tensorflow")
+NAMES = ("reference", "flax", "onnxruntime", "tensorflow")
 TARGETS = ("onnx", "flax", "tensorflow")
 
 
@@ -153,7 +153,7 @@ def test_tf32_is_off_unless_it_is_asked_for(agents):
     torch = pytest.importorskip("torch")
     folder, source = next(iter(agents.items()))
     for tf32 in (True, False):
-        precision = _open("checkpoint", folder, source, tf32=tf32).description.precision
+        precision = _open("reference", folder, source, tf32=tf32).description.precision
         assert f"cudnn.allow_tf32={tf32}, cuda.matmul.allow_tf32={tf32}" in precision
         assert torch.backends.cudnn.allow_tf32 is tf32
         assert (
@@ -171,15 +171,16 @@ def test_backends_are_found_by_name_without_their_frameworks():
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {backend.target for backend in list_backends()} == {None, *(target.name for target in list_targets())}
     assert find_backend("onnxruntime").target == "onnx"
-    assert find_backend("release").target == "checkpoint"
-    assert find_backend("checkpoint").target is None
+    assert find_backend("checkpoint").target == "checkpoint"
+    assert find_backend("reference").target is None
 
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(UnknownBackend, match=r"no backend 'tensorrt'; Known: .*onnxruntime"):
         find_backend("tensorrt")
-    with pytest.raises(UnknownBackend, match=r"no backend 'onnx'; did you mean onnxruntime\? Known"):
-        find_backend("onnx")
+    for name, meant in (("onnx", "onnxruntime"), ("release", "checkpoint")):
+        with pytest.raises(UnknownBackend, match=rf"no backend '{name}'; did you mean {meant}\? Known"):
+            find_backend(name)
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def _check(folder: Path, backend: str, **options: int) -> AgentResult:
 
 def _assert_caught(result: AgentResult, backend: str, reason: str) -> None:
     assert not result.agrees
-    assert result.backends["checkpoint"].reasons == []
+    assert result.backends["reference"].reasons == []
     assert re.search(reason, "; ".join([*result.faults, *result.backends[backend].reasons]))
 
 
@@ -349,8 +349,8 @@ def test_a_wrong_action_in_solo_play_is_judged_where_the_episodes_part(converted
         assert (listed.mode, listed.kind) == ("solo", "wrong")
         assert listed.margin > 2 * listed.allowed
     exhibit = result.exhibits[0]
-    assert exhibit.q_values.keys() == {"oracle", "checkpoint", "onnxruntime"}
-    assert np.argmax(exhibit.q_values["oracle"]) == np.argmax(exhibit.q_values["checkpoint"])
+    assert exhibit.q_values.keys() == {"oracle", "reference", "onnxruntime"}
+    assert np.argmax(exhibit.q_values["oracle"]) == np.argmax(exhibit.q_values["reference"])
     assert (
         np.argmax(exhibit.q_values["onnxruntime"])
         == result.backends["onnxruntime"].tally.disagreements.listed[0].action

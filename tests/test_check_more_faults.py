@@ -20,7 +20,7 @@ from runtime_check.check.pipeline import check_agent
 
 pytestmark = pytest.mark.slow
 
-EXACT = ("dopamine", "keras", "litert", "nnx", "orbax", "release", "safetensors", "torch")
+EXACT = ("checkpoint", "dopamine", "keras", "litert", "nnx", "orbax", "safetensors", "torch")
 ROUNDED = ("litert-float16", "litert-int8")
 # Each fault twice and each backend three times or more: their arithmetic is that of the backends whose faults are
 # all tried elsewhere, what differs is the way from the file to it.

@@ -44,17 +44,17 @@ def _make_result(
     bounds: Mapping[str, Bound | None] | None = None,
     **findings: object,
 ) -> AgentResult:
-    """Return the result of an agent whose backends, the checkpoint and those with ``bounds``, are off by ``error``."""
+    """Return the result of an agent whose backends, the reference and those with ``bounds``, are off by ``error``."""
     expected = np.tile([1.0, 0.5], (steps, 1))
     comparison = compare_outputs({"q_values": np.float32(expected + error)}, {"q_values": expected}, tolerance)
     description = Description("torch", "2", "cpu", "float32", "eager", 2, 1)
     backends = {}
-    for name, bound in {"checkpoint": None, **(bounds or {})}.items():
+    for name, bound in {"reference": None, **(bounds or {})}.items():
         own = Tolerance(bound.atol, bound.rtol, tolerance.scale) if bound else tolerance
         tally = Tally()
         tally.add(comparison, np.zeros(steps, np.int64), np.arange(steps))
         backends[name] = BackendResult(name, own, bound, description, tally=tally)
-    backends["checkpoint"].shadow_returns.add(3.0)
+    backends["reference"].shadow_returns.add(3.0)
     identity = Identity("DQN_modern", "Pong", 0, 7)
     result = AgentResult(
         folder=Path(folder),
@@ -174,8 +174,8 @@ def test_episode_logs_say_whose_they_are(tmp_path):
 
 
 def test_episodes_are_in_one_order_whichever_ended_first(tmp_path):
-    ended = [("shadow", "checkpoint", 1), ("shadow", "checkpoint", 0)]
-    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("checkpoint", "flax")]
+    ended = [("shadow", "reference", 1), ("shadow", "reference", 0)]
+    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("reference", "flax")]
     with ReportWriter(tmp_path, OPTIONS) as writer:
         for folder in ("out/b", "out/a"):
             result = _make_result(folder, bounds={"flax": None})
@@ -189,10 +189,10 @@ def test_episodes_are_in_one_order_whichever_ended_first(tmp_path):
             pass
     lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text("utf-8").splitlines()]
     assert [(line["folder"], line["mode"], line["backend"], line["seed"]) for line in lines] == [
-        *(("out/b", "shadow", "checkpoint", seed) for seed in (0, 1)),
-        *(("out/b", "solo", backend, seed) for backend in ("checkpoint", "flax") for seed in (2, 9, 10)),
-        *(("out/a", "shadow", "checkpoint", seed) for seed in (0, 1)),
-        *(("out/a", "solo", backend, seed) for backend in ("checkpoint", "flax") for seed in (2, 9, 10)),
+        *(("out/b", "shadow", "reference", seed) for seed in (0, 1)),
+        *(("out/b", "solo", backend, seed) for backend in ("reference", "flax") for seed in (2, 9, 10)),
+        *(("out/a", "shadow", "reference", seed) for seed in (0, 1)),
+        *(("out/a", "solo", backend, seed) for backend in ("reference", "flax") for seed in (2, 9, 10)),
         ("out/c", "shadow", "flax", 2),
     ]
     assert all(len(from_json_line(json.dumps(line)).actions) == 99 - line["seed"] for line in lines)
@@ -220,7 +220,7 @@ def test_plots_take_every_result(error, steps, tolerance):
 
 
 def test_every_backend_has_a_line_that_is_seen_and_told_from_the_others(tmp_path):
-    names = [backend.name for backend in list_backends() if backend.name != "checkpoint"]
+    names = [backend.name for backend in list_backends() if backend.name != "reference"]
     _, page = _write(tmp_path, _make_result(bounds=dict.fromkeys(names)))
     lines = re.findall(r'<polyline class="line ([^"]*)"', page)
     assert len(set(lines)) == len(names) + 1
@@ -247,7 +247,7 @@ def test_pictures_are_of_wrong_actions_first_and_of_every_backend():
 
 def test_pictures_show_the_frames_and_whose_action_is_off(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 84, 84), dtype=np.uint8)
-    q_values = {"oracle": (0.25, 0.5), "checkpoint": (0.25, 0.5), "flax": (0.75, 0.5)}
+    q_values = {"oracle": (0.25, 0.5), "reference": (0.25, 0.5), "flax": (0.75, 0.5)}
     exhibit = Exhibit("shadow", 1, 17, "wrong", ("flax",), frames, q_values)
     _, page = _write(tmp_path, _make_result(error=1.0, exhibits=(exhibit,)))
     assert page.count('src="data:image/png;base64,') == 4

@@ -85,7 +85,23 @@ def read(path: Path) -> Oracle:
         OSError: there is no such file, or it cannot be opened.
         ValueError: it is not a checkpoint of this network; the message names every weight that is off.
     """
+    return _to_oracle(read_state_dict(path), path)
+
+
+def read_eager(path: Path) -> AtariNet:
+    """Read a checkpoint of the release as its own network in torch.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: it is not a checkpoint of this network.
+    """
     state = read_state_dict(path)
+    model = AtariNet(_to_oracle(state, path).actions, state.get(_SUPPORT))
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def _to_oracle(state: dict[str, torch.Tensor], path: Path) -> Oracle:
     problems = _find_problems({name: tuple(tensor.shape) for name, tensor in state.items()})
     # Tensors of any number and size may share a storage, and would each become an array.
     known = [name for name in _NAMES if name in state and state[name].numel() <= _LARGEST_WEIGHT]
@@ -103,19 +119,6 @@ def read(path: Path) -> Oracle:
     atoms = 1 if support is None else len(support)
     head = Head(Q if support is None else CATEGORICAL, len(dense.bias) // atoms, dense, support=support)
     return Oracle(Observation(), tuple(convs), (hidden,), head)
-
-
-def read_eager(path: Path) -> AtariNet:
-    """Read a checkpoint of the release as its own network in torch.
-
-    Raises:
-        OSError: there is no such file, or it cannot be opened.
-        ValueError: it is not a checkpoint of this network.
-    """
-    state, oracle = read_state_dict(path), read(path)
-    model = AtariNet(oracle.actions, state.get(_SUPPORT))
-    model.load_state_dict(state, strict=True)
-    return model
 
 
 def _find_problems(shapes: dict[str, tuple[int, ...]]) -> list[str]:
