@@ -12,7 +12,7 @@ from convert.errors import UnknownBackend
 from convert.names import ask, find_meant, spell
 from convert.targets import list_targets
 
-REFERENCE = "checkpoint"  # the original, which acts in a shadow replay
+REFERENCE = "reference"  # the source in torch, which acts in a shadow replay
 
 
 @dataclass(frozen=True)
@@ -30,15 +30,14 @@ class Bound:
 
 @dataclass(frozen=True)
 class Backend:
-    """What is checked. target: whose artefact; None: the original checkpoint. bound: None for float32 weights."""
+    """What is checked. target: whose artefact; None: the agent's source. bound: None for float32 weights."""
 
     name: str
     target: str | None
     bound: Bound | None = None
 
 
-# ``checkpoint`` is the reference, not the target that writes the release's format.
-_NAMES = {"checkpoint": "release", "onnx": "onnxruntime"}
+_NAMES = {"onnx": "onnxruntime"}
 
 _BOUNDS = {
     # Weights keep 11 bits: 2**-11 each, and the errors of a product add up. On the trained agents 0.2 % of the largest

@@ -20,8 +20,8 @@ from convert.formats.model_cards import Returns, to_model_card
 from convert.store.publication import describe_files, open_folder, publish
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE
-from runtime_check.inputs import find_changes
-from runtime_check.report import AGREE
+from runtime_check.check.verification import find_changes
+from runtime_check.report.documents import AGREE
 
 TARGET = "safetensors"
 CARD_NAME = "README.md"

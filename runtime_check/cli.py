@@ -21,11 +21,12 @@ from convert.console.options import complete_from, split_formats
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from runtime_check.check import Listeners, Options
-    from runtime_check.inputs import Sources
+    from runtime_check.check.options import Listeners, Options
+    from runtime_check.check.results import AgentResult
+    from runtime_check.check.sources import Sources
     from runtime_check.replay import EpisodeLog
-    from runtime_check.report import Document, ReportWriter
-    from runtime_check.results import AgentResult
+    from runtime_check.report.documents import Document
+    from runtime_check.report.writer import ReportWriter
 
 EXIT_DISAGREE, EXIT_UNCHECKED = 1, 2
 # What the extra `check` brings.
@@ -62,7 +63,7 @@ def _list_backend_names() -> list[str]:
     metavar="PATH",
     type=click.Path(exists=True, path_type=Path),
     help="The original checkpoints to compare with: one file, or the root of the release. There, "
-    "FAMILY/Game/seed/model_STEP.gz is tried first, then any model_*.gz with the sha256 in agent.json.",
+    "FAMILY/Game/seed/model_STEP.gz is tried first, then any *.gz with the sha256 in agent.json.",
 )
 @click.option(
     "--backend",
@@ -71,8 +72,8 @@ def _list_backend_names() -> list[str]:
     metavar="NAME,...",
     callback=split_formats,
     shell_complete=complete_from(_list_backend_names),
-    help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The checkpoint in "
-    "torch is the reference and always takes part. Repeatable.",
+    help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The "
+    "reference, which is the checkpoint in torch, always takes part. Repeatable.",
 )
 @click.option(
     "--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="Number of episodes per agent."
@@ -96,7 +97,7 @@ def _list_backend_names() -> list[str]:
     "--mode",
     default="shadow",
     type=click.Choice(["shadow", "solo", "both"]),
-    help="shadow: the checkpoint acts and every backend answers; solo: each backend plays on its own.",
+    help="shadow: the reference acts and every backend answers; solo: each backend plays on its own.",
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="Where the networks run.")
 @click.option("--tf32", is_flag=True, help="Let GPUs use TF32 instead of float32.")
@@ -153,9 +154,10 @@ def main(
     try:
         from convert.errors import AtariConvertError
         from runtime_check.backends import find_backend
-        from runtime_check.check import Options
-        from runtime_check.inputs import Sources, find_agent_folders
-        from runtime_check.report import ReportWriter
+        from runtime_check.check.folders import find_agent_folders
+        from runtime_check.check.options import Options
+        from runtime_check.check.sources import Sources
+        from runtime_check.report.writer import ReportWriter
 
         options = Options(
             backends=tuple(find_backend(name).name for name in backends),
@@ -250,20 +252,20 @@ def _check(
     """Return what was found of an agent, and the same for the report; of one that could not be checked, the latter."""
     from convert.errors import AtariConvertError, UnwritableOutput
     from convert.pipeline import to_known
-    from runtime_check.check import check_agent
-    from runtime_check.report import describe_failure, describe_result
+    from runtime_check.check.pipeline import check_agent
+    from runtime_check.report.documents import to_document, to_failure
 
     try:
         result = check_agent(folder, sources, options, listeners)
-        return result, describe_result(result)
+        return result, to_document(result)
     except UnwritableOutput:
         raise  # of the report
     except (AtariConvertError, OSError) as error:
-        return None, describe_failure(folder, error)
+        return None, to_failure(folder, error)
     except Exception as error:  # nobody foresaw it, and other agents wait
         if _is_extra_missing(error):
             raise
-        return None, describe_failure(folder, to_known(error, str(folder)))
+        return None, to_failure(folder, to_known(error, str(folder)))
 
 
 class _Printer:
@@ -273,7 +275,8 @@ class _Printer:
         self._as_json, self._quiet, self._verbose = as_json, quiet, verbose
 
     def print_agent(self, document: Document) -> None:
-        from runtime_check.report import AGREE, UNCHECKED, format_agent
+        from runtime_check.report.documents import AGREE, UNCHECKED
+        from runtime_check.report.terminal import format_agent
 
         if document["verdict"] == UNCHECKED:
             folder, message = document["folder"], document["error"]["message"]
@@ -283,7 +286,8 @@ class _Printer:
 
 
 def _print_summary(writer: ReportWriter, report: Path | None) -> None:
-    from runtime_check.report import AGREE, DISAGREE, HTML_NAME, UNCHECKED
+    from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED
+    from runtime_check.report.writer import HTML_NAME
 
     agree, disagree, unchecked = (writer.counts.get(name, 0) for name in (AGREE, DISAGREE, UNCHECKED))
     noun = "agent agrees" if agree == 1 else "agents agree"
@@ -293,7 +297,7 @@ def _print_summary(writer: ReportWriter, report: Path | None) -> None:
 
 
 def _exit_code(writer: ReportWriter) -> int:
-    from runtime_check.report import DISAGREE, UNCHECKED, combine_verdicts
+    from runtime_check.report.documents import DISAGREE, UNCHECKED, combine_verdicts
 
     return {DISAGREE: EXIT_DISAGREE, UNCHECKED: EXIT_UNCHECKED}.get(combine_verdicts(writer.counts), 0)
 
@@ -310,7 +314,7 @@ class _Progress:
 
     def listen(self, folder: Path, writer: ReportWriter) -> Listeners:
         """Return listeners for the next agent; its episodes go into the report."""
-        from runtime_check.check import Listeners
+        from runtime_check.check.options import Listeners
 
         def end_episode(backend: str, mode: str, log: EpisodeLog) -> None:
             self._ended += 1

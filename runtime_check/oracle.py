@@ -1,20 +1,25 @@
-"""The judge: a checkpoint of the release in float64 NumPy, written from the network's description.
+"""The judge's arithmetic: any network of this kind in float64 NumPy, written from its description.
 
-It shares no code with ``convert`` and permutes nothing: the checkpoint stores PyTorch's order, and so does
-this file. Architecture: Mnih et al. (2015), "Human-level control through deep reinforcement learning",
-Methods. Categorical head: Bellemare et al. (2017), "A Distributional Perspective on Reinforcement Learning".
+It shares no code with ``convert`` and permutes nothing: weights are in PyTorch's order. `originals` reads them, for
+each source in a file of its own. Architecture: Mnih et al. (2015), "Human-level control through deep reinforcement
+learning", Methods. Heads: Bellemare et al. (2017), "A Distributional Perspective on Reinforcement Learning"; Dabney et
+al. (2018), "Distributional Reinforcement Learning with Quantile Regression". Streams: Wang et al. (2016), "Dueling
+Network Architectures for Deep Reinforcement Learning".
 
-============================  ================  ======  ===========
-layer                         kernel            stride  output
-============================  ================  ======  ===========
-observation / 255                                       4 × 84 × 84
-convolution, ReLU             (32, 4, 8, 8)     4       32 × 20 × 20
-convolution, ReLU             (64, 32, 4, 4)    2       64 × 9 × 9
-convolution, ReLU             (64, 64, 3, 3)    1       64 × 7 × 7
-flatten in C,H,W; dense, ReLU (512, 3136)               512
-dense                         (A, 512)                  A Q-values
-or, for C51                   (A · atoms, 512)          A × atoms logits; Q = Σ softmax(logits) · support
-============================  ================  ======  ===========
+======================================  ==============================================================
+layer                                   what it computes
+======================================  ==============================================================
+observation / scale                     frames × height × width
+convolutions, each with ReLU            zeros are padded before and after, the same on both axes
+flatten in C,H,W; dense layers, ReLU    hidden widths
+head, ``single``                        A × n rows of outputs, those of one action beside each other
+head, ``shared``                        value (n rows) + advantage (A × n rows) − its mean over actions
+head, ``split``                         the same; the advantage sees the first half of the last hidden
+                                        layer, the value the second
+``q``: n = 1                            Q = output
+``categorical``: n atoms                Q = Σ softmax(logits) · support
+``quantile``: n quantiles               Q = their mean
+======================================  ==============================================================
 """
 
 from __future__ import annotations
@@ -23,103 +28,151 @@ import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from threadpoolctl import ThreadpoolController
 
-from runtime_check.originals.atari_agents import read_state_dict
-
 Float64 = NDArray[np.float64]
 
-_STRIDES = (4, 2, 1)
-_SHAPES = {
-    "_AtariNet__features.0.weight": (32, 4, 8, 8),
-    "_AtariNet__features.0.bias": (32,),
-    "_AtariNet__features.2.weight": (64, 32, 4, 4),
-    "_AtariNet__features.2.bias": (64,),
-    "_AtariNet__features.4.weight": (64, 64, 3, 3),
-    "_AtariNet__features.4.bias": (64,),
-    "_AtariNet__head.0.weight": (512, 3136),
-    "_AtariNet__head.0.bias": (512,),
-}
-_HEAD_WEIGHT, _HEAD_BIAS, _SUPPORT = "_AtariNet__head.2.weight", "_AtariNet__head.2.bias", "_AtariNet__support"
-_LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
-_NAMES = (*_SHAPES, _HEAD_WEIGHT, _HEAD_BIAS, _SUPPORT)
+Q, CATEGORICAL, QUANTILE = "q", "categorical", "quantile"
+SINGLE, SHARED, SPLIT = "single", "shared", "split"
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What the network sees: ``frames`` of height × width, divided by ``scale`` (255, or 1 for none)."""
+
+    frames: int = 4
+    height: int = 84
+    width: int = 84
+    scale: float = 255.0
+
+
+@dataclass(frozen=True, eq=False)
+class Conv:
+    """A convolution and a ReLU. kernel: float64[out, in, k, k]; bias: float64[out]; padding: (before, after)."""
+
+    kernel: Float64
+    bias: Float64
+    stride: int
+    padding: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A dense layer. kernel: float64[out, in]; bias: float64[out]."""
+
+    kernel: Float64
+    bias: Float64
+
+
+@dataclass(frozen=True, eq=False)
+class Head:
+    """The last layer, and how its rows become Q-values.
+
+    kind: ``q``, ``categorical`` or ``quantile``. actions: how many. dense: the only stream, or that of the advantage;
+    (actions · n) rows, the n of one action beside each other. value: the other stream, n rows; None for ``single``.
+    streams: ``single``, ``shared`` or ``split``. support: float64[n] for ``categorical``, else None.
+    """
+
+    kind: str
+    actions: int
+    dense: Dense
+    value: Dense | None = None
+    streams: str = SINGLE
+    support: Float64 | None = None
+
+    @property
+    def size(self) -> int:
+        """How many rows an action has: 1, or its atoms or quantiles."""
+        return len(self.dense.bias) // self.actions
 
 
 @dataclass(frozen=True, eq=False)
 class Oracle:
-    """A checkpoint's weights in float64, in the order in which the file stores them.
+    """A network in float64.
 
-    kernels: float64[out, in, height, width] of the three convolutions. hidden_kernel: float64[512, 3136],
-    columns in C,H,W order. head_kernel: float64[actions, 512], or float64[actions * atoms, 512] with the
-    atoms of one action beside each other. support: float64[atoms] for C51, else None.
+    Raises:
+        ValueError: its layers do not fit each other; all that is wrong is named.
     """
 
-    kernels: tuple[Float64, Float64, Float64]
-    biases: tuple[Float64, Float64, Float64]
-    hidden_kernel: Float64
-    hidden_bias: Float64
-    head_kernel: Float64
-    head_bias: Float64
-    support: Float64 | None
+    observation: Observation
+    convs: tuple[Conv, ...]
+    hidden: tuple[Dense, ...]
+    head: Head
+
+    def __post_init__(self) -> None:
+        """Refuse layers that do not fit each other."""
+        if problems := _find_problems(self):
+            raise ValueError("; ".join(problems))
 
     @property
     def actions(self) -> int:
-        atoms = 1 if self.support is None else len(self.support)
-        return len(self.head_bias) // atoms
+        return self.head.actions
+
+    @property
+    def support(self) -> Float64 | None:
+        return self.head.support
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The outputs for one observation, with their shapes."""
+        shapes: dict[str, tuple[int, ...]] = {"q_values": (self.actions,)}
+        if self.head.kind != Q:
+            shapes[_DETAILS[self.head.kind]] = (self.actions, self.head.size)
+        return shapes
 
 
-def read_oracle(path: Path) -> Oracle:
-    """Read a checkpoint of the release as its float64 oracle.
-
-    Raises:
-        OSError: there is no such file, or it cannot be opened.
-        ValueError: it is not a checkpoint of this network; the message names every weight that is off.
-    """
-    state = read_state_dict(path)
-    problems = _find_problems({name: tuple(tensor.shape) for name, tensor in state.items()})
-    # Tensors of any number and size may share a storage, and would each become an array.
-    known = [name for name in _NAMES if name in state and state[name].numel() <= _LARGEST_WEIGHT]
-    arrays = {name: state[name].to(torch.float64).numpy() for name in known}
-    problems += [f"{name} is not finite" for name, array in arrays.items() if not np.isfinite(array).all()]
-    if problems:
-        more = f"; and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise ValueError(f"{path}: {'; '.join(problems[:10])}{more}")
-    weights, biases = (
-        tuple(arrays[f"_AtariNet__features.{layer}.{kind}"] for layer in (0, 2, 4)) for kind in ("weight", "bias")
-    )
-    return Oracle(
-        (weights[0], weights[1], weights[2]),
-        (biases[0], biases[1], biases[2]),
-        arrays["_AtariNet__head.0.weight"],
-        arrays["_AtariNet__head.0.bias"],
-        arrays[_HEAD_WEIGHT],
-        arrays[_HEAD_BIAS],
-        arrays.get(_SUPPORT),
-    )
+_DETAILS = {CATEGORICAL: "logits", QUANTILE: "quantiles"}
 
 
-def _find_problems(shapes: dict[str, tuple[int, ...]]) -> list[str]:
-    expected: dict[str, tuple[int, ...]] = dict(_SHAPES)
-    head_bias, support = shapes.get(_HEAD_BIAS), shapes.get(_SUPPORT)
-    rows = head_bias[0] if head_bias is not None and len(head_bias) == 1 else -1
-    expected |= {_HEAD_WEIGHT: (rows, 512), _HEAD_BIAS: (rows,)}
-    problems = [f"{name} is missing" for name in expected if name not in shapes]
-    problems += [f"{ascii(name)[1:-1][:80]} is unexpected" for name in shapes if name not in _NAMES]
-    problems += [
-        f"{name} is {shapes[name]}, expected {shape}"
-        for name, shape in expected.items()
-        if name in shapes and shapes[name] != shape
-    ]
-    if support is not None and (len(support) != 1 or not support[0] or rows % support[0]):
-        problems.append(f"{_SUPPORT} is {support}, the head has {rows} rows")
-    if rows == 0:
-        problems.append("the head has no actions")
+def _find_problems(oracle: Oracle) -> list[str]:
+    problems = []
+    channels, height, width = oracle.observation.frames, oracle.observation.height, oracle.observation.width
+    for number, conv in enumerate(oracle.convs, 1):
+        shape = conv.kernel.shape
+        if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or conv.bias.shape != shape[:1]:
+            return [f"convolution {number} is {shape} with a bias {conv.bias.shape}, expected (n, {channels}, k, k)"]
+        height, width = ((side + sum(conv.padding) - shape[2]) // conv.stride + 1 for side in (height, width))
+        channels = shape[0]
+        if height < 1 or width < 1:
+            return [f"convolution {number} has a kernel of {shape[2]}, larger than what it sees"]
+    features = channels * height * width
+    for number, dense in enumerate(oracle.hidden, 1):
+        problems += _find_dense_problems(f"hidden layer {number}", dense, features)
+        features = len(dense.bias)
+    return problems + _find_head_problems(oracle.head, features)
+
+
+def _find_dense_problems(name: str, dense: Dense, features: int) -> list[str]:
+    shape = dense.kernel.shape
+    if len(shape) == 2 and shape[1] == features and dense.bias.shape == shape[:1]:
+        return []
+    return [f"{name} is {shape} with a bias {dense.bias.shape}, expected (n, {features})"]
+
+
+def _find_head_problems(head: Head, features: int) -> list[str]:
+    if head.kind not in (Q, CATEGORICAL, QUANTILE) or head.streams not in (SINGLE, SHARED, SPLIT):
+        return [f"the head is {head.kind!r} with streams {head.streams!r}, which is not known"]
+    rows, atoms = len(head.dense.bias), None if head.support is None else len(head.support)
+    if head.streams == SPLIT and features % 2:
+        return [f"the head splits {features} features, expected an even number"]
+    features = features // 2 if head.streams == SPLIT else features
+    problems = _find_dense_problems("the head", head.dense, features)
+    if head.actions < 1 or rows % head.actions or not rows:
+        return [*problems, f"the head has {rows} rows for {head.actions} actions"]
+    if (head.kind == CATEGORICAL) != (atoms is not None) or atoms not in (None, head.size):
+        problems.append(f"a {head.kind} head of {head.size} rows for an action has a support of {atoms}")
+    if head.kind == Q and head.size != 1:
+        problems.append(f"a q head has {head.size} rows for an action, expected 1")
+    if (head.streams == SINGLE) != (head.value is None):
+        problems.append(f"a head with streams {head.streams!r} and {'no' if head.value is None else 'a'} value stream")
+    if head.value is not None:
+        problems += _find_dense_problems("the value stream", head.value, features)
+        if len(head.value.bias) != head.size:
+            problems.append(f"the value stream has {len(head.value.bias)} rows, expected {head.size}")
     return problems
 
 
@@ -127,8 +180,8 @@ def compute_q_values(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
     """Return the Q-values of a batch of observations.
 
     Args:
-        oracle: the checkpoint.
-        obs_nchw: uint8[N, 4, 84, 84], oldest frame first, 0–255.
+        oracle: the network.
+        obs_nchw: uint8[N, frames, height, width], oldest frame first, 0–255.
 
     Returns:
         float64[N, actions].
@@ -142,11 +195,12 @@ def compute_outputs(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> dict[str, Fl
     A value depends on the rest of its batch by no more than the rounding of float64, 1e-13 of it.
 
     Args:
-        oracle: the checkpoint.
-        obs_nchw: uint8[N, 4, 84, 84], oldest frame first, 0–255.
+        oracle: the network.
+        obs_nchw: uint8[N, frames, height, width], oldest frame first, 0–255.
 
     Returns:
-        ``q_values`` float64[N, actions], and for C51 ``logits`` float64[N, actions, atoms].
+        ``q_values`` float64[N, actions]; for a categorical head ``logits`` float64[N, actions, atoms], for a quantile
+        head ``quantiles`` float64[N, actions, quantiles].
     """
     # Products this small gain nothing from BLAS's own threads, which wait for each other by spinning.
     with _find_blas().limit(limits=1, user_api="blas"):
@@ -154,10 +208,11 @@ def compute_outputs(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> dict[str, Fl
         # Another thread's cache is cold: one block is done sooner here.
         map_blocks = map if len(blocks) == 1 else _open_pool().map
         outputs = np.concatenate(list(map_blocks(partial(_compute_head, oracle), blocks)))
-    if oracle.support is None:
-        return {"q_values": outputs}
-    logits = outputs.reshape(len(obs_nchw), oracle.actions, len(oracle.support))
-    return {"q_values": (_softmax(logits) * oracle.support).sum(axis=-1), "logits": logits}
+    if oracle.head.kind == Q:
+        return {"q_values": outputs[:, :, 0]}
+    if oracle.head.support is None:
+        return {"q_values": outputs.mean(axis=-1), "quantiles": outputs}
+    return {"q_values": (_softmax(outputs) * oracle.head.support).sum(axis=-1), "logits": outputs}
 
 
 @cache
@@ -171,23 +226,36 @@ def _open_pool() -> ThreadPoolExecutor:
 
 
 def _compute_head(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
-    features = obs_nchw / 255.0
-    for kernel, bias, stride in zip(oracle.kernels, oracle.biases, _STRIDES, strict=True):
-        features = _convolve(features, kernel, stride)
-        features += bias[:, None, None]
+    """Return float64[N, actions, n]: Q-values (n = 1), logits or quantiles."""
+    features = obs_nchw / oracle.observation.scale
+    for conv in oracle.convs:
+        features = _convolve(features, conv.kernel, conv.stride, conv.padding)
+        features += conv.bias[:, None, None]
         np.maximum(features, 0.0, out=features)
-    flat = features.reshape(-1, oracle.hidden_kernel.shape[1])
-    hidden = np.maximum(flat @ oracle.hidden_kernel.T + oracle.hidden_bias, 0.0)
-    outputs: Float64 = hidden @ oracle.head_kernel.T + oracle.head_bias
+    flat = features.reshape(len(features), int(np.prod(features.shape[1:])))
+    for dense in oracle.hidden:
+        flat = np.maximum(_multiply(flat, dense), 0.0)
+    head = oracle.head
+    first, second = np.split(flat, 2, axis=1) if head.streams == SPLIT else (flat, flat)
+    outputs = _multiply(first, head.dense).reshape(len(flat), head.actions, head.size)
+    if head.value is not None:
+        outputs += _multiply(second, head.value)[:, None, :] - outputs.mean(axis=1, keepdims=True)
     return outputs
 
 
-def _convolve(features: Float64, kernel: Float64, stride: int) -> Float64:
-    """Correlate features[N, in, H, W] with kernel[out, in, k, k], without padding, as one product of matrices each.
+def _multiply(features: Float64, dense: Dense) -> Float64:
+    outputs: Float64 = features @ dense.kernel.T + dense.bias
+    return outputs
+
+
+def _convolve(features: Float64, kernel: Float64, stride: int, padding: tuple[int, int] = (0, 0)) -> Float64:
+    """Correlate features[N, in, H, W] with kernel[out, in, k, k] as one product of matrices each.
 
     windows is [N, in, k, k, h, w], the patch under each output pixel; columns holds those of one observation at a
     time, [in · k · k, h · w], so that they stay in the cache.
     """
+    if any(padding):
+        features = np.pad(features, ((0, 0), (0, 0), padding, padding))
     side = kernel.shape[-1]
     windows = sliding_window_view(features, (side, side), axis=(2, 3))[:, :, ::stride, ::stride]
     windows = windows.transpose(0, 1, 4, 5, 2, 3)

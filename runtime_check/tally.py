@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from runtime_check.compare import TIE, Comparison, Float64
 
 MAX_LISTED = 100
+MAX_RETURNS = 500
 
 
 @dataclass(frozen=True)
@@ -30,26 +31,54 @@ class Disagreement:
 
 
 @dataclass
+class Disagreements:
+    """Counts of ties and wrong actions. listed: the first 100 wrong actions, and ties while there is room."""
+
+    ties: int = 0
+    wrong: int = 0
+    listed: list[Disagreement] = field(default_factory=list)
+
+    def add(self, disagreement: Disagreement) -> None:
+        """Count a tie or wrong action, and list it while there is room; a wrong action takes the room of a tie."""
+        if disagreement.kind == TIE:
+            self.ties += 1
+        else:
+            self.wrong += 1
+        self._list(disagreement)
+
+    def _list(self, disagreement: Disagreement) -> None:
+        if disagreement.kind != TIE and len(self.listed) == MAX_LISTED:
+            ties = [other for other in self.listed if other.kind == TIE]
+            if ties:
+                self.listed.remove(ties[-1])
+        if len(self.listed) < MAX_LISTED:
+            self.listed.append(disagreement)
+
+    def joined(self, later: Disagreements) -> Disagreements:
+        """Return these and later ones as one."""
+        both = Disagreements(self.ties + later.ties, self.wrong + later.wrong, list(self.listed))
+        for disagreement in later.listed:
+            both._list(disagreement)
+        return both
+
+
+@dataclass
 class Tally:
     """All that is kept of a backend's answers; its size does not depend on how many there were.
 
-    agreeing: on how many of the steps the action was the oracle's. faults: why answers could not be had or compared,
-    the first of each kind. max_error and where it was: (episode, step). max_ratio: the largest error of any output as
-    a multiple of what was allowed there. listed: the first 100 wrong actions, and ties while there is room.
+    agreeing: on how many of the steps the action was the oracle's. max_error and where it was: (episode, step).
+    max_ratio: the largest error of any output as a multiple of what was allowed there.
     """
 
     steps: int = 0
     agreeing: int = 0
-    ties: int = 0
-    wrong: int = 0
     exceeding: int = 0
     non_finite: int = 0
     max_error: float = 0.0
     max_error_at: tuple[int, int] | None = None
     max_ratio: float = 0.0
     smallest_gap: float = np.inf
-    faults: list[str] = field(default_factory=list)
-    listed: list[Disagreement] = field(default_factory=list)
+    disagreements: Disagreements = field(default_factory=Disagreements)
     errors: Histogram = field(default_factory=lambda: Histogram())
     gaps: Histogram = field(default_factory=lambda: Histogram())
     profile: Profile = field(default_factory=lambda: Profile())
@@ -78,7 +107,7 @@ class Tally:
             self.errors.add(error)
             self.profile.add(steps[finite], error, allowed)
         for place, kind in comparison.kinds.items():
-            self.add_disagreement(
+            self.disagreements.add(
                 Disagreement(
                     kind,
                     "shadow",
@@ -91,40 +120,47 @@ class Tally:
                 )
             )
 
-    def add_disagreement(self, disagreement: Disagreement) -> None:
-        """Count a tie or wrong action, and list it while there is room; a wrong action takes the room of a tie."""
-        if disagreement.kind == TIE:
-            self.ties += 1
-        else:
-            self.wrong += 1
-            ties = [other for other in self.listed if other.kind == TIE]
-            if ties and len(self.listed) == MAX_LISTED:
-                self.listed.remove(ties[-1])
-        if len(self.listed) < MAX_LISTED:
-            self.listed.append(disagreement)
 
-    def add_fault(self, fault: str) -> None:
-        """Note why an answer could not be had or compared."""
-        if fault not in self.faults:
-            self.faults.append(fault)
+@dataclass
+class Returns:
+    """Unclipped returns of episodes: their number, mean and deviation (Welford's sums), and the first 500."""
+
+    count: int = 0
+    mean: float = 0.0
+    squares: float = 0.0
+    first: list[float] = field(default_factory=list)
+
+    def add(self, value: float) -> None:
+        """Add an episode's return."""
+        self.count += 1
+        deviation = value - self.mean
+        self.mean += deviation / self.count
+        self.squares += deviation * (value - self.mean)
+        if len(self.first) < MAX_RETURNS:
+            self.first.append(value)
+
+    @property
+    def std(self) -> float:
+        """The standard deviation over the episodes, that of a population."""
+        return float((self.squares / self.count) ** 0.5) if self.count else 0.0
 
 
 def judge(tally: Tally, least_agreement: float | None = None) -> list[str]:
-    """Return why the backend does not act like its checkpoint; nothing when it does.
+    """Return why the answers are not those of the checkpoint; nothing when they are.
 
     Args:
         tally: its answers.
         least_agreement: where weights are rounded, the share of actions that have to be the oracle's, from 0 to 1;
             None: all of them, but for ties.
     """
-    reasons = list(tally.faults)
+    reasons = []
     if tally.non_finite:
         reasons.append(f"{tally.non_finite} of {tally.steps} answers hold NaN or infinity")
     if least_agreement is not None:
         if tally.agreement is not None and tally.agreement < least_agreement:
             reasons.append(f"{tally.agreement:.1%} of the actions are the oracle's, fewer than {least_agreement:.0%}")
-    elif tally.wrong:
-        reasons.append(f"{tally.wrong} wrong {'action' if tally.wrong == 1 else 'actions'}")
+    elif wrong := tally.disagreements.wrong:
+        reasons.append(f"{wrong} wrong {'action' if wrong == 1 else 'actions'}")
     if tally.exceeding:
         reasons.append(
             f"error above the allowed on {tally.exceeding} of {tally.steps} steps, up to {tally.max_ratio:.3g} times it"

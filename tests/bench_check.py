@@ -30,9 +30,12 @@ from convert.agents.record import read_record
 from convert.pipeline import convert_checkpoint
 from convert.runtimes import Runtime, Settings
 from runtime_check.backends import REFERENCE, find_backend
-from runtime_check.check import Listeners, Options, check_agent, open_backend
-from runtime_check.inputs import Sources, find_artefact
-from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.check.opening import open_backend
+from runtime_check.check.options import Listeners, Options
+from runtime_check.check.pipeline import check_agent
+from runtime_check.check.verification import find_artefact
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import Plan, Replay
 
@@ -134,8 +137,8 @@ def time_each(functions: Collection[Callable[[np.ndarray], object]], batches: li
 def time_check(folder: Path, options: Options) -> float:
     """Time a whole check from the moment at which all its artefacts are open."""
     starts: list[float] = []
-    listeners = Listeners(lambda _: starts.append(time.perf_counter()), lambda _: None, lambda *_: None)
-    result = check_agent(folder, Sources(AGENTS), options, listeners)
+    listeners = Listeners(start=lambda _: starts.append(time.perf_counter()))
+    result = check_agent(folder, AGENTS, options, listeners)
     if not result.agrees:
         sys.exit(f"{folder}: disagrees")
     return time.perf_counter() - starts[0]

@@ -24,7 +24,8 @@ import convert
 from convert.agents.identity import FAMILIES
 from convert.formats.parameter_trees import to_params
 from runtime_check.dopamine_env import ReleaseEnvironment
-from runtime_check.oracle import compute_q_values, read_oracle
+from runtime_check.oracle import compute_q_values
+from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS, Episode
 
 DOCS = Path(__file__).parent.parent / "docs" / "dopamine.md"

@@ -90,7 +90,7 @@ def _open(reader: str, path: Path) -> Any:
     if reader == "source":
         convert.read_checkpoint(path)
     elif reader == "oracle":
-        from runtime_check.oracle import read_oracle
+        from runtime_check.originals import read_oracle
 
         read_oracle(path)
     elif reader == "pickle":

@@ -46,7 +46,7 @@ with atheris.instrument_imports(include=OURS):
     import convert.files.torch_files
     import convert.loading
     import convert.sources.atari_agents
-    import runtime_check.oracle
+    import runtime_check.originals
     from convert.agents.agent import RECORD_NAME, Agent
     from convert.agents.record import from_json, read_record, to_json
     from convert.errors import AtariConvertError
@@ -328,7 +328,7 @@ def _read_checkpoint(parts: Parts, folder: Path) -> None:  # noqa: ARG001
 
 def _judge_checkpoint(parts: Parts, folder: Path) -> None:
     (folder / "model.gz").write_bytes(parts.get("model.gz", b""))
-    runtime_check.oracle.read_oracle(folder / "model.gz")
+    runtime_check.originals.read_oracle(folder / "model.gz")
 
 
 def _torch_seeds(seeds: Path) -> list[Parts]:

@@ -11,7 +11,7 @@ python=${PYTHON:-python3}
 device=${DEVICE:-gpu}      # DEVICE=cpu tries the script where there is no GPU
 episodes=${EPISODES:-16}
 steps=${STEPS:-500}
-backends=${BACKENDS:-checkpoint onnxruntime flax tensorflow} # whose runtimes know GPUs; checkpoint alone is torch
+backends=${BACKENDS:-reference onnxruntime flax tensorflow} # whose runtimes know GPUs; the reference is torch
 
 mkdir -p "$out" || exit 2
 [ -d "$out/converted" ] || "$python" -m convert tests/data/agents --to all --out "$out/converted" --quiet || exit 2

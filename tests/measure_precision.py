@@ -19,7 +19,8 @@ import torch.nn.functional as F
 
 from convert.agents.identity import identify
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, scale_of
-from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import read_oracle
 from runtime_check.originals.atari_agents import read_state_dict
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import Plan, Replay
@@ -57,9 +58,10 @@ def measure(path: Path, steps: int) -> None:
     print(f"{path.relative_to(AGENTS)}: {len(sizes)} steps, max |q| {sizes.min():.3g} to {sizes.max():.3g}")
     print(f"  {'':<26}{'max error':>11}{'median':>9}{'/allowed':>10}{'exceeding':>11}{'other actions':>15}")
     for name, tally in tallies.items():
+        other = tally.disagreements.ties + tally.disagreements.wrong
         print(
             f"  {name:<26}{tally.max_error:>11.1e}{tally.errors.median():>9.1e}{tally.max_ratio:>10.2g}"
-            f"{tally.exceeding / tally.steps:>11.1%}{(tally.ties + tally.wrong) / tally.steps:>15.2%}"
+            f"{tally.exceeding / tally.steps:>11.1%}{other / tally.steps:>15.2%}"
         )
 
 

@@ -24,7 +24,8 @@ from convert.agents.network import find_differences
 from convert.cli import main
 from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact, WeightMismatch
 from convert.networks.linen import NatureC51, NatureDQN
-from runtime_check.oracle import compute_q_values, read_oracle
+from runtime_check.oracle import compute_q_values
+from runtime_check.originals import read_oracle
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,7 @@ def _report(path, folder, max_steps=None, epsilon=0.001, verdict="agree"):
         "folder": str(folder),
         "verdict": verdict,
         "episodes": {"first_seed": 0, "count": 3, "max_steps": max_steps},
-        "backends": {"checkpoint": {"returns": {"shadow": returns, "solo": None}}},
+        "backends": {"reference": {"returns": {"shadow": returns, "solo": None}}},
     }
     path.write_text(json.dumps({"options": {"epsilon": epsilon}, "agents": [agent]}), "utf-8")
     return str(path)

@@ -18,13 +18,14 @@ from convert.pipeline import convert_checkpoint
 from convert.runtimes import Runtime, Settings, choose_gpu
 from convert.targets import list_targets
 from runtime_check.backends import find_backend, list_backends
-from runtime_check.check import open_backend
+from runtime_check.check.opening import open_backend
+from runtime_check.check.verification import find_artefact
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, find_faults
-from runtime_check.inputs import find_artefact
-from runtime_check.oracle import compute_outputs, read_oracle
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import read_oracle
 from runtime_check.tally import Tally, judge
 
-NAMES = ("checkpoint", "flax", "onnxruntime", "tensorflow")
+NAMES = ("reference", "flax", "onnxruntime", "tensorflow")
 TARGETS = ("onnx", "flax", "tensorflow")
 
 
@@ -68,7 +69,7 @@ def test_a_backend_answers_as_the_oracle_whatever_the_batch(name, agents):
                 np.arange(count),
             )
             assert judge(tally) == []
-            assert tally.wrong == tally.ties == 0
+            assert tally.disagreements.wrong == tally.disagreements.ties == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -152,7 +153,7 @@ def test_tf32_is_off_unless_it_is_asked_for(agents):
     torch = pytest.importorskip("torch")
     folder, source = next(iter(agents.items()))
     for tf32 in (True, False):
-        precision = _open("checkpoint", folder, source, tf32=tf32).description.precision
+        precision = _open("reference", folder, source, tf32=tf32).description.precision
         assert f"cudnn.allow_tf32={tf32}, cuda.matmul.allow_tf32={tf32}" in precision
         assert torch.backends.cudnn.allow_tf32 is tf32
         assert (
@@ -170,15 +171,16 @@ def test_backends_are_found_by_name_without_their_frameworks():
     subprocess.run([sys.executable, "-c", code], check=True)
     assert {backend.target for backend in list_backends()} == {None, *(target.name for target in list_targets())}
     assert find_backend("onnxruntime").target == "onnx"
-    assert find_backend("release").target == "checkpoint"
-    assert find_backend("checkpoint").target is None
+    assert find_backend("checkpoint").target == "checkpoint"
+    assert find_backend("reference").target is None
 
 
 def test_an_unknown_backend_is_refused():
     with pytest.raises(UnknownBackend, match=r"no backend 'tensorrt'; Known: .*onnxruntime"):
         find_backend("tensorrt")
-    with pytest.raises(UnknownBackend, match=r"no backend 'onnx'; did you mean onnxruntime\? Known"):
-        find_backend("onnx")
+    for name, meant in (("onnx", "onnxruntime"), ("release", "checkpoint")):
+        with pytest.raises(UnknownBackend, match=rf"no backend '{name}'; did you mean {meant}\? Known"):
+            find_backend(name)
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ from convert.pipeline import convert_checkpoint
 from runtime_check.cli import main
 from runtime_check.replay import from_json_line, replay_log
 
-SCHEMA = json.loads(files("runtime_check").joinpath("check.schema.json").read_text("utf-8"))
+SCHEMA = json.loads(files("runtime_check.report").joinpath("check.schema.json").read_text("utf-8"))
 FOLDER = "DQN_modern/Pong/0/model_328492"
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
 
@@ -63,7 +63,7 @@ def test_good_agents_pass(checked):
     assert document["verdict"] == "agree"
     assert document["counts"] == {"agree": 2, "disagree": 0, "unchecked": 0}
     for agent in document["agents"]:
-        assert set(agent["backends"]) == {"checkpoint", "flax", "onnxruntime", "tensorflow"}
+        assert set(agent["backends"]) == {"reference", "flax", "onnxruntime", "tensorflow"}
         for name, outcome in agent["backends"].items():
             assert outcome["reasons"] == []
             assert (outcome["steps"], outcome["wrong"]) == (150, 0)
@@ -72,7 +72,7 @@ def test_good_agents_pass(checked):
             assert 0 < outcome["max_ratio"] < 0.2
             assert outcome["solo"] == {"episodes": 3, "identical": 3, "steps": 75}
             assert outcome["returns"]["solo"]["n"] == 3
-            assert (outcome["returns"]["shadow"] is not None) == (name == "checkpoint")
+            assert (outcome["returns"]["shadow"] is not None) == (name == "reference")
             assert outcome["runtime"]["batch"] == 3
 
 
@@ -85,7 +85,7 @@ def test_good_agents_pass_on_five_seeds(converted, tmp_path):
     assert (done.returncode, done.stderr) == (0, "")
     for agent in json.loads((report / "check.json").read_text("utf-8"))["agents"]:
         assert agent["verdict"] == "agree"
-        assert set(agent["backends"]) == {"checkpoint", "flax", "onnxruntime", "tensorflow"}
+        assert set(agent["backends"]) == {"reference", "flax", "onnxruntime", "tensorflow"}
         for outcome in agent["backends"].values():
             assert outcome["steps"] == 5 * 200 * 2
             assert outcome["wrong"] == 0
@@ -110,8 +110,8 @@ def test_the_episode_log_replays(checked):
     log = from_json_line(lines[0])
     assert len(list(replay_log(log))) == len(log.actions) == 25
     keys = [(Path(line["folder"]).name, line["mode"], line["backend"], line["seed"]) for line in documents]
-    backends = ["checkpoint", "flax", "onnxruntime", "tensorflow"]
-    parts = [("shadow", "checkpoint"), *(("solo", backend) for backend in backends)]
+    backends = ["reference", "flax", "onnxruntime", "tensorflow"]
+    parts = [("shadow", "reference"), *(("solo", backend) for backend in backends)]
     agents = ["model_187420", "model_328492"]
     assert keys == [(agent, *part, seed) for agent in agents for part in parts for seed in range(3)]
 
@@ -161,7 +161,7 @@ def test_a_disagreement_exits_with_1_and_the_rest_is_checked(faulty, tmp_path):
     assert "Disagreement" in page
     assert page.count('src="data:image/png;base64,') % 4 == 0
     assert 'src="data:image/png;base64,' in page
-    for name in ("oracle", "checkpoint", "onnxruntime", "RIGHTFIRE"):
+    for name in ("oracle", "reference", "onnxruntime", "RIGHTFIRE"):
         assert name in page
 
 
@@ -274,7 +274,7 @@ def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted
 
 def test_backends_are_named_with_commas_in_any_letter_case(converted):
     done = _run(converted / FOLDER, "--source", PONG, "--backend", "Flax, onnxruntime,flax", "--max-steps", 2)
-    assert re.findall(r"^  (\w+) +agree", done.stdout, re.MULTILINE) == ["checkpoint", "flax", "onnxruntime"]
+    assert re.findall(r"^  (\w+) +agree", done.stdout, re.MULTILINE) == ["reference", "flax", "onnxruntime"]
 
 
 def test_a_backend_without_its_artefact_is_named(tmp_path):

@@ -24,15 +24,14 @@ from convert.runtimes import Runtime, import_runtime
 from convert.store.publication import describe_files
 from convert.targets import find_target, import_target
 from runtime_check.backends import find_backend
-from runtime_check.check import Listeners, Options, check_agent
-from runtime_check.inputs import Sources
-from runtime_check.results import AgentResult
+from runtime_check.check.options import Options
+from runtime_check.check.pipeline import check_agent
+from runtime_check.check.results import AgentResult
 
 pytestmark = pytest.mark.slow
 
 PONG, BREAKOUT = "DQN_modern/Pong/0/model_328492", "C51_classic/Breakout/0/model_187420"
 BACKENDS = ("onnxruntime", "flax", "tensorflow")
-LISTENERS = Listeners(lambda _: None, lambda _: None, lambda *_: None)
 
 WRONG = r"\d+ wrong actions?"
 ERROR = r"error above the allowed on \d+ of 20 steps, up to [\d.e+]+ times it"
@@ -131,13 +130,13 @@ def _replant(folder: Path, target: str, change: Callable[[Network], Network]) ->
 
 
 def _check(folder: Path, backend: str, **options: int) -> AgentResult:
-    return check_agent(folder, Sources(AGENTS), Options((backend,), **({"max_steps": 20} | options)), LISTENERS)
+    return check_agent(folder, AGENTS, Options((backend,), **({"max_steps": 20} | options)))
 
 
 def _assert_caught(result: AgentResult, backend: str, reason: str) -> None:
     assert not result.agrees
-    assert result.backends["checkpoint"].reasons == []
-    assert re.search(reason, "; ".join(result.faults + result.backends[backend].reasons))
+    assert result.backends["reference"].reasons == []
+    assert re.search(reason, "; ".join([*result.faults, *result.backends[backend].reasons]))
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -319,7 +318,7 @@ def test_a_fault_of_a_runtime_is_caught(fault, converted, tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("head", "meanings", "fault"),
     [
-        (make_head(9), None, "the head's kind and actions are ('q', 9), the checkpoint's ('q', 6)"),
+        (make_head(9), None, "Q head of 9 actions, the checkpoint's convolutions"),
         (None, ("FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"), "action_meanings are ('FIRE', 'NOOP'"),
     ],
 )
@@ -338,19 +337,22 @@ def test_a_wrong_action_in_solo_play_is_judged_where_the_episodes_part(converted
     _replant(folder, "onnx", _swap_actions)
     result = _check(folder, "onnxruntime", episodes=2, shadow=False, solo=True)
     outcome = result.backends["onnxruntime"]
-    assert (outcome.solo.episodes, outcome.solo.identical, outcome.tally.wrong) == (2, 0, 2)
+    assert (outcome.solo.episodes, outcome.solo.identical, outcome.tally.disagreements.wrong) == (2, 0, 2)
     weights, *before, after = outcome.reasons
     assert weights == "other weights than the checkpoint's: head kernel, head bias"
     assert before[0] == "before solo play: 2 wrong actions"
     assert before[1].startswith("before solo play: error above the allowed on 3 of 3 steps, up to ")
     assert (len(before), after) == (2, "2 wrong actions")
-    for listed in outcome.tally.listed:
+    for listed in outcome.tally.disagreements.listed:
         assert (listed.mode, listed.kind) == ("solo", "wrong")
         assert listed.margin > 2 * listed.allowed
     exhibit = result.exhibits[0]
-    assert exhibit.q_values.keys() == {"oracle", "checkpoint", "onnxruntime"}
-    assert np.argmax(exhibit.q_values["oracle"]) == np.argmax(exhibit.q_values["checkpoint"])
-    assert np.argmax(exhibit.q_values["onnxruntime"]) == result.backends["onnxruntime"].tally.listed[0].action
+    assert exhibit.q_values.keys() == {"oracle", "reference", "onnxruntime"}
+    assert np.argmax(exhibit.q_values["oracle"]) == np.argmax(exhibit.q_values["reference"])
+    assert (
+        np.argmax(exhibit.q_values["onnxruntime"])
+        == result.backends["onnxruntime"].tally.disagreements.listed[0].action
+    )
 
 
 def test_a_damaged_record_is_caught_too(converted, tmp_path):
@@ -441,7 +443,7 @@ def test_exploration_hides_nothing_in_solo_play(converted, tmp_path):
     folder = _copy(converted, PONG, "onnx", tmp_path)
     _replant(folder, "onnx", FAULTS["actions swapped"][0])
     options = Options(("onnxruntime",), max_steps=20, epsilon=1.0, shadow=False, solo=True)
-    result = check_agent(folder, Sources(AGENTS), options, LISTENERS)
+    result = check_agent(folder, AGENTS, options)
     assert "wrong action" in " ".join(result.backends["onnxruntime"].reasons)
 
 
@@ -452,4 +454,4 @@ def test_an_artefact_of_an_unknown_target_is_not_passed_over(converted, tmp_path
     other = replace(artifact, files=(replace(artifact.files[0], path="model_v2.onnx"),))
     (folder / RECORD_NAME).write_text(to_json(replace(record, artifacts={**record.artifacts, "onnx-v2": other})))
     with pytest.raises(CheckError, match="lists onnx-v2, which no backend of this version opens: name"):
-        check_agent(folder, Sources(AGENTS), Options(max_steps=5), LISTENERS)
+        check_agent(folder, AGENTS, Options(max_steps=5))

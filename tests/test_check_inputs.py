@@ -11,7 +11,9 @@ from builders import AGENTS, PONG, make_state, save_checkpoint
 
 from convert.agents.record import read_record
 from convert.errors import CheckError, CheckpointError
-from runtime_check.inputs import Sources, find_agent_folders, find_artefact, find_changes
+from runtime_check.check.folders import find_agent_folders
+from runtime_check.check.sources import Sources
+from runtime_check.check.verification import find_artefact, find_changes
 
 FOLDER = "DQN_modern/Pong/0/model_328492"
 

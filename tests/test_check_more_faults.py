@@ -10,17 +10,17 @@ import sys
 
 import pytest
 from builders import AGENTS, BREAKOUT, PONG
-from test_check_faults import ERROR, FAULTS, LISTENERS, _assert_caught, _copy, _replant, _write_record
+from test_check_faults import ERROR, FAULTS, _assert_caught, _copy, _replant, _write_record
 
 import convert
 from convert.targets import import_target
 from runtime_check.backends import find_backend
-from runtime_check.check import Options, check_agent
-from runtime_check.inputs import Sources
+from runtime_check.check.options import Options
+from runtime_check.check.pipeline import check_agent
 
 pytestmark = pytest.mark.slow
 
-EXACT = ("dopamine", "keras", "litert", "nnx", "orbax", "release", "safetensors", "torch")
+EXACT = ("checkpoint", "dopamine", "keras", "litert", "nnx", "orbax", "safetensors", "torch")
 ROUNDED = ("litert-float16", "litert-int8")
 # Each fault twice and each backend three times or more: their arithmetic is that of the backends whose faults are
 # all tried elsewhere, what differs is the way from the file to it.
@@ -30,7 +30,7 @@ PAIRS = sorted(set(zip(itertools.cycle(EXACT), [*FAULTS] * 2, strict=False)))
 @pytest.mark.parametrize("agent", [PONG, BREAKOUT], ids=["pong", "breakout"])
 def test_good_artefacts_pass(further, agent):
     folder = further.joinpath(*agent.parts[-4:]).with_suffix("")
-    result = check_agent(folder, Sources(AGENTS), Options((*EXACT, *ROUNDED), max_steps=40, solo=True), LISTENERS)
+    result = check_agent(folder, AGENTS, Options((*EXACT, *ROUNDED), max_steps=40, solo=True))
     assert {name: backend.reasons for name, backend in result.backends.items() if backend.reasons} == {}
     assert result.unchecked == ()
     for name in EXACT:
@@ -52,7 +52,7 @@ def test_keras_answers_alike_on_each_of_its_backends(further, runtime):
 
 
 def _check(folder, backend):
-    return check_agent(folder, Sources(AGENTS), Options((backend,), max_steps=20), LISTENERS)
+    return check_agent(folder, AGENTS, Options((backend,), max_steps=20))
 
 
 @pytest.mark.parametrize(("backend", "fault"), PAIRS)

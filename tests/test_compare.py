@@ -45,7 +45,7 @@ def test_atol_scales_with_the_span_of_the_support(support, scale):
 def test_the_same_actions_within_the_allowed_error_agree():
     tally = _tally([[1.0, 2.001], [3.0, 1.0]], [[1.0, 2.0], [3.0, 1.0]])
     assert judge(tally) == []
-    assert (tally.steps, tally.ties, tally.wrong) == (2, 0, 0)
+    assert (tally.steps, tally.disagreements.ties, tally.disagreements.wrong) == (2, 0, 0)
     assert tally.max_error == pytest.approx(1e-3, rel=1e-3)
     assert tally.max_error_at == (0, 0)
     assert tally.smallest_gap == pytest.approx(1.0)
@@ -55,11 +55,15 @@ def test_the_same_actions_within_the_allowed_error_agree():
 def test_another_action_within_twice_the_allowed_error_is_a_tie(gap, kind):
     tally = _tally([[1.9, 2.0]], [[2.0, 2.0 - gap]], Tolerance(0.0, 0.01))
     if gap:
-        assert (tally.listed[0].kind, tally.listed[0].action, tally.listed[0].best) == (kind, 1, 0)
-        assert tally.listed[0].margin == pytest.approx(gap)
-        assert tally.listed[0].allowed == pytest.approx(0.02)
+        assert (
+            tally.disagreements.listed[0].kind,
+            tally.disagreements.listed[0].action,
+            tally.disagreements.listed[0].best,
+        ) == (kind, 1, 0)
+        assert tally.disagreements.listed[0].margin == pytest.approx(gap)
+        assert tally.disagreements.listed[0].allowed == pytest.approx(0.02)
     else:
-        assert tally.ties == 1
+        assert tally.disagreements.ties == 1
     assert any("1 wrong action" in reason for reason in judge(tally)) == (kind == "wrong")
 
 
@@ -115,15 +119,15 @@ def test_a_head_of_one_action_has_no_gap():
 
 def test_lists_are_bounded_and_counts_are_not():
     tally = _tally([[1.0, 2.0]] * 300, [[2.0, 1.0]] * 300)
-    assert (tally.wrong, len(tally.listed)) == (300, MAX_LISTED)
+    assert (tally.disagreements.wrong, len(tally.disagreements.listed)) == (300, MAX_LISTED)
 
 
 def test_a_wrong_action_is_listed_in_the_place_of_a_tie():
     tally = _tally([[1.0, 2.0]] * MAX_LISTED, [[2.0, 1.99]] * MAX_LISTED)
-    assert (tally.ties, {entry.kind for entry in tally.listed}) == (MAX_LISTED, {"tie"})
+    assert (tally.disagreements.ties, {entry.kind for entry in tally.disagreements.listed}) == (MAX_LISTED, {"tie"})
     tally.add(_compare([[1.0, 2.0]], [[2.0, 1.0]]), np.zeros(1, np.int64), np.array([500]))
-    assert len(tally.listed) == MAX_LISTED
-    assert (tally.listed[-1].kind, tally.listed[-1].step) == ("wrong", 500)
+    assert len(tally.disagreements.listed) == MAX_LISTED
+    assert (tally.disagreements.listed[-1].kind, tally.disagreements.listed[-1].step) == ("wrong", 500)
 
 
 def test_the_defaults_are_those_of_the_docs():

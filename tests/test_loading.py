@@ -18,7 +18,7 @@ from convert.errors import RuntimeUnavailable
 from convert.runtimes import Settings
 from convert.targets import find_target, import_target, list_targets
 from runtime_check.backends import list_backends
-from runtime_check.check import open_backend
+from runtime_check.check.opening import open_backend
 
 FIRST = ("onnx", "flax", "tensorflow")
 ENVIRONMENT = os.environ | {"OMP_WAIT_POLICY": "PASSIVE", "CUDA_VISIBLE_DEVICES": ""}

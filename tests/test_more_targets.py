@@ -34,7 +34,8 @@ from convert.formats.model_cards import Returns, read_returns, to_model_card
 from convert.pipeline import describe_agent, describe_source
 from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
-from runtime_check.oracle import compute_q_values, read_oracle
+from runtime_check.oracle import compute_q_values
+from runtime_check.originals import read_oracle
 
 pytestmark = pytest.mark.slow
 

@@ -12,9 +12,10 @@ from builders import AGENTS, PONG, make_observations
 import convert
 from convert import runtimes, targets
 from convert.agents.network import find_differences
-from runtime_check.check import Listeners, Options, check_agent
-from runtime_check.inputs import Sources
-from runtime_check.oracle import compute_q_values, read_oracle
+from runtime_check.check.options import Options
+from runtime_check.check.pipeline import check_agent
+from runtime_check.oracle import compute_q_values
+from runtime_check.originals import read_oracle
 
 CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 
@@ -40,7 +41,7 @@ RUNTIME = """
 import numpy as np
 
 from convert.runtimes import Description, Runtime, choose_gpu
-from runtime_check.oracle import Oracle, compute_q_values
+from runtime_check.oracle import Conv, Dense, Head, Observation, Oracle, compute_q_values
 
 
 def choose_device(settings):
@@ -49,13 +50,16 @@ def choose_device(settings):
 
 
 def run(artefact, device, settings):
+    def dense(layer):
+        return Dense(arrays[f"{layer}.kernel"], arrays[f"{layer}.bias"])
+
     arrays = {name: array.astype(float) for name, array in artefact.arrays.items()}
-    oracle = Oracle(
-        tuple(arrays[f"convs.{index}.kernel"] for index in range(3)),
-        tuple(arrays[f"convs.{index}.bias"] for index in range(3)),
-        *(arrays[f"{layer}.{part}"] for layer in ("hidden", "head") for part in ("kernel", "bias")),
-        None,
+    architecture = artefact.architecture
+    convs = tuple(
+        Conv(arrays[f"convs.{index}.kernel"], arrays[f"convs.{index}.bias"], conv.stride, conv.padding)
+        for index, conv in enumerate(architecture.convs)
     )
+    oracle = Oracle(Observation(), convs, (dense("hidden"),), Head("q", architecture.head.actions, dense("head")))
 
     def answer(observation):
         return {"q_values": compute_q_values(oracle, observation).astype(np.float32)}
@@ -94,7 +98,6 @@ def test_a_target_is_one_file_and_so_is_a_runtime(tmp_path):
     network = targets.import_target("npz").read(tmp_path / "agent/network.npz", agent.agent)
     assert find_differences(network, convert.read_checkpoint(PONG)) == []
 
-    listeners = Listeners(lambda _: None, lambda _: None, lambda *_: None)
-    result = check_agent(tmp_path / "agent", Sources(AGENTS), Options(("npz",), max_steps=3), listeners)
+    result = check_agent(tmp_path / "agent", AGENTS, Options(("npz",), max_steps=3))
     assert result.agrees
     assert result.backends["npz"].description.library == "numpy"

@@ -6,16 +6,21 @@ import ast
 import gzip
 import io
 import pickle
+import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
+from runtime_check import compare, originals, tally
 from runtime_check import oracle as oracle_module
-from runtime_check.oracle import _convolve, compute_outputs, compute_q_values, read_oracle
+from runtime_check.oracle import Conv, Dense, Head, Observation, Oracle, _convolve, compute_outputs, compute_q_values
 from runtime_check.originals import atari_agents as original
+from runtime_check.originals import read_oracle
 from runtime_check.originals.atari_agents import read_state_dict
 
 AGENTS = Path(__file__).parent / "data" / "agents"
@@ -92,32 +97,170 @@ def test_answers_with_the_logits_of_a_categorical_head():
     assert compute_outputs(read_oracle(PONG), _observations(2)).keys() == {"q_values"}
 
 
+def _layer(*shape: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    kernel = rng.normal(size=shape) * np.sqrt(2 / np.prod(shape[1:]))
+    return kernel, rng.normal(size=shape[0]) * 0.1
+
+
+NATURE = ((32, 8, 4, (0, 0)), (64, 4, 2, (0, 0)), (64, 3, 1, (0, 0)))
+SAME = ((32, 8, 4, (2, 2)), (64, 4, 2, (1, 2)), (64, 3, 1, (1, 1)))
+ATOMS = np.linspace(-10, 10, 51)
+ARCHITECTURES = {
+    "nature": {},
+    "SAME padding": {"convs": SAME},
+    "1024 hidden units": {"hidden": (1024,)},
+    "hidden 256": {"hidden": (256,)},
+    "two hidden layers": {"hidden": (64, 32)},
+    "no hidden layer": {"hidden": ()},
+    "two convolutions": {"convs": ((32, 5, 5, (0, 0)), (64, 5, 5, (1, 1))), "hidden": (256,)},
+    "input scale 1": {"scale": 1.0},
+    "categorical": {"kind": "categorical", "size": 51},
+    "200 quantiles": {"kind": "quantile", "size": 200},
+    "dueling q": {"streams": "shared"},
+    "dueling categorical, shared": {"kind": "categorical", "size": 51, "streams": "shared"},
+    "dueling categorical, split": {"kind": "categorical", "size": 51, "streams": "split", "hidden": (1024,)},
+    "dueling quantile, SAME padding": {"kind": "quantile", "size": 9, "streams": "split", "convs": SAME},
+    "other frames": {"observation": (1, 80, 96)},
+}
+
+
+def make_oracle(
+    kind: str = "q",
+    size: int = 1,
+    streams: str = "single",
+    convs: tuple = NATURE,
+    hidden: tuple[int, ...] = (512,),
+    scale: float = 255.0,
+    observation: tuple[int, int, int] = (4, 84, 84),
+    actions: int = 6,
+) -> Oracle:
+    """Return a random network; the sizes between its layers are computed by torch."""
+    seeds, channels, shape = iter(range(99)), observation[0], torch.zeros(1, *observation)
+    layers = []
+    for features, side, stride, padding in convs:
+        layers.append(Conv(*_layer(features, channels, side, side, seed=next(seeds)), stride, padding))
+        shape = F.conv2d(F.pad(shape, padding * 2), torch.zeros(features, channels, side, side), stride=stride)
+        channels = features
+    width, dense = shape.numel(), []
+    for units in hidden:
+        dense.append(Dense(*_layer(units, width, seed=next(seeds))))
+        width = units
+    width = width // 2 if streams == "split" else width
+    value = None if streams == "single" else Dense(*_layer(size, width, seed=next(seeds)))
+    advantage = Dense(*_layer(actions * size, width, seed=next(seeds)))
+    head = Head(kind, actions, advantage, value, streams, ATOMS if kind == "categorical" else None)
+    return Oracle(Observation(*observation, scale), tuple(layers), tuple(dense), head)
+
+
+def _run_in_torch(oracle: Oracle, obs_nchw: np.ndarray) -> dict[str, np.ndarray]:
+    """Compute the network with torch's own layers, in float64."""
+
+    def linear(x: torch.Tensor, dense: Dense) -> torch.Tensor:
+        return F.linear(x, torch.from_numpy(dense.kernel), torch.from_numpy(dense.bias))
+
+    x, head = torch.from_numpy(obs_nchw).double() / oracle.observation.scale, oracle.head
+    for conv in oracle.convs:
+        before, after = conv.padding
+        padded = F.pad(x, (before, after, before, after))
+        x = F.relu(F.conv2d(padded, torch.from_numpy(conv.kernel), torch.from_numpy(conv.bias), conv.stride))
+    x = x.flatten(1)
+    for dense in oracle.hidden:
+        x = F.relu(linear(x, dense))
+    own, other = x.chunk(2, dim=1) if head.streams == "split" else (x, x)
+    outputs = linear(own, head.dense).unflatten(1, (head.actions, -1))
+    if head.value is not None:
+        outputs = linear(other, head.value).unsqueeze(1) + outputs - outputs.mean(1, keepdim=True)
+    if head.kind == "q":
+        return {"q_values": outputs.squeeze(2).numpy()}
+    if head.kind == "quantile":
+        return {"q_values": outputs.mean(2).numpy(), "quantiles": outputs.numpy()}
+    support = torch.from_numpy(head.support)
+    return {"q_values": (outputs.softmax(2) * support).sum(2).numpy(), "logits": outputs.numpy()}
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_any_architecture_agrees_with_torch_in_float64(architecture):
+    oracle = make_oracle(**ARCHITECTURES[architecture])
+    seen = oracle.observation
+    obs_nchw = np.random.default_rng(1).integers(0, 256, (3, seen.frames, seen.height, seen.width), dtype=np.uint8)
+    expected, outputs = _run_in_torch(oracle, obs_nchw), compute_outputs(oracle, obs_nchw)
+    assert {name: (3, *shape) for name, shape in oracle.shapes.items()} == {
+        name: array.shape for name, array in outputs.items()
+    }
+    assert outputs.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_allclose(outputs[name], array, rtol=1e-11, atol=1e-11 * np.abs(array).max())
+    assert {name: array.shape for name, array in compute_outputs(oracle, obs_nchw[:0]).items()} == {
+        name: (0, *shape) for name, shape in oracle.shapes.items()
+    }
+
+
+def test_the_two_streams_of_a_split_head_are_not_exchanged():
+    """The advantage sees the first half: without it, all actions are alike."""
+    oracle = make_oracle(streams="split", hidden=(8,))
+    (hidden,) = oracle.hidden
+    for place, is_alike in ((slice(0, 4), True), (slice(4, 8), False)):
+        kernel, bias = hidden.kernel.copy(), hidden.bias.copy()
+        kernel[place], bias[place] = 0, 0
+        head = replace(oracle.head, dense=Dense(oracle.head.dense.kernel, np.zeros(6)))
+        changed = replace(oracle, hidden=(Dense(kernel, bias),), head=head)
+        spread = np.ptp(compute_q_values(changed, _observations(2)), axis=1)
+        assert (spread < 1e-12).all() == is_alike
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda o: replace(o, convs=o.convs[1:]), r"convolution 1 is \(64, 32, 4, 4\) .*, expected \(n, 4, k, k\)"),
+        (lambda o: replace(o, observation=Observation(4, 20, 20)), "convolution 3 has a kernel of 3, larger than"),
+        (lambda o: replace(o, hidden=(o.head.dense,)), r"hidden layer 1 is \(6, 512\) .*, expected \(n, 3136\)"),
+        (lambda o: replace(o, hidden=()), r"the head is \(6, 512\) with a bias \(6,\), expected \(n, 3136\)"),
+        (lambda o: replace(o, head=replace(o.head, actions=4)), "the head has 6 rows for 4 actions"),
+        (lambda o: replace(o, head=replace(o.head, actions=3)), "a q head has 2 rows for an action, expected 1"),
+        (lambda o: replace(o, head=replace(o.head, kind="iqn")), "the head is 'iqn' with streams 'single'"),
+        (lambda o: replace(o, head=replace(o.head, support=ATOMS)), "a q head of 1 rows for an action has a support"),
+        (lambda o: replace(o, head=replace(o.head, streams="shared")), "with streams 'shared' and no value stream"),
+        (lambda o: replace(o, head=replace(o.head, value=o.head.dense)), "with streams 'single' and a value stream"),
+    ],
+)
+def test_layers_that_do_not_fit_each_other_are_named(change, message):
+    with pytest.raises(ValueError, match=message):
+        change(make_oracle())
+
+
+def test_the_source_is_judged_by_what_recognises_it(tmp_path, monkeypatch):
+    """An original is one file, dropped in."""
+    (tmp_path / "sb4.py").write_text(
+        "from runtime_check.originals import atari_agents\n"
+        "def recognise(head): return head == b'SB4'\n"
+        "def read(path): return path.name\n"
+    )
+    (tmp_path / "agent.sb4").write_bytes(b"SB4")
+    monkeypatch.setattr(originals, "__path__", [*originals.__path__, str(tmp_path)])
+    assert originals.list_originals() == ("atari_agents", "sb4")
+    assert read_oracle(tmp_path / "agent.sb4") == "agent.sb4"
+    assert read_oracle(PONG).actions == 6
+    (tmp_path / "agent.sb4").write_bytes(b"SB5")
+    with pytest.raises(ValueError, match=r"begins with b'SB5', expected a file of atari_agents or sb4"):
+        read_oracle(tmp_path / "agent.sb4")
+
+
 def test_takes_no_observation_too():
     assert compute_q_values(read_oracle(PONG), _observations(0)).shape == (0, 6)
 
 
-def test_shares_no_code_with_convert():
-    imported = set()
-    for module in (oracle_module, original):
-        tree = ast.parse(Path(module.__file__).read_text("utf-8"))
-        imported |= {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+def test_the_judge_shares_no_code_with_convert():
+    judges = [Path(module.__file__) for module in (compare, oracle_module, tally)]
+    judges += Path(originals.__file__).parent.glob("*.py")
+    for path in judges:
+        tree = ast.parse(path.read_text("utf-8"))
+        imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
         imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert "runtime_check.originals.atari_agents" in imported
-    assert {name.split(".")[0] for name in imported - {"runtime_check.originals.atari_agents"}} == {
-        *(
-            "__future__",
-            "concurrent",
-            "dataclasses",
-            "functools",
-            "gzip",
-            "io",
-            "os",
-            "pathlib",
-            "pickletools",
-            "typing",
-        ),
-        *("zipfile", "zlib", "numpy", "threadpoolctl", "torch"),
-    }
+        own = {name for name in imported if name.split(".")[0] == "runtime_check"}
+        assert all(name.split(".")[1] in ("compare", "oracle", "originals") for name in own), path
+        others = {name.split(".")[0] for name in imported - own}
+        assert others - sys.stdlib_module_names <= {"numpy", "threadpoolctl", "torch"}, path
 
 
 def test_refuses_a_checkpoint_of_another_network_naming_every_weight(tmp_path):
@@ -151,7 +294,7 @@ class _Evil:
 def test_refuses_what_is_no_checkpoint(tmp_path, capsys):
     path = tmp_path / "model_1.gz"
     path.write_bytes(b"not gzip")
-    with pytest.raises(ValueError, match="not a complete gzip file"):
+    with pytest.raises(ValueError, match="begins with b'not gzip', expected a file of atari_agents"):
         read_oracle(path)
     path.write_bytes(PONG.read_bytes()[:5000])
     with pytest.raises(ValueError, match="not a complete gzip file"):

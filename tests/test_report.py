@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
@@ -17,17 +18,21 @@ from convert.agents.agent import Agent, File
 from convert.agents.identity import Identity
 from convert.errors import RomUnavailable
 from convert.runtimes import Description
-from runtime_check import report as report_module
 from runtime_check.backends import Bound, list_backends
-from runtime_check.check import Options, drop_least
+from runtime_check.check.exhibits import Exhibit, add_exhibit
+from runtime_check.check.options import Options
+from runtime_check.check.results import AgentResult, BackendResult
 from runtime_check.compare import Tolerance, compare_outputs
-from runtime_check.plots import draw_plots
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import EpisodeLog, Plan, from_json_line
-from runtime_check.report import ReportWriter, combine_verdicts, describe_failure, describe_result, format_agent
-from runtime_check.results import AgentResult, BackendResult, Exhibit, Returns
+from runtime_check.report import writer as writer_module
+from runtime_check.report.documents import combine_verdicts, to_document, to_failure
+from runtime_check.report.plots import draw_plots
+from runtime_check.report.terminal import format_agent
+from runtime_check.report.writer import ReportWriter
+from runtime_check.tally import Returns, Tally
 
-SCHEMA = json.loads(files("runtime_check").joinpath("check.schema.json").read_text("utf-8"))
+SCHEMA = json.loads(files("runtime_check.report").joinpath("check.schema.json").read_text("utf-8"))
 TOLERANCE = Tolerance(1e-5, 1e-5)
 OPTIONS = Options()
 
@@ -37,8 +42,20 @@ def _make_result(
     error: float = 1e-6,
     steps: int = 5,
     tolerance: Tolerance = TOLERANCE,
-    **backends: BackendResult,
+    bounds: Mapping[str, Bound | None] | None = None,
+    **findings: object,
 ) -> AgentResult:
+    """Return the result of an agent whose backends, the reference and those with ``bounds``, are off by ``error``."""
+    expected = np.tile([1.0, 0.5], (steps, 1))
+    comparison = compare_outputs({"q_values": np.float32(expected + error)}, {"q_values": expected}, tolerance)
+    description = Description("torch", "2", "cpu", "float32", "eager", 2, 1)
+    backends = {}
+    for name, bound in {"reference": None, **(bounds or {})}.items():
+        own = Tolerance(bound.atol, bound.rtol, tolerance.scale) if bound else tolerance
+        tally = Tally()
+        tally.add(comparison, np.zeros(steps, np.int64), np.arange(steps))
+        backends[name] = BackendResult(name, own, bound, description, tally=tally)
+    backends["reference"].shadow_returns.add(3.0)
     identity = Identity("DQN_modern", "Pong", 0, 7)
     result = AgentResult(
         folder=Path(folder),
@@ -49,24 +66,15 @@ def _make_result(
         plan=Plan("Pong", PROTOCOLS["modern"], 2),
         rom_md5="0" * 32,
         tolerance=tolerance,
-        actions=("NOOP", "FIRE"),
-        faults=[],
-        unchecked=(),
-        backends={"checkpoint": BackendResult("checkpoint")} | backends,
+        backends=backends,
     )
-    expected = np.tile([1.0, 0.5], (steps, 1))
-    comparison = compare_outputs({"q_values": np.float32(expected + error)}, {"q_values": expected}, tolerance)
-    for outcome in result.backends.values():
-        outcome.tally.add(comparison, np.zeros(steps, np.int64), np.arange(steps))
-        outcome.description = Description("torch", "2", "cpu", "float32", "eager", 2, 1)
-    result.backends["checkpoint"].shadow_returns.add(3.0)
-    return result
+    return replace(result, **findings)
 
 
 def _write(tmp_path: Path, *results: AgentResult, options: Options = OPTIONS) -> tuple[dict, str]:
     with ReportWriter(tmp_path / "report", options) as writer:
         for result in results:
-            writer.add_agent(describe_result(result), result)
+            writer.add_agent(to_document(result), result)
         document = json.loads("".join(writer.finish()))
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
     assert document == json.loads((tmp_path / "report/check.json").read_text("utf-8"))
@@ -80,8 +88,7 @@ def test_one_disagreement_or_one_unchecked_agent_decides():
 
 
 def test_what_comes_from_outside_is_escaped(tmp_path):
-    result = _make_result("out/<script>alert(1)</script>")
-    result.faults.append("agent.json: <img src=x>")
+    result = _make_result("out/<script>alert(1)</script>", faults=("agent.json: <img src=x>",))
     _, page = _write(tmp_path, result)
     assert "<script>" not in page
     assert "<img src=x>" not in page
@@ -89,7 +96,7 @@ def test_what_comes_from_outside_is_escaped(tmp_path):
 
 
 def test_a_record_that_misleads_has_no_backend_that_agrees(tmp_path):
-    result = replace(_make_result(), faults=["agent.json: protocol is not that of this agent"], backends={})
+    result = _make_result(faults=("agent.json: protocol is not that of this agent",), backends={})
     document, page = _write(tmp_path, result)
     assert (document["verdict"], document["agents"][0]["backends"]) == ("disagree", {})
     assert 'class="verdict agree"' not in page
@@ -105,8 +112,7 @@ def test_a_report_of_solo_play_alone_says_what_was_measured(tmp_path):
 
 
 def test_rounded_weights_are_held_to_a_bound_that_the_report_states(tmp_path):
-    rounded = BackendResult("litert-int8", Bound(0.25, 0.2, 0.9))
-    document, page = _write(tmp_path, _make_result(error=0.1, **{"litert-int8": rounded}))
+    document, page = _write(tmp_path, _make_result(error=0.1, bounds={"litert-int8": Bound(0.25, 0.2, 0.9)}))
     outcome = document["agents"][0]["backends"]["litert-int8"]
     assert outcome["tolerance"] == {"atol": 0.25, "rtol": 0.2, "scale": 1.0}
     assert (outcome["least_agreement"], outcome["agreement"]) == (0.9, 1.0)
@@ -118,7 +124,7 @@ def test_rounded_weights_are_held_to_a_bound_that_the_report_states(tmp_path):
 
 
 def test_artefacts_without_a_backend_are_named(tmp_path):
-    document, page = _write(tmp_path, replace(_make_result(), unchecked=("npz",)))
+    document, page = _write(tmp_path, _make_result(unchecked=("npz",)))
     assert document["agents"][0]["unchecked_targets"] == ["npz"]
     assert "npz: not checked, no backend opens it" in page
     assert "npz: not checked, no backend opens it" in format_agent(document["agents"][0])
@@ -126,7 +132,7 @@ def test_artefacts_without_a_backend_are_named(tmp_path):
 
 def test_an_agent_that_could_not_be_checked_has_its_reason(tmp_path):
     with ReportWriter(tmp_path / "report", Options()) as writer:
-        writer.add_agent(describe_failure(Path("out/agent"), RomUnavailable("no ROM")), None)
+        writer.add_agent(to_failure(Path("out/agent"), RomUnavailable("no ROM")), None)
         document = json.loads("".join(writer.finish()))
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
     assert document["agents"][0]["error"] == {"kind": "RomUnavailable", "message": "no ROM"}
@@ -134,7 +140,7 @@ def test_an_agent_that_could_not_be_checked_has_its_reason(tmp_path):
 
 
 def test_agents_that_agree_fill_the_table_and_not_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(report_module, "_MAX_AGREEING_SECTIONS", 2)
+    monkeypatch.setattr(writer_module, "_MAX_AGREEING_SECTIONS", 2)
     bad = _make_result("out/bad", error=1.0)
     document, page = _write(tmp_path, *(_make_result(f"out/{index}") for index in range(4)), bad)
     assert document["counts"] == {"agree": 4, "disagree": 1, "unchecked": 0}
@@ -146,7 +152,7 @@ def test_agents_that_agree_fill_the_table_and_not_the_page(tmp_path, monkeypatch
 
 def test_nothing_is_left_of_a_report_that_was_not_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt), ReportWriter(tmp_path / "report", Options()) as writer:
-        writer.add_agent(describe_result(_make_result()), _make_result())
+        writer.add_agent(to_document(_make_result()), _make_result())
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -163,7 +169,7 @@ def test_episode_logs_say_whose_they_are(tmp_path):
     log = EpisodeLog("Pong", "modern", 3, 0, 6, (1, 2, 5), (1, 2, 4), -1.0, False)
     with ReportWriter(tmp_path / "report", Options()) as writer:
         writer.add_episode(Path("out/agent"), "flax", "solo", log)
-        writer.add_agent(describe_result(_make_result()), _make_result())
+        writer.add_agent(to_document(_make_result()), _make_result())
         list(writer.finish())
     line = (tmp_path / "report/episodes.jsonl").read_text("utf-8")
     assert json.loads(line) | {"folder": "out/agent", "backend": "flax", "mode": "solo"} == json.loads(line)
@@ -171,25 +177,25 @@ def test_episode_logs_say_whose_they_are(tmp_path):
 
 
 def test_episodes_are_in_one_order_whichever_ended_first(tmp_path):
-    ended = [("shadow", "checkpoint", 1), ("shadow", "checkpoint", 0)]
-    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("checkpoint", "flax")]
+    ended = [("shadow", "reference", 1), ("shadow", "reference", 0)]
+    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("reference", "flax")]
     with ReportWriter(tmp_path, OPTIONS) as writer:
         for folder in ("out/b", "out/a"):
-            result = _make_result(folder, flax=BackendResult("flax"))
+            result = _make_result(folder, bounds={"flax": None})
             for mode, backend, seed in ended:
                 log = EpisodeLog("Pong", "modern", seed, 0, 6, (1,) * (99 - seed), (1,) * (99 - seed), 0.0, True)
                 writer.add_episode(Path(folder), backend, mode, log)
-            writer.add_agent(describe_result(result), result)
+            writer.add_agent(to_document(result), result)
         writer.add_episode(Path("out/c"), "flax", "shadow", log)
-        writer.add_agent(describe_failure(Path("out/c"), RomUnavailable("gone")), None)
+        writer.add_agent(to_failure(Path("out/c"), RomUnavailable("gone")), None)
         for _ in writer.finish():
             pass
     lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text("utf-8").splitlines()]
     assert [(line["folder"], line["mode"], line["backend"], line["seed"]) for line in lines] == [
-        *(("out/b", "shadow", "checkpoint", seed) for seed in (0, 1)),
-        *(("out/b", "solo", backend, seed) for backend in ("checkpoint", "flax") for seed in (2, 9, 10)),
-        *(("out/a", "shadow", "checkpoint", seed) for seed in (0, 1)),
-        *(("out/a", "solo", backend, seed) for backend in ("checkpoint", "flax") for seed in (2, 9, 10)),
+        *(("out/b", "shadow", "reference", seed) for seed in (0, 1)),
+        *(("out/b", "solo", backend, seed) for backend in ("reference", "flax") for seed in (2, 9, 10)),
+        *(("out/a", "shadow", "reference", seed) for seed in (0, 1)),
+        *(("out/a", "solo", backend, seed) for backend in ("reference", "flax") for seed in (2, 9, 10)),
         ("out/c", "shadow", "flax", 2),
     ]
     assert all(len(from_json_line(json.dumps(line)).actions) == 99 - line["seed"] for line in lines)
@@ -217,8 +223,8 @@ def test_plots_take_every_result(error, steps, tolerance):
 
 
 def test_every_backend_has_a_line_that_is_seen_and_told_from_the_others(tmp_path):
-    names = [backend.name for backend in list_backends() if backend.name != "checkpoint"]
-    _, page = _write(tmp_path, _make_result(**{name: BackendResult(name) for name in names}))
+    names = [backend.name for backend in list_backends() if backend.name != "reference"]
+    _, page = _write(tmp_path, _make_result(bounds=dict.fromkeys(names)))
     lines = re.findall(r'<polyline class="line ([^"]*)"', page)
     assert len(set(lines)) == len(names) + 1
     assert all(f".{line.split()[0]} {{ stroke: var(--{line.split()[0]}); }}" in page for line in lines)
@@ -226,28 +232,27 @@ def test_every_backend_has_a_line_that_is_seen_and_told_from_the_others(tmp_path
 
 def test_pictures_are_of_wrong_actions_first_and_of_every_backend():
     def make_exhibit(step: int, kind: str, *backends: str) -> Exhibit:
-        return Exhibit("shadow", 0, step, kind, backends, np.zeros((4, 84, 84), np.uint8), {})
+        return Exhibit("shadow", 0, step, kind, backends, np.full((4, 84, 84), step, np.uint8), {})
 
-    exhibits = [make_exhibit(step, "tie", "keras") for step in range(2)]
+    exhibits = ()
+    for step in range(2):
+        exhibits = add_exhibit(exhibits, make_exhibit(step, "tie", "keras"), most=4)
     for step in range(2, 12):
-        exhibits.append(make_exhibit(step, "wrong", "flax"))
-        if len(exhibits) > 4:
-            drop_least(exhibits)
+        exhibits = add_exhibit(exhibits, make_exhibit(step, "wrong", "flax"), most=4)
     assert [exhibit.step for exhibit in exhibits] == [2, 3, 4, 5]
-    exhibits.append(make_exhibit(12, "wrong", "flax", "nnx"))
-    drop_least(exhibits)
+    exhibits = add_exhibit(exhibits, make_exhibit(12, "wrong", "flax", "nnx"), most=4)
     assert [exhibit.step for exhibit in exhibits] == [2, 3, 4, 12]
-    exhibits.append(make_exhibit(13, "tie", "torch"))
-    drop_least(exhibits)
+    exhibits = add_exhibit(exhibits, make_exhibit(13, "tie", "torch"), most=4)
     assert [exhibit.step for exhibit in exhibits] == [2, 3, 4, 12]
+    # The same observation is shown once.
+    assert add_exhibit(exhibits, make_exhibit(12, "wrong", "torch"), most=9) == exhibits
 
 
 def test_pictures_show_the_frames_and_whose_action_is_off(tmp_path):
     frames = np.random.default_rng(0).integers(0, 256, (4, 84, 84), dtype=np.uint8)
-    q_values = {"oracle": (0.25, 0.5), "checkpoint": (0.25, 0.5), "flax": (0.75, 0.5)}
-    result = _make_result(error=1.0)
-    result.exhibits.append(Exhibit("shadow", 1, 17, "wrong", ("flax",), frames, q_values))
-    _, page = _write(tmp_path, result)
+    q_values = {"oracle": (0.25, 0.5), "reference": (0.25, 0.5), "flax": (0.75, 0.5)}
+    exhibit = Exhibit("shadow", 1, 17, "wrong", ("flax",), frames, q_values)
+    _, page = _write(tmp_path, _make_result(error=1.0, exhibits=(exhibit,)))
     assert page.count('src="data:image/png;base64,') == 4
     assert "in shadow play, episode 1, step 17: flax" in page
     assert '<td class="number chosen off">0.7500000</td>' in page

@@ -248,12 +248,13 @@ def test_an_agent_that_has_lost_its_record_is_told_and_the_others_are_checked(co
 
 def test_an_error_that_nobody_foresaw_is_that_agents_and_the_others_are_checked(converted):
     code = (
-        "from runtime_check import check, cli\n"
-        "begin = check._begin\n"
+        "from runtime_check import cli\n"
+        "from runtime_check.check import pipeline\n"
+        "verify = pipeline.verify_agent\n"
         "def fail(folder, *rest):\n"
         "    if 'Breakout' in str(folder): raise {error}\n"
-        "    return begin(folder, *rest)\n"
-        "check._begin = fail\n"
+        "    return verify(folder, *rest)\n"
+        "pipeline.verify_agent = fail\n"
         "cli.main()\n"
     )
     options = ["--source", AGENTS, "--backend", "onnxruntime", "--max-steps", "2"]
@@ -274,9 +275,10 @@ def test_an_error_that_nobody_foresaw_is_that_agents_and_the_others_are_checked(
 
 def test_an_error_that_nobody_foresaw_before_the_first_agent_is_no_disagreement(converted):
     code = (
-        "from runtime_check import cli, inputs\n"
+        "from runtime_check import cli\n"
+        "from runtime_check.check import folders\n"
         "def fail(*_): raise OverflowError('too large')\n"
-        "inputs.find_agent_folders = fail\n"
+        "folders.find_agent_folders = fail\n"
         "cli.main()\n"
     )
     command = [sys.executable, "-c", code, str(converted)]

@@ -26,6 +26,7 @@ from convert.runtimes import Settings
 from convert.runtimes import tensorflow as runtime
 from convert.targets import describe_tensors, find_target
 from convert.targets import tensorflow as target
+from runtime_check import oracle as judge
 from runtime_check.oracle import Oracle, compute_q_values
 
 HEADS = [(3, None), (6, None), (18, None), (3, 51), (6, 51), (18, 51)]
@@ -50,15 +51,13 @@ def _random_network(actions: int, atoms: int | None, seed: int = 0) -> Network:
 
 def _oracle(network: Network) -> Oracle:
     arrays = {name: array.astype(np.float64) for name, array in network.arrays.items()}
-    return Oracle(
-        tuple(arrays[f"convs.{index}.kernel"] for index in range(3)),
-        tuple(arrays[f"convs.{index}.bias"] for index in range(3)),
-        arrays["hidden.kernel"],
-        arrays["hidden.bias"],
-        arrays["head.kernel"],
-        arrays["head.bias"],
-        arrays.get(SUPPORT),
+    convs = tuple(
+        judge.Conv(arrays[f"convs.{index}.kernel"], arrays[f"convs.{index}.bias"], conv.stride)
+        for index, conv in enumerate(network.architecture.convs)
     )
+    hidden, dense = (judge.Dense(arrays[f"{layer}.kernel"], arrays[f"{layer}.bias"]) for layer in ("hidden", "head"))
+    head = judge.Head(network.head.kind, network.head.actions, dense, support=arrays.get(SUPPORT))
+    return Oracle(judge.Observation(), convs, (hidden,), head)
 
 
 def _observations(count: int) -> np.ndarray:

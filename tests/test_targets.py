@@ -25,7 +25,8 @@ from convert.agents.identity import Identity
 from convert.agents.network import SUPPORT, find_differences
 from convert.errors import MissingExtra, RoundTripError, UnknownTarget, UnreadableArtefact
 from convert.pipeline import describe_agent, describe_source
-from runtime_check.oracle import compute_q_values, read_oracle
+from runtime_check.oracle import compute_q_values
+from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import Plan, Replay
 

@@ -1,1 +1,86 @@
-"""The judge's own reader of each source of agents: it shares no code with the converter."""
+"""How each source is judged, one file each. They share no code with the converter, nor import it.
+
+A file of this package reads what a file of the same name in ``convert.sources`` reads, by its own means, and holds
+three functions, see `OriginalModule`:
+
+    recognise(head)    whether a file is of this source, told by its first bytes
+    read(path)         the network in float64, for the oracle
+    read_eager(path)   the network in torch, as its authors run it: the reference, which acts in a shadow replay
+
+Weights go into the `Oracle` in PyTorch's order, whatever the order in the file: kernels [out, in, height, width], dense
+layers [out, in] with columns in C,H,W order, and the rows of one action beside each other. The file may be a
+stranger's: nothing in it may run, memory has to stay bounded, and all that is wrong is named in a ValueError.
+
+Originals are found by their file name. Which of them judges an agent is decided by what recognises its source.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol, cast
+
+from runtime_check.oracle import Oracle
+
+if TYPE_CHECKING:
+    import torch
+
+_HEAD = 512  # bytes
+
+
+class OriginalModule(Protocol):
+    """What each module in this package holds."""
+
+    def recognise(self, head: bytes) -> bool:
+        """Say whether a file that begins with these bytes, up to 512, is of this source."""
+
+    def read(self, path: Path) -> Oracle:
+        """Read the network in float64.
+
+        Raises:
+            OSError: there is no such file, or it cannot be opened.
+            ValueError: it is not such a file; the message names the path and all that is wrong.
+        """
+
+    def read_eager(self, path: Path) -> torch.nn.Module:
+        """Read the network as a module on the CPU.
+
+        It takes uint8[N, frames, height, width] and returns ``q_values`` float32[N, actions] and, where the head has
+        them, ``logits`` or ``quantiles``, as `compute_outputs` does.
+
+        Raises:
+            OSError: there is no such file, or it cannot be opened.
+            ValueError: it is not such a file.
+        """
+
+
+def list_originals() -> tuple[str, ...]:
+    """Return the names of the sources that can be judged."""
+    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+
+
+def find_original(path: Path) -> OriginalModule:
+    """Return the module that judges a source.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: none recognises it.
+    """
+    with path.open("rb") as file:
+        head = file.read(_HEAD)
+    for name in list_originals():
+        module = cast(OriginalModule, importlib.import_module(f"{__name__}.{name}"))
+        if module.recognise(head):
+            return module
+    raise ValueError(f"{path}: begins with {head[:8]!r}, expected a file of {' or '.join(list_originals())}")
+
+
+def read_oracle(path: Path) -> Oracle:
+    """Read a source as its float64 oracle.
+
+    Raises:
+        OSError: there is no such file, or it cannot be opened.
+        ValueError: none recognises it, or it is damaged or another network; the message names all that is wrong.
+    """
+    return find_original(path).read(path)

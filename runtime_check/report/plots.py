@@ -10,7 +10,7 @@ import numpy as np
 from markupsafe import Markup
 from numpy.typing import NDArray
 
-from runtime_check.results import AgentResult
+from runtime_check.check.results import AgentResult
 
 Float64 = NDArray[np.float64]
 
@@ -57,7 +57,7 @@ class _Axis:
         return [(float(pixel), f"{value:g}") for pixel, value in zip(self.place(values), values.round(9), strict=True)]
 
 
-def colour(index: int) -> str:
+def name_colour(index: int) -> str:
     """Return the end of a CSS class for the backend at this place; after the last colour, the first comes ``again``."""
     return str(index) if index < COLOURS else f"{index % COLOURS} again"
 
@@ -89,7 +89,7 @@ def draw_errors(result: AgentResult) -> Plot | None:
         steps = (np.arange(profile.filled) + 0.5) * profile.steps_per_bin
         shown = profile.error[: profile.filled] > 0
         points = x_axis.place(steps[shown]), y_axis.place(profile.error[: profile.filled][shown])
-        parts.append(_polyline(*points, f"line c{colour(index)}"))
+        parts.append(_polyline(*points, f"line c{name_colour(index)}"))
     caption = "Largest error of any Q-value at each step. Red and dashed: the smallest error allowed there."
     return Plot("Error over time", caption, _svg(parts, "Error over time"), tuple(profiles))
 
@@ -140,7 +140,7 @@ def draw_returns(result: AgentResult) -> Plot | None:
         parts.append(f'<text class="row" x="{_LEFT + 20}" y="{middle + 4:.1f}">{escape(name)}</text>')
         for place, pixel in enumerate(x_axis.place(values)):
             height = middle + (place % 5 - 2) * 3  # so that equal returns stay visible beside each other
-            parts.append(f'<circle class="dot f{colour(index)}" cx="{pixel:.1f}" cy="{height:.1f}" r="3.5"/>')
+            parts.append(f'<circle class="dot f{name_colour(index)}" cx="{pixel:.1f}" cy="{height:.1f}" r="3.5"/>')
         mean = float(x_axis.place([float(np.mean(values))])[0])
         parts.append(f'<line class="mean" x1="{mean:.1f}" x2="{mean:.1f}" ')
         parts.append(f'y1="{middle - 11:.1f}" y2="{middle + 11:.1f}"/>')

@@ -1,0 +1,59 @@
+"""Where agents are: the folders that a check is given, and those below them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
+from convert.errors import CheckError
+from convert.store.storage import walk_links
+from convert.targets import list_targets
+
+
+def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
+    """Return each agent's folder once, in order: the given ones and those below them.
+
+    They hold an ``agent.json``, or what atari-convert writes beside one: an agent that has lost its record, or a folder
+    that cannot be read, is not passed over in silence but cannot be checked.
+
+    Raises:
+        CheckError: a path holds none.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        folders = list(_walk(path))
+        if not folders:
+            raise CheckError(f"{path}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
+        for folder in folders:
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
+
+
+def _walk(path: Path) -> Iterator[Path]:
+    """Yield the agents' folders in and below a path."""
+    closed: list[Path] = []
+    for name, subfolders, files in walk_links(path, lambda error: closed.append(Path(error.filename))):
+        folder = Path(name)
+        if RECORD_NAME in files:
+            subfolders.clear()
+            yield folder
+        elif UNFINISHED_NAME in (*subfolders, *files) or any(_is_artefact(folder / path) for path in _list_paths()):
+            yield folder
+        # What a conversion has staged is not published.
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+    yield from closed
+
+
+def _list_paths() -> list[str]:
+    return [target.path for target in list_targets()]
+
+
+def _is_artefact(path: Path) -> bool:
+    """Tell an artefact from a folder of agents that has its name, such as ``torch``."""
+    try:
+        if not path.is_dir():
+            return path.is_file()
+        return not (path / RECORD_NAME).exists() and any(child.is_file() for child in path.iterdir())
+    except OSError:
+        return False

@@ -1,0 +1,69 @@
+"""What agents are compared with: the files that they were converted from, found by their sha256."""
+
+from __future__ import annotations
+
+from glob import escape
+from pathlib import Path, PurePosixPath
+
+from convert.agents.agent import Agent, File
+from convert.errors import CheckpointError
+from convert.files.disk import hash_file
+
+
+class Sources:
+    """What ``--source`` names: one file, or a folder such as the root of the release."""
+
+    def __init__(self, root: Path) -> None:
+        """Look at ``root``, a file or a folder."""
+        self._root = root
+        self._listed: dict[str, dict[int, list[Path]]] = {}
+
+    def find(self, agent: Agent) -> Path:
+        """Return the checkpoint that an agent was converted from, by its recorded sha256.
+
+        Its place in the release is tried first, then every file below the root that has its size and its suffix.
+
+        Raises:
+            CheckpointError: there is none with this sha256.
+        """
+        source = agent.source
+        if self._root.is_file():
+            if change := find_change(self._root, source):
+                _, found, recorded = change
+                raise CheckpointError(
+                    f"{self._root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
+                    "the one that was converted with --source"
+                )
+            return self._root
+        candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
+        candidates += [self._root / source.path]
+        for path in candidates:
+            if not find_change(path, source):
+                return path
+        suffix = PurePosixPath(source.path).suffix
+        for path in self._list_by_size(suffix).get(source.size, []):
+            if not find_change(path, source):
+                return path
+        raise CheckpointError(
+            f"{self._root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
+            f"expected it at this path or as any *{suffix} below; name its root with --source"
+        )
+
+    def _list_by_size(self, suffix: str) -> dict[int, list[Path]]:
+        """Return the files below the root that have a suffix, by their size; looked for once."""
+        if suffix not in self._listed:
+            by_size = self._listed[suffix] = {}
+            for path in filter(Path.is_file, sorted(self._root.rglob(f"*{escape(suffix)}"))):
+                by_size.setdefault(path.stat().st_size, []).append(path)
+        return self._listed[suffix]
+
+
+def find_change(path: Path, file: File) -> tuple[str, str, str] | None:
+    """Return what differs from a file's record, what it is and what was recorded; None if nothing differs."""
+    if not path.is_file():
+        return "size", "no file", f"{file.size} bytes"
+    size = path.stat().st_size
+    if size != file.size:
+        return "size", f"{size} bytes", f"{file.size} bytes"
+    sha256 = hash_file(path)
+    return None if sha256 == file.sha256 else ("checksum", f"sha256 {sha256}", f"sha256 {file.sha256}")

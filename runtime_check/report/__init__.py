@@ -1,0 +1,1 @@
+"""What was found, to read: as JSON, as a table for the terminal, as one HTML page, and the log of every episode."""

@@ -1,0 +1,61 @@
+"""The parts of ``check.html``: a page that needs nothing from outside, and whose plots and pictures are inline."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import cv2
+import jinja2
+import numpy as np
+from numpy.typing import NDArray
+
+from runtime_check.check.exhibits import Exhibit
+from runtime_check.check.results import AgentResult
+from runtime_check.report import plots
+from runtime_check.report.terminal import format_bound, format_number, format_returns, format_tolerance
+
+
+def load_templates() -> jinja2.Environment:
+    """Return the templates of the page, its rows and its sections, with what they call."""
+    loader = jinja2.PackageLoader("runtime_check.report")
+    templates = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates.globals |= {
+        "colours": plots.COLOURS,
+        "colour_of": plots.name_colour,
+        "number_of": format_number,
+        "format_returns": format_returns,
+        "format_tolerance": format_tolerance,
+        "format_bound": format_bound,
+    }
+    return templates
+
+
+def illustrate(result: AgentResult | None) -> dict[str, Any]:
+    """Return the plots and exhibits of a result, as the template of an agent takes them; none without a result."""
+    if result is None or not result.backends:
+        return {"plots": [], "exhibits": []}
+    return {
+        "plots": plots.draw_plots(result),
+        "exhibits": [_illustrate_exhibit(exhibit, result.agent.action_meanings or ()) for exhibit in result.exhibits],
+    }
+
+
+def _illustrate_exhibit(exhibit: Exhibit, actions: tuple[str, ...]) -> dict[str, Any]:
+    chosen = {name: int(np.argmax(values)) for name, values in exhibit.q_values.items()}
+    return {
+        "kind": exhibit.kind,
+        "mode": exhibit.mode,
+        "episode": exhibit.episode,
+        "step": exhibit.step,
+        "backends": exhibit.backends,
+        "frames": [_to_data_url(frame) for frame in exhibit.obs_chw],
+        "actions": actions,
+        "q_values": exhibit.q_values,
+        "chosen": chosen,
+    }
+
+
+def _to_data_url(frame: NDArray[np.uint8]) -> str:
+    _, png = cv2.imencode(".png", frame)
+    return "data:image/png;base64," + base64.b64encode(png.tobytes()).decode("ascii")

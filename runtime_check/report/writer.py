@@ -1,0 +1,219 @@
+"""A report, written aside agent by agent and put in place when all is done.
+
+Memory does not grow with the number of agents, and an interrupted check leaves no half report.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+import shutil
+import signal
+import tempfile
+import textwrap
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Self, TextIO
+
+import ale_py
+import cv2
+import numpy as np
+from markupsafe import Markup
+
+from convert import __version__
+from convert.console.signals import hold_signals
+from convert.errors import UnwritableOutput
+from runtime_check.check.options import Options
+from runtime_check.check.results import AgentResult
+from runtime_check.replay import EpisodeLog
+from runtime_check.report.documents import AGREE, DISAGREE, FORMAT_VERSION, UNCHECKED, Document, combine_verdicts
+from runtime_check.report.log_file import LogFile
+from runtime_check.report.page import illustrate, load_templates
+
+JSON_NAME, HTML_NAME, LOG_NAME = "check.json", "check.html", "episodes.jsonl"
+# Every agent that does not agree gets its plots and pictures; of those that do, the first ones.
+_MAX_AGREEING_SECTIONS = 50
+
+
+class ReportWriter:
+    """Collects a report agent by agent, in files aside; `finish` puts it in place.
+
+    A context manager: what is not finished is removed. Files are staged in the report's own folder, which may be
+    where another disk is mounted.
+    """
+
+    def __init__(self, directory: Path | None, options: Options) -> None:
+        """Prepare a report.
+
+        Args:
+            directory: where it goes; None to have the JSON document alone, for `finish` to return.
+            options: how the agents are checked.
+        """
+        self._directory = directory
+        self._is_new = directory is not None and not directory.exists()
+        self._aside = (directory or Path(tempfile.gettempdir())) / f".atari-check-{secrets.token_hex(8)}"
+        self._options = options
+        self._counts: dict[str, int] = {}
+        self._sections = 0
+        self._stack = ExitStack()
+        self._files: dict[str, TextIO] = {}
+        self._log: LogFile
+        self._templates = load_templates()
+
+    def __enter__(self) -> Self:
+        """Open the files.
+
+        Raises:
+            UnwritableOutput: the folder cannot be made or written.
+        """
+        with self._writing():
+            if self._directory is not None:
+                self._directory.mkdir(parents=True, exist_ok=True)
+            self._aside.mkdir(mode=0o700)
+            for name in ("agents", "rows", "sections"):
+                self._files[name] = self._stack.enter_context(_create(self._aside / name))
+            self._log = self._stack.enter_context(LogFile(self._aside / LOG_NAME, self._aside / "waiting"))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Remove what was written aside."""
+        with suppress(OSError):  # what cannot be written any more is not wanted any more
+            self._stack.close()
+        self.discard()
+
+    def discard(self) -> None:
+        """Remove what was written aside, and the folder where this run made it and nothing is in it."""
+        shutil.rmtree(self._aside, ignore_errors=True)
+        if self._directory is not None and self._is_new:
+            with suppress(OSError):
+                self._directory.rmdir()
+
+    @property
+    def counts(self) -> Mapping[str, int]:
+        """How many agents have each verdict."""
+        return self._counts
+
+    def add_episode(self, folder: Path, backend: str, mode: str, log: EpisodeLog) -> None:
+        """Add the log of an episode of the agent that `add_agent` adds next.
+
+        Raises:
+            UnwritableOutput: the disk is full, or something like it.
+        """
+        with self._writing():
+            self._log.add(folder, backend, mode, log)
+
+    def add_agent(self, document: Document, result: AgentResult | None) -> None:
+        """Add an agent's result, or the document of one that could not be checked.
+
+        Raises:
+            UnwritableOutput: the disk is full, or something like it.
+        """
+        number = sum(self._counts.values())
+        self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
+        with self._writing():
+            self._log.finish_agent(document["backends"])
+            self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
+            if self._directory is not None:
+                self._add_to_page(document, result, number)
+
+    def _add_to_page(self, document: Document, result: AgentResult | None, number: int) -> None:
+        has_section = document["verdict"] != AGREE or self._sections < _MAX_AGREEING_SECTIONS
+        rows = self._templates.get_template("rows.html")
+        self._files["rows"].write(rows.render(agent=document, number=number, has_section=has_section))
+        if has_section:
+            self._sections += 1
+            section = self._templates.get_template("agent.html")
+            self._files["sections"].write(section.render(agent=document, number=number, **illustrate(result)))
+
+    def finish(self) -> Iterator[str]:
+        """Put the report in place, and return ``check.json`` in pieces.
+
+        Raises:
+            UnwritableOutput: the disk is full, or something like it.
+        """
+        with self._writing():
+            for file in self._files.values():
+                file.close()
+            self._log.close()
+            self._write_json()
+            if self._directory is not None:
+                self._write_html()
+                with hold_signals(signal.SIGINT, signal.SIGTERM):
+                    # The document that carries the verdict comes last.
+                    for name in (LOG_NAME, HTML_NAME, JSON_NAME):
+                        os.replace(self._aside / name, self._directory / name)
+        return _read_lines((self._directory or self._aside) / JSON_NAME)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Tell an error of the report from those of the agents."""
+        try:
+            yield
+        except OSError as error:
+            self.discard()
+            place = self._directory or self._aside.parent
+            raise UnwritableOutput(
+                f"{place}: the report cannot be written ({error}): make room, or name another folder with --report"
+            ) from error
+
+    def _write_json(self) -> None:
+        head = _dump(self._describe_run())
+        with _create(self._aside / JSON_NAME) as out:
+            out.write(head[: head.rindex("\n}")] + ',\n  "agents": [')
+            out.writelines(_read_lines(self._aside / "agents"))
+            out.write("\n  ]\n}\n")
+
+    def _write_html(self) -> None:
+        page = self._templates.get_template("page.html").generate(
+            run=self._describe_run(),
+            rows=_read_markup(self._aside / "rows"),
+            sections=_read_markup(self._aside / "sections"),
+            hidden=sum(self._counts.values()) - self._sections,
+            log_name=LOG_NAME,
+        )
+        with _create(self._aside / HTML_NAME) as out:
+            out.writelines(page)
+
+    def _describe_run(self) -> Document:
+        options = self._options
+        return {
+            "format_version": FORMAT_VERSION,
+            "verdict": combine_verdicts(self._counts),
+            "counts": {name: self._counts.get(name, 0) for name in (AGREE, DISAGREE, UNCHECKED)},
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            "options": asdict(options) | {"side_by_side": options.width},
+            "versions": {
+                "atari-convert": __version__,
+                "python": platform.python_version(),
+                "ale-py": ale_py.__version__,
+                "numpy": np.__version__,
+                "opencv": cv2.__version__,
+            },
+            "platform": platform.platform(),
+        }
+
+
+def _create(path: Path) -> TextIO:
+    """Open a file to write. The name of a folder need not be UTF-8."""
+    return path.open("w", encoding="utf-8", errors="backslashreplace")
+
+
+def _dump(document: Document) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _read_lines(path: Path) -> Iterator[str]:
+    with path.open(encoding="utf-8") as file:
+        yield from file
+
+
+def _read_markup(path: Path) -> Iterator[Markup]:
+    return (Markup(line) for line in _read_lines(path))  # noqa: S704 - these lines were rendered, and escaped, above
