@@ -23,7 +23,7 @@ from convert.console.options import (
     split_formats,
     split_names,
 )
-from convert.console.signals import stop_on_signals
+from convert.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from convert.agents.agent import Record
@@ -219,9 +219,9 @@ def main(
     """
     from convert.bulk.selection import Filter
     from convert.bulk.summary import Tally
-    from convert.names import spell
+    from convert.names import normalise_name
 
-    from_target = from_target and spell(from_target)
+    from_target = from_target and normalise_name(from_target)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _usage_errors():
         _check_summary(summary)
@@ -306,7 +306,7 @@ def _find_jobs(
     part = _parse_shard(shard)
     jobs = selection.find_jobs(sources, out, identity, listed=files_from or (), anonymous=anonymous)
     if not wanted.is_empty:
-        jobs = selection.keep(jobs, wanted)
+        jobs = selection.filter_jobs(jobs, wanted)
     return selection.take_shard(jobs, part) if part else jobs
 
 
@@ -410,7 +410,7 @@ def _warn_of_unknown(jobs: list[Job]) -> None:
 
 def _with_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
     """Show a progress line on a terminal once the run has taken a second."""
-    from convert.bulk.summary import tell_progress
+    from convert.bulk.summary import format_progress
 
     shown = sys.stderr.isatty()
     for outcome in outcomes:
@@ -418,7 +418,7 @@ def _with_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcom
             click.echo("\r\033[K", nl=False, err=True)
         yield outcome
         if shown and tally.seconds > PROGRESS_AFTER and tally.done < tally.total:
-            click.echo(tell_progress(tally), nl=False, err=True)
+            click.echo(format_progress(tally), nl=False, err=True)
 
 
 class _TextPrinter:
@@ -485,15 +485,15 @@ def _print_outcome(outcome: Outcome, *, verbose: bool, dry_run: bool) -> None:
 
 
 def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
-    from convert.bulk.summary import tell, tell_bytes
+    from convert.bulk.summary import format_bytes, format_counts
 
     if dry_run:
-        size = f"{tell_bytes(tally.bytes_read)} to read"
+        size = f"{format_bytes(tally.bytes_read)} to read"
         if tally.untold:
             size += f", not counting {tally.untold} of unknown size"
         click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size}")
     else:
-        click.echo(tell(tally))
+        click.echo(format_counts(tally))
     click.echo(hint, nl=False)
 
 

@@ -53,22 +53,22 @@ def split_names(values: Iterable[str]) -> tuple[str, ...]:
 def split_formats(values: Iterable[str]) -> tuple[str, ...]:
     """Return the targets or backends in the values of a repeatable option, as they are spelled: in lower case."""
     words = (word for value in values for word in value.split())
-    return tuple(dict.fromkeys(spell(name) for name in split_names(words)))
+    return tuple(dict.fromkeys(normalise_name(name) for name in split_names(words)))
 
 
-def spell(name: str) -> str:
+def normalise_name(name: str) -> str:
     """Return a target's or backend's name as it is spelled: in lower case, with dashes."""
     return name.strip().lower().replace("_", "-")
 
 
 def find_meant(name: str, known: Iterable[str]) -> list[str]:
     """Return the targets that people may mean by a name, or else the closest name that is known, if any is close."""
-    return list(_OTHER_NAMES.get(spell(name), ())) or difflib.get_close_matches(
-        spell(name), list(known), n=1, cutoff=0.7
+    return list(_OTHER_NAMES.get(normalise_name(name), ())) or difflib.get_close_matches(
+        normalise_name(name), list(known), n=1, cutoff=0.7
     )
 
 
-def ask(meant: Sequence[str]) -> str:
+def format_suggestion(meant: Sequence[str]) -> str:
     """Return ``did you mean …? ``, for a message; nothing where it is not known what was meant."""
     if not meant:
         return ""

@@ -49,7 +49,7 @@ from convert.store.publication import (
     open_folder,
     publish,
 )
-from convert.store.storage import describe, read_source
+from convert.store.storage import format_error, read_source
 from convert.targets import (
     QuantizedModule,
     Target,
@@ -232,7 +232,7 @@ def to_known(error: Exception, name: str) -> AtariConvertError:
     if isinstance(error, AtariConvertError):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {describe(error)}"
+    reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {format_error(error)}"
     problem = UnexpectedError(f"{name}: {reason}: a bug of atari-convert, please report it")
     problem.__cause__ = error
     return problem

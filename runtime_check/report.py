@@ -31,8 +31,8 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from convert import __version__
-from convert.console.signals import hold_signals
 from convert.errors import UnwritableOutput
+from convert.signals import hold_signals
 from runtime_check import plots
 from runtime_check.check import Options
 from runtime_check.compare import Tolerance

@@ -195,7 +195,7 @@ def _see(job: Job, record: Record, targets: Collection[str], stamp: str) -> Seen
     record_stamp = find_file(RECORD_NAME)
     if record_stamp is None or any(None in files.values() for files in stamps.values()):
         return None
-    artifacts = {name: (journal.version_of(name), cast(dict[str, str], files)) for name, files in stamps.items()}
+    artifacts = {name: (journal.find_version(name), cast(dict[str, str], files)) for name, files in stamps.items()}
     return Seen(stamp, record_stamp, artifacts)
 
 

@@ -90,14 +90,14 @@ def to_markdown(tally: Tally, settings: Mapping[str, Any]) -> str:
     """Return the summary as Markdown: a table, and the failures below it."""
     named = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
     lines = [
-        f"### atari-convert: {tell(tally)}",
+        f"### atari-convert: {format_counts(tally)}",
         "",
         named,
         "",
         "| converted | current | failed | not reached | read | written | time | agents/s |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
         f"| {tally.converted:,} | {tally.current:,} | {tally.failed:,} | {tally.total - tally.done:,} "
-        f"| {tell_bytes(tally.bytes_read)} | {tell_bytes(tally.bytes_written)} | {tell_time(tally.seconds)} "
+        f"| {format_bytes(tally.bytes_read)} | {format_bytes(tally.bytes_written)} | {format_duration(tally.seconds)} "
         f"| {tally.converted / tally.seconds:.1f} |",
         "",
     ]
@@ -110,12 +110,12 @@ def to_markdown(tally: Tally, settings: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def tell(tally: Tally) -> str:
+def format_counts(tally: Tally) -> str:
     """Return the run in one sentence."""
     return f"{tally.converted} converted, {tally.current} current, {tally.failed} failed"
 
 
-def tell_progress(tally: Tally) -> str:
+def format_progress(tally: Tally) -> str:
     """Return one line on a run that goes on."""
     worked = tally.converted + tally.failed
     if not worked:
@@ -124,12 +124,12 @@ def tell_progress(tally: Tally) -> str:
     left = seconds / worked * (tally.total - tally.done)
     megabytes = (tally.bytes_read + tally.bytes_written) / 1e6
     return (
-        f"{tally.done}/{tally.total} agents, about {tell_time(left)} left, "
+        f"{tally.done}/{tally.total} agents, about {format_duration(left)} left, "
         f"{worked / seconds:.1f} agents/s, {megabytes / seconds:.0f} MB/s, {tally.failed} failed"
     )
 
 
-def tell_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Return a size for people, in powers of 1000."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
@@ -139,7 +139,7 @@ def tell_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def tell_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"

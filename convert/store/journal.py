@@ -105,7 +105,7 @@ def open_journal(out: str) -> Journal | None:
     """Open the journal of an output folder or URL; None where there is no cache folder, or another process locks it."""
     place = out if storage.is_url(out) else os.path.realpath(out)
     with suppress(OSError):
-        path = cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.sqlite"
+        path = find_cache_folder() / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:16]}.sqlite"
         try:
             return Journal(path)
         except sqlite3.OperationalError as error:
@@ -126,7 +126,7 @@ def _warn_of_lock(path: Path) -> None:
     _LOGGER.warning("warning: %s: locked by another process: continuing without the journal", path)
 
 
-def cache_folder() -> Path:
+def find_cache_folder() -> Path:
     """Return the folder for what only saves time: ``$XDG_CACHE_HOME/atari-convert``, by default below ``~/.cache``.
 
     Raises:
@@ -156,10 +156,10 @@ def is_current(seen: Seen, targets: Collection[str], stamp: str | None, find_fil
 
 
 def _is_as_seen(target: str, version: str, files: Mapping[str, str], find_file: Callable[[str], str | None]) -> bool:
-    return version == version_of(target) and all(find_file(path) == stamp for path, stamp in files.items())
+    return version == find_version(target) and all(find_file(path) == stamp for path, stamp in files.items())
 
 
-def version_of(target: str) -> str:
+def find_version(target: str) -> str:
     """Return what decides whether an artefact is outdated: this tool's version and the target's format version."""
     return f"{__version__} {find_target(target).format_version}"
 

@@ -29,7 +29,7 @@ from convert.files.disk import write_files
 from convert.files.documents import LARGEST_DOCUMENT
 from convert.pipeline import Conversion
 from convert.store import storage
-from convert.store.journal import cache_folder
+from convert.store.journal import find_cache_folder
 from convert.store.publication import find_dropped, refuse_foreign
 from convert.store.storage import Found
 from convert.targets import find_target, list_targets
@@ -191,7 +191,7 @@ def _aside() -> Iterator[Path]:
 def _make_base() -> Path:
     """Return a swept folder for those of `_aside`; the system's own, unswept, where none can be made."""
     try:
-        base = cache_folder() / "aside"
+        base = find_cache_folder() / "aside"
         base.mkdir(parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.gettempdir())

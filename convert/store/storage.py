@@ -99,7 +99,7 @@ def path_of(name: str) -> str:
     return f"{parts.scheme}://{parts.netloc}{unquote(parts.path)}"
 
 
-def spell(url: str, *, anonymous: bool = False) -> str:
+def canonical_url(url: str, *, anonymous: bool = False) -> str:
     """Return a URL as its file system spells it, and with it what is found below.
 
     Raises:
@@ -142,7 +142,7 @@ def _list(system: Any, folder: str) -> list[dict[str, Any]]:
         infos = _call(system, "ls", folder, detail=True)
     except Exception as error:  # see _PERMANENT
         kind = SelectionError if _is_permanent(error) else Unreachable
-        raise kind(f"{system.unstrip_protocol(folder)}: cannot be listed ({_explain(error)})") from error
+        raise kind(f"{system.unstrip_protocol(folder)}: cannot be listed ({_format_failure(error)})") from error
     # A store lists the folder's own empty object with its content.
     return [info for info in infos if info["name"].strip("/") != folder.strip("/")]
 
@@ -216,7 +216,7 @@ def list_files(url: str) -> dict[str, Found]:
     except FileNotFoundError:
         return {}
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be listed ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be listed ({_format_failure(error)})") from error
     prefix = path.rstrip("/") + "/"
     return {name.removeprefix(prefix): _to_found(system, info) for name, info in infos.items()}
 
@@ -242,7 +242,7 @@ def read_bytes(url: str) -> bytes:
     try:
         return _read_bounded(system, path)
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be read ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be read ({_format_failure(error)})") from error
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -257,7 +257,7 @@ def write_bytes(url: str, data: bytes) -> None:
             system.makedirs(os.path.dirname(path), exist_ok=True)
         _call(system, "pipe_file", path, data)
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be written ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be written ({_format_failure(error)})") from error
 
 
 def remove(url: str) -> None:
@@ -272,10 +272,10 @@ def remove(url: str) -> None:
     except FileNotFoundError:
         return
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be removed ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be removed ({_format_failure(error)})") from error
 
 
-def describe(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """Return an error's own words on one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
@@ -305,7 +305,7 @@ def _read_url(url: str, anonymous: bool) -> tuple[bytes, str | None]:
         try:
             data, stamp = _fetch(system, path)
         except Exception as error:  # see _PERMANENT
-            raise UnreadableCheckpoint(f"{url}: cannot be read ({_explain(error)})") from error
+            raise UnreadableCheckpoint(f"{url}: cannot be read ({_format_failure(error)})") from error
         if data is not None:
             return data, stamp
     raise UnreadableCheckpoint(f"{url}: changes while it is read: convert it when it is complete")
@@ -339,13 +339,13 @@ def _stamp_of(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _explain(error: Exception) -> str:
+def _format_failure(error: Exception) -> str:
     """Return why a request failed in the end, and how often it was tried."""
     if isinstance(error, FileNotFoundError):  # which says the path alone
         return "not found"
     if _lacks_credentials(error):
-        return f"{describe(error)}: --anonymous reads public buckets"
-    reason = f"no answer within {PATIENCE:.0f} s" if type(error).__name__ == "FSTimeoutError" else describe(error)
+        return f"{format_error(error)}: --anonymous reads public buckets"
+    reason = f"no answer within {PATIENCE:.0f} s" if type(error).__name__ == "FSTimeoutError" else format_error(error)
     return ", ".join([reason, *getattr(error, "__notes__", ())])
 
 
@@ -403,7 +403,7 @@ def _open_system(protocol: str, host: str, anonymous: bool) -> Any:
         how = f"pip install 'atari-convert[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
         raise MissingExtra(f"{protocol}://{host} needs a library that is not installed: {how}") from error
     except OSError as error:
-        raise Unreachable(f"{protocol}://{host}: cannot be reached ({describe(error)})") from error
+        raise Unreachable(f"{protocol}://{host}: cannot be reached ({format_error(error)})") from error
     except (ValueError, TypeError) as error:
         raise SelectionError(f"{protocol}://{host}: {error}, expected a path, gs://, s3:// or https://") from error
     if protocol in ("gs", "gcs"):

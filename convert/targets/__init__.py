@@ -37,7 +37,7 @@ from convert.agents.agent import Agent, HeadSpec, Tensor, describe_head
 from convert.agents.network import FRAMES, HEIGHT, WIDTH, Network
 from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
 from convert.frameworks import leaves
-from convert.names import ask, find_meant
+from convert.names import find_meant, format_suggestion
 
 _CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
 
@@ -100,7 +100,7 @@ def find_target(name: str) -> Target:
         UnknownTarget: there is none; the message suggests one, and lists all.
     """
     if name not in _names():
-        hint = ask(find_meant(name, _names()))
+        hint = format_suggestion(find_meant(name, _names()))
         raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
     return _read_constants(name)
 

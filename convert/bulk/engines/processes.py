@@ -22,9 +22,9 @@ from typing import Any
 
 from convert.bulk.run import Engine, Outcome, Work, convert_job
 from convert.bulk.selection import Job
-from convert.console.signals import hold_signals
 from convert.errors import WorkerDied
 from convert.pipeline import load_frameworks
+from convert.signals import hold_signals
 
 # Every job takes and frees the same large buffers. Memory that goes back to the system in between costs page faults
 # when it is taken again: 12 ms for an inflated checkpoint of 9 MB. Other C libraries than glibc ignore these.
@@ -135,25 +135,27 @@ def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
         pool.workers.remove(worker)
         job = worker.jobs.popleft()
         again += worker.jobs  # they were not begun
-        return _bury(pool, job, worker.process.exitcode, again)
+        return _record_death(pool, job, worker.process.exitcode, again)
     worker.jobs.popleft()
     pool.deaths_in_a_row = 0
     return outcome
 
 
-def _bury(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> Outcome | None:
+def _record_death(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> Outcome | None:
     pool.deaths_in_a_row += 1
     pool.deaths[job.folder] = pool.deaths.get(job.folder, 0) + 1
     if pool.deaths_in_a_row >= _DEATHS_IN_A_ROW:
-        raise WorkerDied(f"{pool.deaths_in_a_row} workers died one after another, the last {_describe(code)}: stopped")
+        raise WorkerDied(
+            f"{pool.deaths_in_a_row} workers died one after another, the last {_format_death(code)}: stopped"
+        )
     if pool.deaths[job.folder] < _TRIES:
         again.append(job)
         return None
-    reason = f"its worker died {_TRIES} times, the last time {_describe(code)}: try fewer --jobs if memory is short"
+    reason = f"its worker died {_TRIES} times, the last time {_format_death(code)}: try fewer --jobs if memory is short"
     return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
 
 
-def _describe(code: int | None) -> str:
+def _format_death(code: int | None) -> str:
     if code is None or code >= 0:
         return f"with exit code {code}"
     return f"by {signal.Signals(-code).name}"

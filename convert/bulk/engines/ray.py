@@ -63,7 +63,7 @@ def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> G
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise WorkerDied(f"Ray cluster {address or 'of this computer'}: {storage.describe(error)}") from error
+        raise WorkerDied(f"Ray cluster {address or 'of this computer'}: {storage.format_error(error)}") from error
     try:
         yield from _run_tasks(work, iter(jobs))
     finally:
@@ -88,7 +88,7 @@ def _fetch(reference: Any, job: Job) -> Outcome:
     try:
         outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        reason = f"Ray lost it {_RETRIES + 1} times ({type(error).__name__}: {storage.describe(error)[:200]})"
+        reason = f"Ray lost it {_RETRIES + 1} times ({type(error).__name__}: {storage.format_error(error)[:200]})"
         return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
     return dataclasses.replace(outcome, job=job)
 
