@@ -14,7 +14,7 @@ from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, 
 from convert.agents.network import CategoricalHead, Float32, Network
 from convert.artefacts import Screened
 from convert.errors import CheckError, CheckpointError
-from convert.store.publication import find_strangers
+from convert.store.local import find_strangers
 from convert.store.storage import walk_links
 from convert.targets import describe_tensors, find_target, list_targets
 from runtime_check.oracle import Float64, Oracle

@@ -20,7 +20,7 @@ from convert.agents.network import CategoricalHead, Conv, Dense, Network, QHead
 from convert.agents.record import read_record, to_json
 from convert.errors import CheckError, RecordError
 from convert.runtimes import Runtime, import_runtime
-from convert.store.publication import describe_files
+from convert.store.local import describe_files
 from convert.targets import find_target, import_target
 from runtime_check.backends import find_backend
 from runtime_check.check import Listeners, Options, check_agent

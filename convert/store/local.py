@@ -1,8 +1,8 @@
-"""Agent folders that are whole at every instant: written aside, put in place by renames, ``agent.json`` last.
+"""Agents' folders on disk. They are whole at every instant: written aside, renamed into place, ``agent.json`` last.
 
-What is new is staged in ``.atari-convert-new`` inside the agent's folder. The staged ``agent.json``, written last,
-is the decision to publish: a run that finds it carries the renames through, a run that finds none drops the rest.
-A lock on the folder keeps two runs apart; the system lifts it when its process ends, however it ends.
+New files are staged in ``.atari-convert-new`` inside the agent's folder. The staged ``agent.json`` is written last, and
+is the decision to publish: a run that finds one completes the renames, a run that finds none drops what is staged.
+A lock on the folder keeps two runs apart. The system releases it when its process ends, however it ends.
 
 This tool makes no links. A folder with a link in the place of its files is refused, so none is followed, moved or
 deleted.
@@ -11,45 +11,78 @@ deleted.
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, File, Record
-from convert.agents.record import from_json, read_record, to_json
-from convert.errors import OutputExists, RecordError, RoundTripError, UnreadableArtefact, UnwritableOutput
+from convert.agents.record import read_record
+from convert.errors import OutputExists, RecordError, UnreadableArtefact, UnwritableOutput
 from convert.files.disk import read_file
 from convert.files.documents import LARGEST_DOCUMENT
+from convert.store import storage
+from convert.store.folders import (
+    FindStamp,
+    Folder,
+    ListFiles,
+    Staging,
+    describe_bytes,
+    find_dropped,
+    parse_record,
+    to_checked_json,
+)
 from convert.targets import list_targets
 
 _OLD = ".atari-convert-old"
 _DEEPEST = 16  # folders below each other in an artefact
 
 
+def inspect(place: str | Path) -> Folder:
+    """Return what stands in an agent's folder; see `convert.store.Store`. One that is missing or empty will do."""
+    folder = Path(place)
+    try:
+        names = os.listdir(folder) if folder.is_dir() else []
+        check_no_strangers(folder)
+    except OSError as error:
+        raise UnwritableOutput(f"{folder}: cannot be listed ({error.strerror}): choose another --out") from error
+    # A run that was killed while it published for the first time may have moved everything aside.
+    ours = [] if _OLD in names else names
+    record, is_exact = parse_record(str(folder), ours, _read_bytes(folder / RECORD_NAME))
+    return Folder(str(folder), record, is_exact, is_settled=not {UNFINISHED_NAME, _OLD} & set(names))
+
+
+def has_artifact(found: Folder, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:  # noqa: ARG001
+    """Return whether an artefact's files are there as recorded; see `convert.store.Store`."""
+    return is_intact(Path(found.place), artifact)
+
+
 @contextmanager
-def open_folder(folder: Path) -> Iterator[Path]:
-    """Make and lock an agent's folder, finish or drop what a killed run left, and give a folder to stage into.
+def open_artifact(found: Folder, artifact: Artifact) -> Iterator[Path]:  # noqa: ARG001
+    """Give the agent's folder itself; see `convert.store.Store`."""
+    yield Path(found.place)
 
-    Anything staged and not published is removed at the end, and so are folders that this call made and that stay empty.
 
-    Raises:
-        OutputExists: the folder holds something and no record of ours, or a link in the place of ours.
-        UnwritableOutput: the folder cannot be made or written.
+@contextmanager
+def open_folder(found: Folder) -> Iterator[Staging]:
+    """Make and lock an agent's folder, complete or drop what a killed run left, and give a folder to stage into.
+
+    At the end everything staged and not published is removed, and so are folders that this call made and that are
+    still empty. Raises as `convert.store.Store` says.
     """
+    folder = Path(found.place)
     made = _make(folder)
     try:
         with _locked(folder):
-            refuse_strangers(folder)
+            check_no_strangers(folder)
             _finish(folder)
-            check_ours(folder)
+            found = inspect(folder)
             staging = folder / UNFINISHED_NAME
             staging.mkdir()
             try:
-                yield staging
+                yield Staging(staging, found)
             finally:
                 _finish(folder)
     except OSError as error:
@@ -58,47 +91,29 @@ def open_folder(folder: Path) -> Iterator[Path]:
         _remove_empty(made)
 
 
-def publish(staging: Path, record: Record) -> None:
-    """Put what is staged in place, and the record last. Artefacts that the record no longer lists are removed.
+def publish(staging: Staging, record: Record) -> None:
+    """Put what is staged in place, and the record last; see `convert.store.Store`.
 
-    A plain file replaces its predecessor in one step; a folder's predecessor is renamed aside first, for a folder
+    A plain file replaces its predecessor in one step. A folder's predecessor is first renamed aside, since a folder
     cannot be renamed onto another.
-
-    Raises:
-        RoundTripError: the record does not read back as it is.
     """
-    text, place = to_json(record), staging.parent / RECORD_NAME
-    try:
-        is_read_back = from_json(text, str(place)) == record
-    except RecordError as error:
-        raise RoundTripError(f"{error}; a bug of atari-convert, please report it; nothing was published") from error
-    if not is_read_back:
-        raise RoundTripError(f"{place}: does not read back as it was written: a bug of atari-convert, please report it")
-    (staging / f"{RECORD_NAME}.part").write_text(text, "utf-8")
-    os.replace(staging / f"{RECORD_NAME}.part", staging / RECORD_NAME)
-    _finish(staging.parent)
+    folder = staging.path.parent
+    text = to_checked_json(record, str(folder / RECORD_NAME))
+    (staging.path / f"{RECORD_NAME}.part").write_text(text, "utf-8")
+    os.replace(staging.path / f"{RECORD_NAME}.part", staging.path / RECORD_NAME)
+    _finish(folder)
 
 
-def check_ours(folder: Path) -> None:
-    """Refuse a folder that holds something and no record of ours, or a link in the place of ours.
-
-    One that is missing or empty will do.
-
-    Raises:
-        OutputExists: it holds what this tool did not write.
-        UnwritableOutput: it cannot be listed.
-    """
-    try:
-        names = os.listdir(folder) if folder.is_dir() else []
-        refuse_strangers(folder)
-    except OSError as error:
-        raise UnwritableOutput(f"{folder}: cannot be listed ({error.strerror}): choose another --out") from error
-    if _OLD not in names:
-        refuse_foreign(str(folder), names, _read_text(folder / RECORD_NAME))
+def find_stamps(place: str, list_around: ListFiles | None = None) -> FindStamp:  # noqa: ARG001
+    """Return what finds the stamp of a file; see `convert.store.Store`."""
+    folder = Path(place)
+    if any(os.path.lexists(folder / name) for name in (UNFINISHED_NAME, _OLD)):
+        return lambda _: None
+    return lambda path: storage.find_stamp(str(folder / path))
 
 
-def refuse_strangers(folder: Path) -> None:
-    """Refuse a folder with a link, a pipe or a device where this tool has its files and folders.
+def check_no_strangers(folder: Path) -> None:
+    """Raise if a folder has a link, a pipe or a device where this tool has its files and folders.
 
     Raises:
         OutputExists: it holds one.
@@ -137,41 +152,8 @@ def find_strangers(top: Path, depth: int = 0) -> dict[Path, str]:
     return {path: kind for name in names for path, kind in find_strangers(top / name, depth + 1).items()}
 
 
-def refuse_foreign(folder: str, names: Collection[str], record: str) -> None:
-    """Refuse a folder or URL with files of these names, unless ``record``, the text of its agent.json, is ours.
-
-    A record of another format is ours; where a run was killed, there may be none yet.
-
-    Raises:
-        OutputExists: it holds what this tool did not write.
-    """
-    if not names or UNFINISHED_NAME in names or ('"format_version"' in record and '"artifacts"' in record):
-        return
-    first = ", ".join(sorted(names)[:3]) + (" …" if len(names) > 3 else "")
-    problem = f"; its {RECORD_NAME} is damaged or not ours" if RECORD_NAME in names else f" and no {RECORD_NAME}"
-    raise OutputExists(f"{folder}: holds {first}{problem}: nothing was touched; choose another --out or move it away")
-
-
-def find_record(folder: Path) -> Record | None:
-    """Return the folder's record; None where there is none that this version reads."""
-    try:
-        return read_record(folder)
-    except RecordError:
-        return None
-
-
-def is_exact(folder: Path, record: Record) -> bool:
-    """Say whether a folder's ``agent.json`` is, to the byte, what this tool writes of a record."""
-    return _read_text(folder / RECORD_NAME) == to_json(record)
-
-
-def is_settled(folder: Path) -> bool:
-    """Say whether no killed run has left anything in a folder."""
-    return not (os.path.lexists(folder / UNFINISHED_NAME) or os.path.lexists(folder / _OLD))
-
-
 def is_intact(folder: Path, artifact: Artifact) -> bool:
-    """Say whether an artefact has files, and each is there with its recorded size and sha256."""
+    """Return whether an artefact has files, and each is there with its recorded size and sha256."""
     return bool(artifact.files) and all(_is_intact(folder / file.path, file) for file in artifact.files)
 
 
@@ -179,29 +161,24 @@ def describe_files(folder: Path, path: str) -> tuple[File, ...]:
     """Return the files at ``path`` (a file or a folder) below a folder, in the order of their names."""
     top = folder / path
     files = [top] if top.is_file() else sorted(entry for entry in top.rglob("*") if entry.is_file())
-    return tuple(_describe_file(file, file.relative_to(folder).as_posix()) for file in files)
-
-
-def _describe_file(file: Path, path: str) -> File:
-    data = read_file(file)
-    return File(path, len(data), hashlib.sha256(data).hexdigest())
+    return tuple(describe_bytes(read_file(file), file.relative_to(folder).as_posix()) for file in files)
 
 
 def _is_intact(path: Path, file: File) -> bool:
     try:
-        return hashlib.sha256(read_file(path, file.size)).hexdigest() == file.sha256
+        return describe_bytes(read_file(path, file.size), file.path) == file
     except UnreadableArtefact:
         return False
 
 
 def _finish(folder: Path) -> None:
-    """Carry a decided publication through, from wherever it stopped; drop an undecided one."""
+    """Complete a publication that was decided, from wherever it stopped; drop one that was not."""
     new, old = folder / UNFINISHED_NAME, folder / _OLD
-    if decided := find_record(new):
+    if decided := _find_record(new):
         for name in sorted(os.listdir(new)):
             if name in _find_places(decided):
                 _place(new / name, folder / name, old)
-        for name in find_dropped(find_record(folder), decided):
+        for name in find_dropped(_find_record(folder), decided):
             if os.path.lexists(folder / name):
                 _move_aside(folder / name, old)
         os.replace(new / RECORD_NAME, folder / RECORD_NAME)
@@ -210,15 +187,17 @@ def _finish(folder: Path) -> None:
             shutil.rmtree(leftover)  # which follows no link, and refuses to begin with one
 
 
+def _find_record(folder: Path) -> Record | None:
+    """Return a folder's record; None where there is none that this version reads."""
+    try:
+        return read_record(folder)
+    except RecordError:
+        return None
+
+
 def _find_places(record: Record) -> set[str]:
     """Return the names, directly in an agent's folder, of the files and folders that a record lists."""
     return {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
-
-
-def find_dropped(former: Record | None, record: Record) -> list[str]:
-    """Return the paths of the targets that the former record lists and the new one does not."""
-    dropped = former.artifacts.keys() - record.artifacts.keys() if former else ()
-    return [target.path for target in list_targets() if target.name in dropped]
 
 
 def _place(staged: Path, place: Path, old: Path) -> None:
@@ -230,7 +209,7 @@ def _place(staged: Path, place: Path, old: Path) -> None:
 def _move_aside(place: Path, old: Path) -> None:
     with suppress(FileExistsError):
         old.mkdir()
-    refuse_strangers(old.parent)  # somebody may have made a link since
+    check_no_strangers(old.parent)  # somebody may have made a link since
     os.replace(place, old / place.name)
 
 
@@ -238,11 +217,12 @@ def _is_folder(path: Path) -> bool:
     return stat.S_ISDIR(path.lstat().st_mode)
 
 
-def _read_text(path: Path) -> str:
+def _read_bytes(path: Path) -> bytes:
+    """Return the content of a document; nothing where it cannot be read."""
     try:
-        return read_file(path, LARGEST_DOCUMENT).decode("utf-8", "replace")
+        return read_file(path, LARGEST_DOCUMENT)
     except UnreadableArtefact:
-        return ""
+        return b""
 
 
 @contextmanager
