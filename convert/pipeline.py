@@ -40,7 +40,7 @@ from convert.errors import (
 from convert.store import find_store
 from convert.store.folders import Folder, describe_bytes
 from convert.store.local import describe_files
-from convert.store.storage import format_error, is_url, read_source
+from convert.store.storage import format_error, is_url, normalise, read_source
 from convert.targets import (
     QuantizedModule,
     Target,
@@ -169,12 +169,12 @@ def write_agent(
         AtariConvertError: the folder cannot be written, and is as it was; see `convert.errors`.
     """
     check_targets(targets)
-    place = folder if is_url(str(folder)) else Path(folder)
-    store = find_store(str(place))
-    found = store.inspect(str(place))
+    place = normalise(str(folder))
+    store = find_store(place)
+    found = store.inspect(place)
     stale = find_stale(found, agent, targets, overwrite=overwrite)
     if found.record and found.is_settled and not stale:
-        return Conversion(place, (), found.record)
+        return Conversion(_to_folder(place), (), found.record)
     with store.open_folder(found) as staging:
         if staging.found != found:  # another run was at work, or a killed one had left something
             stale = find_stale(staging.found, agent, targets, overwrite=overwrite)
@@ -182,7 +182,11 @@ def write_agent(
         record = Record(agent, {**_find_kept(staging.found, agent), **written}, own_versions())
         if written:
             store.publish(staging, record)
-    return Conversion(place, tuple(written), record, failures)
+    return Conversion(_to_folder(place), tuple(written), record, failures)
+
+
+def _to_folder(place: str) -> Path | str:
+    return place if is_url(place) else Path(place)
 
 
 def _find_kept(found: Folder, agent: Agent) -> Mapping[str, Artifact]:
