@@ -344,13 +344,13 @@ def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]
     """Return where to run; None for this process, which a lone job is best done in."""
     workers = workers or _count_processors()
     if name == "ray":
-        _refuse_memory(jobs)
+        _check_not_memory(jobs)
         return _choose_ray(address, workers)
     if address:
         raise click.UsageError("--ray-address needs --engine ray")
     if min(workers, len(jobs)) < 2:
         return None
-    _refuse_memory(jobs)
+    _check_not_memory(jobs)
     from convert.bulk.engines import processes
 
     return processes.make_engine(workers)
@@ -373,7 +373,7 @@ def _choose_ray(address: str | None, workers: int) -> Engine:
     return ray.make_engine(address, workers)
 
 
-def _refuse_memory(jobs: list[Job]) -> None:
+def _check_not_memory(jobs: list[Job]) -> None:
     for job in jobs:
         if job.source.startswith("memory://") or job.out.startswith("memory://"):
             raise click.UsageError("memory:// works within one process only: leave out --jobs and --engine")

@@ -1,4 +1,4 @@
-"""Names on the command line: lists with commas, and what people call a format by another name."""
+"""Names on the command line: lists separated by commas, and other names that people have for targets."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ def split_names(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def split_formats(values: Iterable[str]) -> tuple[str, ...]:
-    """Return the targets or backends in the values of a repeatable option, as they are spelled: in lower case."""
+    """Return the targets or backends in the values of a repeatable option, each in its canonical form."""
     words = (word for value in values for word in value.split())
     return tuple(dict.fromkeys(normalise_name(name) for name in split_names(words)))
 
 
 def normalise_name(name: str) -> str:
-    """Return a target's or backend's name as it is spelled: in lower case, with dashes."""
+    """Return the name of a target or backend in its canonical form: in lower case, with dashes."""
     return name.strip().lower().replace("_", "-")
 
 
@@ -69,7 +69,7 @@ def find_meant(name: str, known: Iterable[str]) -> list[str]:
 
 
 def format_suggestion(meant: Sequence[str]) -> str:
-    """Return ``did you mean …? ``, for a message; nothing where it is not known what was meant."""
+    """Return ``did you mean …? `` for a message; an empty text where nothing is known."""
     if not meant:
         return ""
     also = f" (or {', '.join(meant[1:])})" if meant[1:] else ""

@@ -77,7 +77,7 @@ def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Gene
         work: what is to be done with each.
         engine: where it runs; by default in this process. See `convert.bulk.engines`.
     """
-    with _journal_of(jobs) as kept:
+    with _open_journal(jobs) as kept:
         stale = []
         for job, is_current in _recall(jobs, work, kept):
             if is_current:
@@ -102,7 +102,7 @@ def rehearse(jobs: Collection[Job], work: Work) -> Generator[Outcome, None, None
 
     Sources at URLs are not read: one is taken for the agent's if the record has its path and size.
     """
-    with _journal_of(jobs) as kept:
+    with _open_journal(jobs) as kept:
         for job, is_current in _recall(jobs, work, kept):
             yield Outcome(job) if is_current else _catch(job, partial(_plan_job, work, job))
 
@@ -115,12 +115,12 @@ def convert_job(work: Work, job: Job) -> Outcome:
 def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
     try:
         return action()
-    except Exception as error:  # noqa: BLE001  perhaps nobody foresaw it, and thousands of jobs wait
+    except Exception as error:  # noqa: BLE001  an unexpected error must not stop thousands of jobs
         return Outcome(job, error=to_known(error, job.source))
 
 
 def _convert_job(work: Work, job: Job) -> Outcome:
-    _refuse_problem(job)
+    _check_problem(job)
     data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
     conversion = convert_data(
         data, job.source, job.folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
@@ -133,13 +133,13 @@ def _convert_job(work: Work, job: Job) -> Outcome:
     return Outcome(job, written, record, seen=seen)
 
 
-def _refuse_problem(job: Job) -> None:
+def _check_problem(job: Job) -> None:
     if job.problem:
         raise UnreadableCheckpoint(job.problem)
 
 
 def _plan_job(work: Work, job: Job) -> Outcome:
-    _refuse_problem(job)
+    _check_problem(job)
     found = find_store(job.folder).inspect(job.folder)
     agent = _guess_agent(job, found.record)
     if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
@@ -156,8 +156,8 @@ def _guess_agent(job: Job, record: Record | None) -> Agent | None:
     return Agent(job.identity, head, source, name_actions(job.identity.game, head.actions))
 
 
-def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:
-    """Open the journal; a lone job has none, for it is soon done and should be done at once."""
+def _open_journal(jobs: Collection[Job]) -> Journal | nullcontext[None]:
+    """Open the journal. A single job has none, since looking at its files takes no longer."""
     out = next((job.out for job in jobs), "")
     return (journal.open_journal(out) if len(jobs) > 1 else None) or nullcontext()
 

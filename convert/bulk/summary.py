@@ -1,4 +1,4 @@
-"""What a run amounts to: counts, bytes, rates and failures; as JSON, and as Markdown for a CI step."""
+"""The sums of a run: counts, bytes, rates and failures, as text, as JSON, and as Markdown for a CI step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convert import __version__
 if TYPE_CHECKING:
     from convert.bulk.run import Outcome
 
-_LISTED = 50  # failures in the Markdown, which a page has to hold; JSON has them all
+_LISTED = 50  # failures in the Markdown; the JSON has all of them
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Failure:
 class Tally:
     """The sums of a run so far. Only failures are kept one by one.
 
-    untold: how many sizes ``bytes_read`` lacks, for a server did not tell them.
+    untold: how many sizes are missing from ``bytes_read``, because a server did not tell them.
     """
 
     total: int
@@ -61,7 +61,7 @@ class Tally:
             self.converted += 1
         else:
             self.current += 1
-        if outcome.written:  # in part, perhaps, by one that failed
+        if outcome.written:  # perhaps by a job of which some targets failed
             size = outcome.record.agent.source.size if outcome.record else outcome.job.size
             self.bytes_read += size
             self.untold += not size
@@ -103,7 +103,7 @@ def to_markdown(tally: Tally, settings: Mapping[str, Any]) -> str:
     ]
     if tally.failures:
         lines += ["| failed | why |", "|---|---|"]
-        lines += [_row(failure) for failure in tally.failures[:_LISTED]]
+        lines += [_format_row(failure) for failure in tally.failures[:_LISTED]]
         if len(tally.failures) > _LISTED:
             lines.append(f"\n… and {len(tally.failures) - _LISTED:,} more.")
         lines.append("")
@@ -116,7 +116,7 @@ def format_counts(tally: Tally) -> str:
 
 
 def format_progress(tally: Tally) -> str:
-    """Return one line on a run that goes on."""
+    """Return one line on a run in progress."""
     worked = tally.converted + tally.failed
     if not worked:
         return f"{tally.done}/{tally.total} agents, all current so far"
@@ -147,10 +147,10 @@ def format_duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _row(failure: Failure) -> str:
+def _format_row(failure: Failure) -> str:
     # Within backticks Markdown shows everything as it is, entities too.
-    return f"| `{_cell(failure.source)}` | {html.escape(_cell(failure.message), quote=False)} |"
+    return f"| `{_format_cell(failure.source)}` | {html.escape(_format_cell(failure.message), quote=False)} |"
 
 
-def _cell(text: str) -> str:
+def _format_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

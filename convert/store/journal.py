@@ -25,7 +25,7 @@ from convert.store.folders import FindStamp
 from convert.targets import find_target
 
 _LOGGER = logging.getLogger(__name__)  # without a handler of anybody's, Python prints its warnings to standard error
-_PATIENCE = 2.0  # seconds for another process that writes; one that holds the journal for longer has it
+_PATIENCE = 2.0  # seconds to wait for another process that writes
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS agents (
     folder TEXT PRIMARY KEY,
@@ -99,7 +99,7 @@ class Journal:
         try:
             row: tuple[str, ...] | None = self._connection.execute(statement, parameters).fetchone()
         except sqlite3.DatabaseError as error:  # a full disk, damage, another process
-            if _is_locked(error):  # which would cost the same time for every agent
+            if _is_locked(error):  # waiting again would cost the same time for every agent
                 self._is_usable = False
                 _warn_of_lock(self._path)
             return None

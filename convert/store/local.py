@@ -75,7 +75,7 @@ def open_folder(found: Folder) -> Iterator[Staging]:
     folder = Path(found.place)
     made = _make(folder)
     try:
-        with _locked(folder):
+        with _hold_lock(folder):
             check_no_strangers(folder)
             _finish(folder)
             found = inspect(folder)
@@ -226,7 +226,7 @@ def _read_bytes(path: Path) -> bytes:
 
 
 @contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _hold_lock(folder: Path) -> Iterator[None]:
     descriptor = _lock(folder)
     try:
         yield
@@ -243,13 +243,13 @@ def _lock(folder: Path) -> int:
                 return descriptor
         except FileNotFoundError:
             pass
-        # Whoever held the lock removed the folder with it: it failed, and this run begins anew.
+        # The run that held the lock has failed and removed the folder it had made: begin again.
         os.close(descriptor)
         folder.mkdir(parents=True, exist_ok=True)
 
 
 def _make(folder: Path) -> list[Path]:
-    """Make a folder, and return what had to be made, the innermost first."""
+    """Make a folder; return the folders that had to be made, the innermost first."""
     try:
         missing = [path for path in (folder, *folder.parents) if not path.exists()]
         folder.mkdir(parents=True, exist_ok=True)

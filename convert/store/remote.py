@@ -1,7 +1,7 @@
-"""Agents' folders at URLs. A store cannot rename or lock, so a folder is written aside here and then sent.
+"""Agents' folders at URLs. Object stores cannot rename or lock, so a folder is written on this computer and then sent.
 
 Each object is replaced in one step, ``agent.json`` last. ``.atari-convert-new`` is there from before the first object
-until after ``agent.json``: where it is found, a run was killed while it sent, and the agent is sent again. Two runs
+until after ``agent.json``. Where it is found, a run was killed while it sent, and the agent is sent again. Two runs
 that send one agent at once send the same bytes.
 """
 
@@ -66,7 +66,7 @@ def open_artifact(found: Folder, artifact: Artifact) -> Iterator[Path]:
 @contextmanager
 def open_folder(found: Folder) -> Iterator[Staging]:
     """Give a folder of this computer to write into; it is removed at the end. See `convert.store.Store`."""
-    with _aside() as folder:
+    with _open_aside() as folder:
         try:
             yield Staging(folder, found)
         except OSError as error:
@@ -83,7 +83,7 @@ def publish(staging: Staging, record: Record) -> None:
     for path in recorded:
         if (staging.path / path).exists():
             storage.write_bytes(storage.join(place, path), (staging.path / path).read_bytes())
-    # An older format of an artefact had more files, or a target that was there is not there any more.
+    # An older format of an artefact had more files, or the record no longer lists a target.
     tops = {target.path for target in list_targets() if target.name in record.artifacts}
     tops |= set(find_dropped(former.record, record))
     for path in former.files:
@@ -111,8 +111,8 @@ def _read(found: Folder, path: str) -> bytes:
 
 
 @contextmanager
-def _aside() -> Iterator[Path]:
-    """Give a folder of this computer that is removed at the end. Remove those that killed runs have left, too."""
+def _open_aside() -> Iterator[Path]:
+    """Give a folder of this computer, removed at the end. Also remove those that killed runs have left."""
     base = _make_base()
     try:
         aside = tempfile.TemporaryDirectory(dir=base)
@@ -128,7 +128,7 @@ def _aside() -> Iterator[Path]:
 
 
 def _make_base() -> Path:
-    """Return a swept folder for those of `_aside`; the system's own, unswept, where none can be made."""
+    """Return the folder for those of `_open_aside`, swept; the system's temporary folder where it cannot be made."""
     try:
         base = find_cache_folder() / "aside"
         base.mkdir(parents=True, exist_ok=True)
