@@ -23,7 +23,8 @@ from convert.pipeline import (
     to_known,
     write_agent,
 )
-from convert.store.publication import check_ours, find_strangers, is_intact
+from convert.store import find_store
+from convert.store.local import find_strangers, is_intact
 from convert.targets import (
     Target,
     check_architecture,
@@ -117,8 +118,8 @@ def run(
         place = Path(job.folder)
         _refuse_overlap(Path(folder), Path(out), place)
         if dry_run:
-            check_ours(place)
-            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite, is_rehearsal=True))
+            found = find_store(job.folder).inspect(job.folder)
+            yield Outcome(job, find_stale(found, stored.agent, targets, overwrite=overwrite, is_rehearsal=True))
             return
         conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
     except Exception as error:  # noqa: BLE001  part of the outcome, foreseen or not

@@ -15,7 +15,7 @@ from convert.agents.agent import RECORD_NAME
 from convert.agents.architecture import Architecture, make_head, nature_cnn
 from convert.agents.network import Network, from_arrays
 from convert.agents.record import read_record, to_json
-from convert.store.publication import describe_files
+from convert.store.local import describe_files
 from convert.targets import find_target, import_target
 
 DATA = Path(__file__).parent / "data"

@@ -40,7 +40,7 @@ from convert.agents.architecture import Architecture, describe, erase_support
 from convert.agents.network import Network
 from convert.errors import MissingExtra, TargetError, UnknownTarget, UnreadableArtefact
 from convert.frameworks import leaves
-from convert.names import ask, find_meant
+from convert.names import find_meant, format_suggestion
 
 _CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
 _VALUE_AXES = {"logits": "atom", "quantiles": "quantile"}
@@ -104,7 +104,7 @@ def find_target(name: str) -> Target:
         UnknownTarget: there is none; the message suggests one, and lists all.
     """
     if name not in _names():
-        hint = ask(find_meant(name, _names()))
+        hint = format_suggestion(find_meant(name, _names()))
         raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
     return _read_constants(name)
 

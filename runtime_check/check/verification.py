@@ -16,7 +16,7 @@ from convert.agents.network import SUPPORT, Float32, Network, name_array
 from convert.agents.record import read_record
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError
-from convert.store.publication import find_strangers
+from convert.store.local import find_strangers
 from convert.targets import describe_tensors, find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.check.options import Options
