@@ -18,7 +18,7 @@ from convert.agents.agent import Agent
 from convert.agents.network import Network
 from convert.errors import CheckpointError, UnreadableArtefact
 from convert.files.disk import read_files, write_files
-from convert.targets import check_head, find_target, import_target
+from convert.targets import check_architecture, find_target, import_target
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def _rebuild(name: str, path: Path, agent: Agent, to: Path) -> Network | None:
     network = None
     if not target.is_quantized:
         network = module.read(path, agent)
-        check_head(network, agent, path)
+        check_architecture(network, agent, path)
     if rebuild := getattr(module, "rebuild", None):
         rebuild(network, agent, path, to)
     elif network is not None:

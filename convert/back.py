@@ -6,7 +6,7 @@ from collections.abc import Collection, Generator
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
-from convert.agents.agent import RECORD_NAME, Agent, Record, describe_head
+from convert.agents.agent import RECORD_NAME, Agent, Record
 from convert.agents.identity import Identity
 from convert.agents.network import Network, check_network, compute_digest
 from convert.agents.record import read_record
@@ -23,8 +23,18 @@ from convert.pipeline import (
     to_known,
     write_agent,
 )
-from convert.store.publication import check_ours, find_strangers, is_intact
-from convert.targets import Target, checkpoint, dopamine, find_target, import_target, missing_extra, torch
+from convert.store import find_store
+from convert.store.local import find_strangers, is_intact
+from convert.targets import (
+    Target,
+    check_architecture,
+    checkpoint,
+    dopamine,
+    find_target,
+    import_target,
+    missing_extra,
+    torch,
+)
 
 DOPAMINE, TORCH = "dopamine", "torch"
 
@@ -108,8 +118,8 @@ def run(
         place = Path(job.folder)
         _refuse_overlap(Path(folder), Path(out), place)
         if dry_run:
-            check_ours(place)
-            yield Outcome(job, find_stale(place, stored.agent, targets, overwrite=overwrite, is_rehearsal=True))
+            found = find_store(job.folder).inspect(job.folder)
+            yield Outcome(job, find_stale(found, stored.agent, targets, overwrite=overwrite, is_rehearsal=True))
             return
         conversion = write_agent(stored.network, stored.agent, place, targets, overwrite=overwrite)
     except Exception as error:  # noqa: BLE001  part of the outcome, foreseen or not
@@ -198,10 +208,7 @@ def _read(target: Target, path: Path, agent: Agent) -> Network:
     else:
         network = import_target(target.name).read(path, agent)
     check_network(network, str(path))
-    if describe_head(network) != agent.head:
-        raise UnreadableArtefact(
-            f"{path}: has {describe_head(network).actions} actions, its record {agent.head.actions}: of another agent"
-        )
+    check_architecture(network, agent, path)
     return network
 
 

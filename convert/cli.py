@@ -1,9 +1,8 @@
-"""The command ``atari-convert``: parse, call, print, exit code."""
+"""The command ``atari-convert``: parse, call, exit code. What it prints is in `convert.printing`."""
 
 from __future__ import annotations
 
 import functools
-import json
 import os
 import signal
 import sys
@@ -23,16 +22,14 @@ from convert.console.options import (
     split_formats,
     split_names,
 )
-from convert.console.signals import stop_on_signals
+from convert.signals import stop_on_signals
 
 if TYPE_CHECKING:
-    from convert.agents.agent import Record
     from convert.agents.identity import Identity
     from convert.bulk.run import Engine, Outcome
     from convert.bulk.selection import Filter, Job
     from convert.bulk.summary import Tally
-
-PROGRESS_AFTER = 1.0  # seconds
+    from convert.printing import JsonPrinter, TextPrinter
 
 
 _EXAMPLES = """\
@@ -45,21 +42,22 @@ Convert trained Atari agents. For example:
 The converted agents go to the folder converted."""
 
 
-def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
-    """End with exit code 130 on Ctrl-C, where Click would end with 1, and with a line on what stopped the whole run."""
+def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
+    """Exit with 130 on Ctrl-C, where Click would exit with 1, and with 1 and one line if the whole run failed."""
 
     @functools.wraps(command)
     def call(**options: Any) -> None:
+        from convert import printing
         from convert.errors import AtariConvertError
 
         try:
             with stop_on_signals():
                 command(**options)
         except KeyboardInterrupt as stop:
-            click.echo("interrupted: rerun the same command to resume", err=True)
+            printing.print_interruption()
             sys.exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
         except AtariConvertError as error:
-            click.echo(f"failed: {error}", err=True)
+            printing.print_failure(error)
             sys.exit(1)
 
     return call
@@ -180,7 +178,7 @@ def _ends_well(command: Callable[..., None]) -> Callable[..., None]:
 @click.option("-q", "--quiet", is_flag=True, help="Print only failures.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print every file with its checksum.")
 @click.version_option(__version__, prog_name="atari-convert")
-@_ends_well
+@_set_exit_code
 def main(
     sources: tuple[str, ...],
     to: tuple[str, ...],
@@ -217,13 +215,14 @@ def main(
     Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
     line is wrong; 130 interrupted; 143 terminated.
     """
+    from convert import printing
     from convert.bulk.selection import Filter
     from convert.bulk.summary import Tally
-    from convert.names import spell
+    from convert.names import normalise_name
 
-    from_target = from_target and spell(from_target)
+    from_target = from_target and normalise_name(from_target)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
-    with _usage_errors():
+    with _raise_usage_errors():
         _check_summary(summary)
         targets = _choose_targets(to)
         who = _parse_identity(identity)
@@ -242,37 +241,43 @@ def main(
             wanted = Filter(families, games, seeds, steps)
             jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous)
             run_on = _choose_engine(engine, ray_address, workers, jobs)
-            _warn_of_unknown(jobs)
+            printing.print_unknown(jobs)
             total = len(jobs)
             task = bulk.Work(targets, overwrite, check_hashes, anonymous)
             work = bulk.rehearse(jobs, task) if dry_run else bulk.run(jobs, task, run_on)
     tally = Tally(total)
-    printer = _JsonPrinter(dry_run) if as_json else _TextPrinter(quiet, verbose, dry_run)
+    printer = (
+        printing.JsonPrinter(dry_run=dry_run)
+        if as_json
+        else printing.TextPrinter(quiet=quiet, verbose=verbose, dry_run=dry_run)
+    )
     try:
         _follow(work, tally, printer, fail_fast)
     finally:
-        printer.finish(tally)
+        printer.print_end(tally)
         about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
-        is_told = not summary or _write_summary(summary, tally, about)
-    sys.exit(1 if tally.failed or not is_told else 0)
+        is_written = not summary or _write_summary(summary, tally, about)
+    sys.exit(1 if tally.failed or not is_written else 0)
 
 
 def _follow(
-    work: Generator[Outcome, None, None], tally: Tally, printer: _JsonPrinter | _TextPrinter, fail_fast: bool
+    work: Generator[Outcome, None, None], tally: Tally, printer: JsonPrinter | TextPrinter, fail_fast: bool
 ) -> None:
     """Print and count each outcome as it comes."""
+    from convert.printing import print_problems, show_progress
+
     with closing(work):
-        for outcome in _with_progress(work, tally):
-            _print_problems(outcome)
-            printer.show(outcome)
+        for outcome in show_progress(work, tally):
+            print_problems(outcome)
+            printer.print_outcome(outcome)
             tally.add(outcome)
             if outcome.error and fail_fast:
                 break
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
-    """Turn what is wrong with the command line into Click's exit code 2."""
+def _raise_usage_errors() -> Iterator[None]:
+    """Turn errors in the command line into Click's exit code 2."""
     from convert.errors import SelectionError, TargetError
 
     try:
@@ -306,7 +311,7 @@ def _find_jobs(
     part = _parse_shard(shard)
     jobs = selection.find_jobs(sources, out, identity, listed=files_from or (), anonymous=anonymous)
     if not wanted.is_empty:
-        jobs = selection.keep(jobs, wanted)
+        jobs = selection.filter_jobs(jobs, wanted)
     return selection.take_shard(jobs, part) if part else jobs
 
 
@@ -339,13 +344,13 @@ def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]
     """Return where to run; None for this process, which a lone job is best done in."""
     workers = workers or _count_processors()
     if name == "ray":
-        _refuse_memory(jobs)
+        _check_not_memory(jobs)
         return _choose_ray(address, workers)
     if address:
         raise click.UsageError("--ray-address needs --engine ray")
     if min(workers, len(jobs)) < 2:
         return None
-    _refuse_memory(jobs)
+    _check_not_memory(jobs)
     from convert.bulk.engines import processes
 
     return processes.make_engine(workers)
@@ -368,7 +373,7 @@ def _choose_ray(address: str | None, workers: int) -> Engine:
     return ray.make_engine(address, workers)
 
 
-def _refuse_memory(jobs: list[Job]) -> None:
+def _check_not_memory(jobs: list[Job]) -> None:
     for job in jobs:
         if job.source.startswith("memory://") or job.out.startswith("memory://"):
             raise click.UsageError("memory:// works within one process only: leave out --jobs and --engine")
@@ -376,6 +381,7 @@ def _refuse_memory(jobs: list[Job]) -> None:
 
 def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
     """Return the targets to write: those named, and for ``all`` every one of its own that is installed."""
+    from convert.printing import print_skipped
     from convert.targets import find_target, list_targets, missing_extra
 
     if not names:
@@ -392,109 +398,9 @@ def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
             raise missing_extra(every[0])
         for target in every:
             if not target.is_installed:
-                click.echo(f"skipped {missing_extra(target)}", err=True)
+                print_skipped(missing_extra(target))
         chosen += installed
     return tuple(dict.fromkeys(target.name for target in chosen))
-
-
-def _warn_of_unknown(jobs: list[Job]) -> None:
-    unknown = [job for job in jobs if not job.identity.is_complete and not job.problem]
-    if unknown:
-        more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-        click.echo(
-            f"warning: {unknown[0].source}{more}: not in the release's layout FAMILY/Game/seed/model_STEP.gz; "
-            "what is unknown stays null in agent.json (for a single file, use --identity FAMILY/Game/SEED/STEP)",
-            err=True,
-        )
-
-
-def _with_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
-    """Show a progress line on a terminal once the run has taken a second."""
-    from convert.bulk.summary import tell_progress
-
-    shown = sys.stderr.isatty()
-    for outcome in outcomes:
-        if shown:
-            click.echo("\r\033[K", nl=False, err=True)
-        yield outcome
-        if shown and tally.seconds > PROGRESS_AFTER and tally.done < tally.total:
-            click.echo(tell_progress(tally), nl=False, err=True)
-
-
-class _TextPrinter:
-    """Prints a line for each outcome, and the sum with a hint at loading."""
-
-    def __init__(self, quiet: bool, verbose: bool, dry_run: bool) -> None:
-        self._quiet, self._verbose, self._dry_run = quiet, verbose, dry_run
-        self._hint = ""
-
-    def show(self, outcome: Outcome) -> None:
-        from convert.store.storage import is_url
-
-        if not self._quiet:
-            _print_outcome(outcome, verbose=self._verbose, dry_run=self._dry_run)
-        if outcome.written and outcome.record and not self._hint and not is_url(outcome.job.folder):
-            self._hint = _hint_at_loading(outcome.job.folder, outcome.record)
-
-    def finish(self, tally: Tally) -> None:
-        if not self._quiet:
-            _print_summary(tally, self._hint, dry_run=self._dry_run)
-
-
-class _JsonPrinter:
-    """Prints one document, row by row, so that memory does not grow with the rows."""
-
-    def __init__(self, dry_run: bool) -> None:
-        self._dry_run = dry_run
-        self._separator = f'{{"dry_run": {json.dumps(dry_run)}, "agents": ['
-
-    def show(self, outcome: Outcome) -> None:
-        row = _to_row(outcome)
-        if self._dry_run:
-            row["would_write"] = row.pop("written")
-            row["status"] = "to convert" if row["would_write"] else row["status"]
-        click.echo(f"{self._separator}\n  {json.dumps(row)}", nl=False)
-        self._separator = ","
-
-    def finish(self, tally: Tally) -> None:
-        counts = {"converted": tally.converted, "current": tally.current, "failed": tally.failed}
-        start = "" if tally.done else self._separator
-        click.echo(f"{start}\n], {json.dumps(counts)[1:-1]}}}")
-
-
-def _print_problems(outcome: Outcome) -> None:
-    from convert.pipeline import find_warnings
-
-    if outcome.error:
-        click.echo(f"failed: {' '.join(str(outcome.error).split())}", err=True)
-    if outcome.record and outcome.written:
-        for warning in find_warnings(outcome.record):
-            click.echo(f"warning: {warning}", err=True)
-
-
-def _print_outcome(outcome: Outcome, *, verbose: bool, dry_run: bool) -> None:
-    if outcome.written:
-        verb = "would write" if dry_run else "wrote"
-        click.echo(f"{outcome.job.folder}: {verb} {', '.join(outcome.written)}")
-    elif verbose and not outcome.error:
-        click.echo(f"{outcome.job.folder}: current")
-    if verbose and outcome.record:
-        for artifact in outcome.record.artifacts.values():
-            for file in artifact.files:
-                click.echo(f"  {file.sha256}  {file.size:>9}  {file.path}")
-
-
-def _print_summary(tally: Tally, hint: str, *, dry_run: bool) -> None:
-    from convert.bulk.summary import tell, tell_bytes
-
-    if dry_run:
-        size = f"{tell_bytes(tally.bytes_read)} to read"
-        if tally.untold:
-            size += f", not counting {tally.untold} of unknown size"
-        click.echo(f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size}")
-    else:
-        click.echo(tell(tally))
-    click.echo(hint, nl=False)
 
 
 def _check_summary(path: str | None) -> None:
@@ -509,8 +415,9 @@ def _check_summary(path: str | None) -> None:
 
 
 def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> bool:
-    """Write the summary, as a step's page too; say whether that could be done."""
+    """Write the summary, and add it to the step's page in GitHub Actions; return whether that worked."""
     from convert.bulk import summary
+    from convert.printing import print_failure
 
     page = os.environ.get("GITHUB_STEP_SUMMARY")
     try:
@@ -520,28 +427,6 @@ def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> bool:
             with open(page, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(summary.to_markdown(tally, about))
     except OSError as error:
-        click.echo(f"failed: {error.filename}: the summary cannot be written ({error.strerror})", err=True)
+        print_failure(f"{error.filename}: the summary cannot be written ({error.strerror})")
         return False
     return True
-
-
-def _hint_at_loading(folder: str, record: Record) -> str:
-    lines = ["", "Load one:", "  import convert", f"  agent = convert.load_agent({folder!r}, TARGET)"]
-    lines += ["  q_values = agent(observations)  # uint8, oldest frame first, 0–255; for TARGET"]
-    by_shape: dict[str, list[str]] = {}
-    for name, artifact in sorted(record.artifacts.items()):
-        shape = ", ".join(str(size or "N") for size in artifact.inputs[0].shape)
-        by_shape.setdefault(shape, []).append(name)
-    lines += [f"      [{shape}]: {', '.join(names)}" for shape, names in by_shape.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _to_row(outcome: Outcome) -> dict[str, Any]:
-    error = outcome.error
-    return {
-        "source": outcome.job.source,
-        "folder": outcome.job.folder,
-        "status": outcome.status,
-        "written": outcome.written,
-        "error": {"kind": type(error).__name__, "message": str(error)} if error else None,
-    }

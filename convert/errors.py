@@ -27,11 +27,7 @@ AtariConvertError
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from convert.pipeline import Conversion
-
+from typing import Any
 
 _LONGEST = 600  # characters of a message
 _START = 380  # of them where its middle is left out
@@ -110,9 +106,12 @@ class RoundTripError(AtariConvertError):
 
 
 class TargetsFailed(AtariConvertError):
-    """At least one of several targets failed. ``conversion`` says what was published and why each one failed."""
+    """At least one of several targets failed.
 
-    def __init__(self, message: str, conversion: Conversion | None = None) -> None:
+    conversion: the `convert.pipeline.Conversion`, which says what was published and why each target failed.
+    """
+
+    def __init__(self, message: str, conversion: Any = None) -> None:
         # Unpickling calls the class with the message alone, and sets the attributes afterwards.
         super().__init__(message)
         self.conversion = conversion

@@ -72,7 +72,7 @@ def load_agent(folder: str | Path, target: str, device: str = "auto") -> LoadedA
         found = ", ".join(record.artifacts) or "nothing"
         raise ArtefactMissing(f"{folder}: holds {found}, not {target}: atari-convert --to {target} writes it")
     runtime = open_artefact(target, folder / find_target(target).path, record.agent, settings).runtime
-    (observation,), _ = describe_tensors(find_target(target), record.agent.head)
+    (observation,), _ = describe_tensors(find_target(target), record.agent.architecture)
     return LoadedAgent(record.agent, target, observation.axes, runtime.answer, runtime.description.device)
 
 

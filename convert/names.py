@@ -1,4 +1,4 @@
-"""Names on the command line: lists with commas, and what people call a format by another name."""
+"""Names on the command line: lists separated by commas, and other names that people have for targets."""
 
 from __future__ import annotations
 
@@ -51,25 +51,25 @@ def split_names(values: Iterable[str]) -> tuple[str, ...]:
 
 
 def split_formats(values: Iterable[str]) -> tuple[str, ...]:
-    """Return the targets or backends in the values of a repeatable option, as they are spelled: in lower case."""
+    """Return the targets or backends in the values of a repeatable option, each in its canonical form."""
     words = (word for value in values for word in value.split())
-    return tuple(dict.fromkeys(spell(name) for name in split_names(words)))
+    return tuple(dict.fromkeys(normalise_name(name) for name in split_names(words)))
 
 
-def spell(name: str) -> str:
-    """Return a target's or backend's name as it is spelled: in lower case, with dashes."""
+def normalise_name(name: str) -> str:
+    """Return the name of a target or backend in its canonical form: in lower case, with dashes."""
     return name.strip().lower().replace("_", "-")
 
 
 def find_meant(name: str, known: Iterable[str]) -> list[str]:
     """Return the targets that people may mean by a name, or else the closest name that is known, if any is close."""
-    return list(_OTHER_NAMES.get(spell(name), ())) or difflib.get_close_matches(
-        spell(name), list(known), n=1, cutoff=0.7
+    return list(_OTHER_NAMES.get(normalise_name(name), ())) or difflib.get_close_matches(
+        normalise_name(name), list(known), n=1, cutoff=0.7
     )
 
 
-def ask(meant: Sequence[str]) -> str:
-    """Return ``did you mean …? ``, for a message; nothing where it is not known what was meant."""
+def format_suggestion(meant: Sequence[str]) -> str:
+    """Return ``did you mean …? `` for a message; an empty text where nothing is known."""
     if not meant:
         return ""
     also = f" (or {', '.join(meant[1:])})" if meant[1:] else ""

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import shutil
 import sys
 import traceback
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -22,7 +20,6 @@ from convert.agents.agent import (
     Artifact,
     File,
     Record,
-    describe_head,
     find_contradiction,
     find_path_problem,
     name_actions,
@@ -39,20 +36,14 @@ from convert.errors import (
     UnexpectedError,
     UnwritableOutput,
 )
-from convert.store.publication import (
-    check_ours,
-    describe_files,
-    find_record,
-    is_exact,
-    is_intact,
-    is_settled,
-    open_folder,
-    publish,
-)
-from convert.store.storage import describe, read_source
+from convert.store import find_store
+from convert.store.folders import Folder, describe_bytes
+from convert.store.local import describe_files
+from convert.store.storage import format_error, is_url, normalise, read_source
 from convert.targets import (
     QuantizedModule,
     Target,
+    check_holds,
     describe_tensors,
     explain_missing,
     find_target,
@@ -68,11 +59,11 @@ _OUTPUT_FAILS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO)
 class Conversion:
     """The result of converting one checkpoint.
 
-    folder: the agent's folder. written: the targets that were written; the rest was up to date or failed.
+    folder: the agent's folder, or its URL. written: the targets that were written; the rest was up to date or failed.
     record: what is published of the agent. failures: why targets failed, by name.
     """
 
-    folder: Path
+    folder: Path | str
     written: tuple[str, ...]
     record: Record
     failures: Mapping[str, AtariConvertError] = field(default_factory=dict)
@@ -87,11 +78,11 @@ def convert_checkpoint(
     path: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert one checkpoint into an agent's folder; what is current there is left alone.
+    """Convert one checkpoint into an agent's folder. What is up to date there is left alone.
 
     Args:
         source: a ``model_*.gz`` of the release.
-        folder: the agent's folder; made if it is missing, and locked meanwhile.
+        folder: the agent's folder, a path or a URL. It is made if it is missing, and locked meanwhile if it is a path.
         targets: names such as ``onnx``.
         identity: who the agent is; by default what the source's path tells.
         path: the source's path for the record; by default the one in the release, or the file's name.
@@ -101,7 +92,7 @@ def convert_checkpoint(
         TargetsFailed: of several targets, at least one failed; its ``conversion`` says what was published.
         AtariConvertError: see `convert.errors`; the folder is then as it was.
     """
-    source, folder = Path(source), Path(folder)
+    source = Path(source)
     identity = identity or identify(source.absolute().as_posix())
     data, _ = read_source(str(source))
     path = path or _default_path(source, identity)
@@ -146,7 +137,7 @@ def sum_up(
 def convert_data(
     data: bytes,
     name: str,
-    folder: Path,
+    folder: str | Path,
     targets: Collection[str],
     *,
     identity: Identity,
@@ -161,19 +152,15 @@ def convert_data(
         AtariConvertError: nothing was published; see `convert.errors`.
     """
     check_targets(targets)
-    check_ours(folder)
     network = read_network(data, name)
     agent = describe_agent(network, identity, describe_source(data, path))
-    record = find_record(folder)
-    if record and is_settled(folder) and not find_stale(folder, agent, targets, overwrite=overwrite):
-        return Conversion(folder, (), record)
     return write_agent(network, agent, folder, targets, overwrite=overwrite)
 
 
 def write_agent(
-    network: Network, agent: Agent, folder: Path, targets: Collection[str], *, overwrite: bool = False
+    network: Network, agent: Agent, folder: str | Path, targets: Collection[str], *, overwrite: bool = False
 ) -> Conversion:
-    """Write a network's targets into the agent's folder, those that are not current there.
+    """Write a network's targets into the agent's folder, a path or a URL. What is up to date there is left alone.
 
     If a target fails, the others are published, and the conversion lists the failure. The artefact that it should have
     replaced stays if it is of the same agent, and is removed otherwise. If all fail, the folder stays as it was.
@@ -182,15 +169,29 @@ def write_agent(
         AtariConvertError: the folder cannot be written, and is as it was; see `convert.errors`.
     """
     check_targets(targets)
-    with open_folder(folder) as staging:
-        stale = find_stale(folder, agent, targets, overwrite=overwrite)
-        written, failures = _write_artifacts(stale, network, agent, staging)
-        previous = find_record(folder)
-        kept = previous.artifacts if previous and previous.agent == agent else {}
-        record = Record(agent, {**kept, **written}, own_versions())
+    place = normalise(str(folder))
+    store = find_store(place)
+    found = store.inspect(place)
+    stale = find_stale(found, agent, targets, overwrite=overwrite)
+    if found.record and found.is_settled and not stale:
+        return Conversion(_to_folder(place), (), found.record)
+    with store.open_folder(found) as staging:
+        if staging.found != found:  # another run was at work, or a killed one had left something
+            stale = find_stale(staging.found, agent, targets, overwrite=overwrite)
+        written, failures = _write_artifacts(stale, network, agent, staging.path)
+        record = Record(agent, {**_find_kept(staging.found, agent), **written}, own_versions())
         if written:
-            publish(staging, record)
-    return Conversion(folder, tuple(written), record, failures)
+            store.publish(staging, record)
+    return Conversion(_to_folder(place), tuple(written), record, failures)
+
+
+def _to_folder(place: str) -> Path | str:
+    return place if is_url(place) else Path(place)
+
+
+def _find_kept(found: Folder, agent: Agent) -> Mapping[str, Artifact]:
+    """Return the artefacts in a folder that stay if they are not written again."""
+    return found.record.artifacts if found.record and found.is_whole and found.record.agent == agent else {}
 
 
 def check_targets(targets: Collection[str]) -> None:
@@ -232,7 +233,7 @@ def to_known(error: Exception, name: str) -> AtariConvertError:
     if isinstance(error, AtariConvertError):
         return error
     frame = traceback.extract_tb(error.__traceback__)[-1]
-    reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {describe(error)}"
+    reason = f"{type(error).__name__} at {frame.filename}:{frame.lineno}: {format_error(error)}"
     problem = UnexpectedError(f"{name}: {reason}: a bug of atari-convert, please report it")
     problem.__cause__ = error
     return problem
@@ -272,7 +273,7 @@ def read_network(data: bytes, name: str) -> Network:
 
 def describe_source(data: bytes, path: str) -> File:
     """Return what the record says of a source: its path, size and sha256."""
-    return File(path, len(data), hashlib.sha256(data).hexdigest())
+    return describe_bytes(data, path)
 
 
 def describe_agent(network: Network, identity: Identity, source: File, derived_from: File | None = None) -> Agent:
@@ -282,8 +283,8 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
         CheckpointError: its family has another kind of head, or the path of its source tells another agent or has no
             place in a record.
     """
-    head = describe_head(network)
-    agent = Agent(identity, head, source, name_actions(identity.game, head.actions), derived_from)
+    meanings = name_actions(identity.game, network.head.actions)
+    agent = Agent(identity, network.architecture, source, meanings, derived_from)
     if problem := find_path_problem(source.path):
         raise CheckpointError(f"{source.path!r}: the path {problem}: rename the checkpoint")
     if problem := find_contradiction(agent):
@@ -292,65 +293,33 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
 
 
 def find_stale(
-    folder: Path, agent: Agent | None, targets: Collection[str], *, overwrite: bool, is_rehearsal: bool = False
-) -> tuple[str, ...]:
-    """Return the targets to be written into a folder: those that are missing there, outdated or to be overwritten.
-
-    A rehearsal loads no framework, and so does not look at what an artefact says of its agent.
-    """
-    record = find_record(folder)
-
-    def is_true(name: str) -> bool:
-        path = folder / find_target(name).path
-        return is_rehearsal or (record is not None and describes(name, path, record.agent))
-
-    return choose_stale(
-        record,
-        agent,
-        targets,
-        overwrite=overwrite,
-        is_exact=record is not None and is_exact(folder, record),
-        is_intact=partial(is_intact, folder),
-        is_true=is_true,
-    )
-
-
-def choose_stale(
-    record: Record | None,
-    agent: Agent | None,
-    targets: Collection[str],
-    *,
-    overwrite: bool,
-    is_exact: bool,
-    is_intact: Callable[[Artifact], bool],
-    is_true: Callable[[str], bool],
+    found: Folder, agent: Agent | None, targets: Collection[str], *, overwrite: bool, is_rehearsal: bool = False
 ) -> tuple[str, ...]:
     """Return the targets to be written: those asked for that are missing, outdated, damaged or to be overwritten.
 
-    Targets that the record describes wrongly are written too, even if not asked for.
+    Targets that the record describes wrongly are written too, even if not asked for. A rehearsal loads no framework,
+    so it does not look at what an artefact says of its agent.
 
     Args:
-        record: what the folder has; None where there is none that can be read.
-        agent: who the checkpoint is. Where the record tells of another, every recorded target is outdated too; None
-            is another than any.
+        found: what stands in the agent's folder.
+        agent: who the checkpoint is. If the record is another agent's, every recorded target is outdated too. None is
+            unlike any agent.
         targets: names such as ``onnx``.
         overwrite: write again what is current.
-        is_exact: whether the record's text is, to the byte, what this tool writes; if not, nothing is current.
-        is_intact: tells whether the files of an artefact are as recorded.
-        is_true: tells whether the artefact of a target says of its agent what the target writes.
+        is_rehearsal: whether nothing is going to be written.
     """
+    record = found.record
     if record is None:
         return tuple(dict.fromkeys(targets))
-    if record.agent != agent:
+    if record.agent != agent or not found.is_whole:
         return tuple(dict.fromkeys((*targets, *record.artifacts)))
     stale = [
         name
         for name in targets
         if overwrite
-        or not is_exact
+        or not found.is_exact
         or name not in record.artifacts
-        or not _is_current(name, record, is_intact)
-        or not is_true(name)
+        or not _is_current(name, found, record, is_rehearsal=is_rehearsal)
     ]
     known = [target for target in list_targets() if target.name in record.artifacts]
     lying = [target.name for target in known if not _is_described(target, record)]
@@ -359,18 +328,27 @@ def choose_stale(
 
 def _is_described(target: Target, record: Record) -> bool:
     artifact = record.artifacts[target.name]
-    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.head)
+    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.architecture)
 
 
-def _is_current(name: str, record: Record, is_intact: Callable[[Artifact], bool]) -> bool:
-    target, artifact = find_target(name), record.artifacts[name]
+def _is_current(name: str, found: Folder, record: Record, *, is_rehearsal: bool) -> bool:
+    target, artifact, store = find_target(name), record.artifacts[name], find_store(found.place)
     return (
         artifact.format_version == target.format_version
         and artifact.versions.get("atari-convert") == __version__
         and _is_described(target, record)
         and all(f"{file.path}/".startswith(f"{target.path}/") for file in artifact.files)
-        and is_intact(artifact)
+        and store.has_artifact(found, artifact, is_rehearsal=is_rehearsal)
+        and (is_rehearsal or _is_true(target, found, record))
     )
+
+
+def _is_true(target: Target, found: Folder, record: Record) -> bool:
+    """Return whether an artefact says of its agent what its target writes."""
+    if not target.describes:
+        return True
+    with find_store(found.place).open_artifact(found, record.artifacts[target.name]) as folder:
+        return describes(target.name, folder / target.path, record.agent)
 
 
 def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> Artifact:
@@ -381,6 +359,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
     """
     target, module = find_target(name), import_target(name)
     path = folder / target.path
+    check_holds(name, network.architecture, agent.source.path)
     with explain_missing(target):  # of what only writing needs
         module.write(network, agent, path)
     if target.is_quantized:
@@ -392,7 +371,7 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
             f"{agent.source.path}: {name} does not read back as it was written ({'; '.join(differences)}): "
             "a bug of atari-convert, please report it; it was not published"
         )
-    inputs, outputs = describe_tensors(target, agent.head)
+    inputs, outputs = describe_tensors(target, agent.architecture)
     return Artifact(
         target.format_version,
         describe_files(folder, target.path),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from convert.errors import UnknownBackend
-from convert.names import ask, find_meant, spell
+from convert.names import find_meant, format_suggestion, normalise_name
 from convert.targets import list_targets
 
 REFERENCE = "reference"  # the source in torch, which acts in a shadow replay
@@ -69,7 +69,7 @@ def find_backend(name: str) -> Backend:
 
 
 def _hint(name: str, known: dict[str, Backend]) -> str:
-    if spell(name) == "all":
+    if normalise_name(name) == "all":
         return "leave out --backend to check every artefact. "
     meant = find_meant(name, [*known, *_NAMES])
-    return ask([word if word in known else _NAMES[word] for word in meant])
+    return format_suggestion([word if word in known else _NAMES[word] for word in meant])

@@ -17,7 +17,7 @@ import click
 from convert.agents.record import read_record
 from convert.errors import AtariConvertError, CheckError
 from convert.formats.model_cards import Returns, to_model_card
-from convert.store.publication import describe_files, open_folder, publish
+from convert.store.local import describe_files, inspect, open_folder, publish
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE
 from runtime_check.check.verification import find_changes
@@ -38,10 +38,10 @@ def add_returns(folder: Path, returns: Returns) -> None:
     changes = find_changes(folder, TARGET, record.artifacts[TARGET])
     if changes:
         raise CheckError(f"{folder}: {'; '.join(changes)}: convert the agent again, then write its card")
-    with open_folder(folder) as staging:
-        shutil.copytree(folder / path, staging / path)
-        (staging / path / CARD_NAME).write_text(to_model_card(record.agent, returns), "utf-8")
-        artifact = replace(record.artifacts[TARGET], files=describe_files(staging, path))
+    with open_folder(inspect(folder)) as staging:
+        shutil.copytree(folder / path, staging.path / path)
+        (staging.path / path / CARD_NAME).write_text(to_model_card(record.agent, returns), "utf-8")
+        artifact = replace(record.artifacts[TARGET], files=describe_files(staging.path, path))
         publish(staging, replace(record, artifacts={**record.artifacts, TARGET: artifact}))
 
 

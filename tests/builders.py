@@ -12,9 +12,10 @@ import numpy as np
 import torch
 
 from convert.agents.agent import RECORD_NAME
+from convert.agents.architecture import Architecture, make_head, nature_cnn
 from convert.agents.network import Network, from_arrays
 from convert.agents.record import read_record, to_json
-from convert.store.publication import describe_files
+from convert.store.local import describe_files
 from convert.targets import find_target, import_target
 
 DATA = Path(__file__).parent / "data"
@@ -44,6 +45,11 @@ def make_state(actions: int = 6, atoms: int | None = None, seed: int = 0) -> dic
     return state
 
 
+def make_architecture(actions: int = 6, atoms: int | None = None) -> Architecture:
+    """Return the release's architecture; the values of its support are 0, 1, 2 …"""
+    return nature_cnn(make_head(actions, atoms))
+
+
 def save_checkpoint(path: Path, state: Any, **options: Any) -> Path:
     """Write a state dict as the release does; options go to ``torch.save``."""
     buffer = io.BytesIO()
@@ -67,7 +73,8 @@ def to_network(state: dict[str, torch.Tensor]) -> Network:
         named[f"{name}.bias"] = state[f"_AtariNet__{layer}.bias"].numpy()
     if "_AtariNet__support" in state:
         named["head.support"] = state["_AtariNet__support"].numpy()
-    return from_arrays(named)
+    (atoms,) = state["_AtariNet__support"].shape if "_AtariNet__support" in state else (None,)
+    return from_arrays(named, make_architecture(len(named["head.bias"]) // (atoms or 1), atoms))
 
 
 def plant_weights(folder: Path, target: str, network: Network) -> None:

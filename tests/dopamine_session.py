@@ -148,7 +148,7 @@ def test_a_training_iteration_changes_the_weights_and_writes_the_next_checkpoint
     runner.run_experiment()
     assert list_checkpoints(base) == [0, 1]
     before, after = convert.read_checkpoint(source), convert.read_agent(base)
-    assert (after.hidden.kernel != before.hidden.kernel).any()
+    assert (after.arrays["hidden.kernel"] != before.arrays["hidden.kernel"]).any()
     # And from there to PyTorch: the release's own format, with the trained weights.
     conversion = convert.convert_agent(base, tmp_path / "back", ["checkpoint"])
     agent = conversion.record.agent

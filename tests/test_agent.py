@@ -13,7 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.agents.agent import Agent, Artifact, File, HeadSpec, Record, Tensor, find_contradiction, name_actions
+from convert.agents.agent import Agent, Artifact, File, Record, Tensor, find_contradiction, name_actions
+from convert.agents.architecture import STREAMS, Architecture, Conv, Head, Observation, nature_cnn
 from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.agents.identity import FAMILIES, Identity, identify, parse_identity
 from convert.agents.record import from_json, read_record, to_json
@@ -40,8 +41,22 @@ artifacts = st.builds(
 support = st.sets(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=4).map(
     lambda values: tuple(sorted(values))
 )
-heads = st.builds(HeadSpec, st.just("q"), st.integers(1, 18)) | support.map(
-    lambda values: HeadSpec("categorical", 3, len(values), values)
+streams = st.sampled_from(STREAMS)
+heads = st.one_of(
+    st.builds(Head, st.just("q"), st.integers(1, 18), st.none(), st.none(), streams),
+    st.builds(Head, st.just("categorical"), st.just(3), support, st.none(), streams),
+    st.builds(Head, st.just("quantile"), st.just(3), st.none(), st.integers(1, 200), streams),
+)
+paddings = st.tuples(st.integers(0, 2), st.integers(0, 2))
+convs = st.builds(Conv, st.integers(1, 9), st.integers(3, 5), st.integers(1, 3), paddings)
+architectures = st.builds(
+    Architecture,
+    st.builds(Observation, st.integers(1, 4), st.just(84), st.sampled_from([1, 255])),
+    st.lists(
+        st.builds(Conv, st.integers(1, 9), st.integers(3, 5), st.integers(1, 3), paddings), min_size=1, max_size=2
+    ).map(tuple),
+    st.lists(st.sampled_from([2, 8, 64]), min_size=1, max_size=2).map(tuple),
+    heads,
 )
 identities = st.builds(
     Identity,
@@ -53,9 +68,11 @@ identities = st.builds(
 records = st.builds(
     Record,
     st.builds(
-        lambda identity, head, source: Agent(identity, head, source, name_actions(identity.game, head.actions)),
+        lambda identity, network, source: Agent(
+            identity, network, source, name_actions(identity.game, network.head.actions)
+        ),
         identities,
-        heads,
+        architectures,
         recorded_files,
     ).filter(lambda agent: find_contradiction(agent) is None),
     st.dictionaries(st.sampled_from(["onnx", "litert-int8"]), artifacts, max_size=1),
@@ -136,7 +153,7 @@ ARTIFACT = Artifact(1, (File("model.onnx", 3, "1" * 64),), TENSORS, TENSORS, {"a
 RECORD = Record(
     Agent(
         Identity("DQN_modern", "Pong", 0, 5),
-        HeadSpec("q", 6),
+        nature_cnn(Head("q", 6)),
         File("DQN_modern/Pong/0/model_5.gz", 1, "0" * 64),
         name_actions("Pong", 6),
     ),
@@ -146,7 +163,7 @@ RECORD = Record(
 C51 = Record(
     Agent(
         Identity("C51_classic", "Breakout", None, None),
-        HeadSpec("categorical", 4, 3, (-1.0, 0.5, 1.0)),
+        nature_cnn(Head("categorical", 4, (-1.0, 0.5, 1.0))),
         File("model_5.gz", 1, "0" * 64),
         name_actions("Breakout", 4),
         File("x/model_4.gz", 2, "2" * 64),
@@ -165,26 +182,30 @@ def _replaced(*keys: str | int, by: object, record: Record = RECORD) -> str:
     return json.dumps(document)
 
 
+HEAD = ("architecture", "head")
 FILE = ("artifacts", "onnx", "files", 0)
 TENSOR = ("artifacts", "onnx", "inputs", 0)
 
 # What the schema refuses too.
 OUTSIDE_OF_THE_SCHEMA = [
-    (_replaced("format_version", by=2), "format_version is 2, expected 1"),
-    (_replaced("format_version", by=True), "format_version is True, expected 1"),
-    (_replaced("head", by=[]), "head is .*expected an object"),
-    (_replaced("head", "kind", by="dueling"), "head kind is 'dueling'"),
-    (_replaced("head", "actions", by="6"), "actions is '6', expected an integer"),
-    (_replaced("head", "actions", by=True), "actions is True, expected an integer"),
-    (_replaced("head", "actions", by=0), "actions is 0, expected 1 to 18"),
-    (_replaced("head", "actions", by=3_000_000), "actions is 3000000, expected 1 to 18"),
-    (_replaced("head", "atoms", by=51), "a q head has no atoms and no support"),
-    (_replaced("head", "support", by=[0, 1]), "a q head has no atoms and no support"),
-    (_replaced("head", "atoms", by=1_000_000_000, record=C51), "atoms is 1000000000, expected 2 to 512"),
-    (_replaced("head", "atoms", by=None, record=C51), "atoms is None, expected an integer"),
-    (_replaced("head", "support", by=None, record=C51), "support is None, expected a list"),
-    (_replaced("head", "support", by=[0, "1"], record=C51), "support holds '1'"),
-    (_replaced("head", "support", by=[0, 1e300, 2e300], record=C51), "a number is outside the range of float32"),
+    (_replaced("format_version", by=1), "format_version is 1, expected 2"),
+    (_replaced("format_version", by=True), "format_version is True, expected 2"),
+    (_replaced(*HEAD, by=[]), "head is .*expected an object"),
+    (_replaced(*HEAD, "kind", by="dueling"), "head is 'dueling', 'single', expected q, categorical"),
+    (_replaced(*HEAD, "actions", by="6"), "actions is '6', expected an integer"),
+    (_replaced(*HEAD, "actions", by=True), "actions is True, expected an integer"),
+    (_replaced(*HEAD, "actions", by=0), "actions is 0, expected 1 to 18"),
+    (_replaced(*HEAD, "actions", by=3_000_000), "actions is 3000000, expected 1 to 18"),
+    (_replaced(*HEAD, "atoms", by=51), "atoms is 51, expected None"),
+    (_replaced(*HEAD, "support", by=[0, 1]), "a q head has a support if it is categorical"),
+    (_replaced(*HEAD, "atoms", by=1_000_000_000, record=C51), "atoms is 1000000000, expected 3"),
+    (_replaced(*HEAD, "atoms", by=None, record=C51), "atoms is None, expected 3"),
+    (_replaced(*HEAD, "support", by=None, record=C51), "a categorical head has a support"),
+    (_replaced(*HEAD, "support", by=[0.0], record=C51), "support has 1 values, expected 2 to 512"),
+    (_replaced(*HEAD, "quantiles", by=200), "a q head has .* quantiles if it is quantile"),
+    (_replaced(*HEAD, "streams", by="double"), "'double', expected"),
+    (_replaced(*HEAD, "support", by=[0, "1"], record=C51), "support holds '1'"),
+    (_replaced(*HEAD, "support", by=[0, 1e300, 2e300], record=C51), "a number is outside the range of float32"),
     (_replaced("family", by="DQN_classic_adam", record=C51), "algorithm is 'C51', expected 'DQN'"),
     (_replaced("family", by="Rainbow"), "no family 'Rainbow'"),
     (_replaced("protocol", by="classic"), "protocol is 'classic', expected 'modern'"),
@@ -195,13 +216,25 @@ OUTSIDE_OF_THE_SCHEMA = [
     (_replaced("action_meanings", by=["NOOP"] * 6), "action_meanings are .*expected the names of 6 different actions"),
     (_replaced("action_meanings", by=[]), "action_meanings are"),
     (_replaced("action_meanings", 0, by="JUMP"), "action_meanings are"),
-    (_replaced("observation", "order", by="newest first"), "order is 'newest first', expected 'oldest first'"),
-    (_replaced("observation", "low", by=False), "low is False, expected 0"),
+    (
+        _replaced("architecture", "observation", "order", by="newest first"),
+        "order is 'newest first', expected 'oldest first'",
+    ),
+    (_replaced("architecture", "observation", "divided_by", by=127), "scale is 127, expected 255 or 1"),
+    (_replaced("architecture", "observation", "frames", by=10**9), "frames is 1000000000, expected 1 to 16"),
+    (_replaced("architecture", "convs", by=[]), "convs is .*expected at least one object"),
+    (_replaced("architecture", "convs", 0, "kernel", by=0), "kernel is 0, expected 1 to"),
+    (_replaced("architecture", "convs", 0, "stride", by=10**6), "stride is 1000000, expected 1 to 8"),
+    (_replaced("architecture", "convs", 0, "features", by=10**6), "features is 1000000, expected 1 to"),
+    (_replaced("architecture", "convs", 0, "padding", by=[0, 99]), "padding is .*expected less than the kernel, 8"),
+    (_replaced("architecture", "hidden", by=[]), "number of hidden layers is 0"),
+    (_replaced("architecture", "hidden", by=[True]), "hidden is True, expected an integer"),
+    (_replaced("architecture", "hidden", by=[10**6]), "number of hidden units is 1000000"),
     (_replaced("source", "size", by=-1), "size is -1, expected 0 to"),
     (_replaced("source", "size", by=2**40), "size is 1099511627776, expected 0 to"),
     (_replaced("source", "sha256", by="A" * 64), "not 64 lower-case hex digits"),
     (_replaced("notes", by="mine"), "unknown field 'notes'"),
-    (_replaced("head", "dueling", by=True), "unknown field 'dueling'"),
+    (_replaced(*HEAD, "dueling", by=True), "unknown field 'dueling'"),
     (_replaced("artifacts", by={"../onnx": {}}), "target is '../onnx', expected"),
     (_replaced("artifacts", "onnx", "format_version", by=0), "format_version is 0, expected 1 to"),
     (_replaced("artifacts", "onnx", "files", by=[]), "files is .*expected at least one object"),
@@ -230,7 +263,7 @@ OUTSIDE_OF_THE_SCHEMA = [
 BEYOND_THE_SCHEMA = [
     ("", "not JSON"),
     ("[" * 100_000, "not JSON"),
-    ("[]", "format_version is None, expected 1"),
+    ("[]", "format_version is None, expected 2"),
     (" " * 2**20 + to_json(RECORD), "expected at most 1048576"),
     (_replaced("notes", by=[[[[[[[[0]]]]]]]]), "nested deeper than 8 levels"),
     (to_json(RECORD).replace('"step": 5', '"step": NaN'), "not JSON .*NaN"),
@@ -240,12 +273,16 @@ BEYOND_THE_SCHEMA = [
     (to_json(RECORD).replace('"step": 5', '"step": 5, "step": 6'), "not JSON .*twice"),
     (_replaced("notes", by="\ud800"), "surrogates not allowed"),
     (_replaced("game", by="Chess"), "no game 'Chess'"),
+    (_replaced("architecture", "convs", 2, "kernel", by=10), "convolutions leave planes of .* pixels"),
+    (_replaced("architecture", "observation", "width", by=42), "width is 42, expected 84"),
+    (_replaced("architecture", "convs", 0, "padding", by=[0, 9]), "padding is .*expected less than the kernel, 8"),
+    (_replaced("architecture", "hidden", by=[2**14] * 8), "weights, expected at most"),
     (_replaced("rom_id", by="breakout"), "rom_id is 'breakout', expected 'pong'"),
-    (_replaced("head", "atoms", by=2, record=C51), "support has 3 values, expected as many as atoms, 2"),
-    (_replaced("head", "support", by=[0, 2, 1], record=C51), "support does not increase"),
-    (_replaced("head", "support", by=[0, 0, 1], record=C51), "support does not increase"),
-    (_replaced("head", "support", by=[0, 0.1, 1], record=C51), "support holds 0.1, which is not a float32 value"),
-    (_replaced("head", "actions", by=5), "action_meanings are .*expected the names of 5 different actions"),
+    (_replaced(*HEAD, "atoms", by=2, record=C51), "atoms is 2, expected 3"),
+    (_replaced(*HEAD, "support", by=[0, 2, 1], record=C51), "support does not increase"),
+    (_replaced(*HEAD, "support", by=[0, 0, 1], record=C51), "support does not increase"),
+    (_replaced(*HEAD, "support", by=[0, 0.1, 1], record=C51), "support holds 0.1, which is not a float32 value"),
+    (_replaced(*HEAD, "actions", by=5), "action_meanings are .*expected the names of 5 different actions"),
     (_replaced("source", "file", by="other.gz"), "file is 'other.gz', expected 'model_5.gz'"),
     (_replaced("artifacts", "flax", by=json.loads(to_json(RECORD))["artifacts"]["onnx"]), "listed twice"),
     (_replaced(*TENSOR, "axes", by=["batch"]), "has other axes than"),
@@ -272,7 +309,7 @@ def test_the_schema_refuses_it_too(text):
 def test_layout_and_order_of_a_record_are_free_and_so_is_the_way_to_write_a_number(record):
     document = dict(reversed(json.loads(to_json(record)).items()))
     if record is C51:
-        document["head"]["support"] = [-1, 0.5, 1]
+        document["architecture"]["head"]["support"] = [-1, 0.5, 1]
     assert from_json(json.dumps(document), "agent.json") == record
     jsonschema.validate(document, SCHEMA)
 

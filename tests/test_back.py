@@ -70,7 +70,7 @@ def test_a_trained_agent_returns_to_the_releases_format_as_one_of_its_own(traine
     checkpoint = folder / "checkpoint" / family / game / seed / f"model_{step}.gz"
     found, before = convert.read_checkpoint(checkpoint), convert.read_checkpoint(source)
     assert find_differences(found, before) == [f"head.bias differs in {bias.size} of {bias.size} values"]
-    assert np.array_equal(found.head.dense.bias, bias)
+    assert np.array_equal(found.arrays["head.bias"], bias)
     assert find_differences(convert.read_agent(folder, "flax"), found) == []
 
     agent = convert.read_record(folder).agent
@@ -140,7 +140,7 @@ def test_a_trained_state_dict_comes_back_once_its_program_is_gone(agents, tmp_pa
     with pytest.raises(UnreadableArtefact, match=r"if the weights in state_dict.pt were trained on, remove model.pt2"):
         convert.read_agent(folder)
     (folder / "torch/model.pt2").unlink()
-    assert np.array_equal(convert.read_agent(folder).hidden.bias, 2 * state["hidden.bias"].numpy())
+    assert np.array_equal(convert.read_agent(folder).arrays["hidden.bias"], 2 * state["hidden.bias"].numpy())
 
 
 def test_trained_weights_that_are_not_finite_are_refused(trained, tmp_path):
@@ -262,7 +262,7 @@ def test_stacked_agents_give_each_ones_own_q_values(atoms, tmp_path):
     stacked = convert.stack_params(networks)
     assert stacked["params"]["Dense_0"]["kernel"].shape == (3, 3136, 512)
     module = NatureC51(4, atoms) if atoms else NatureDQN(4)
-    support = (networks[0].head.support,) if atoms else ()
+    support = (networks[0].arrays["head.support"],) if atoms else ()
     observations = make_observations(2)
     obs_nhwc = layout.nhwc_from_nchw(observations)
     q_values = jax.vmap(lambda params: module.apply(params, obs_nhwc, *support).q_values)(stacked)

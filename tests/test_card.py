@@ -8,7 +8,7 @@ from builders import BREAKOUT
 from click.testing import CliRunner
 
 import convert
-from convert.store.publication import is_intact
+from convert.store.local import is_intact
 from runtime_check.card import main
 
 

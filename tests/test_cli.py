@@ -19,9 +19,8 @@ import torch
 from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from click.testing import CliRunner
 
-from convert.agents.record import to_json
+from convert.agents.record import read_record, to_json
 from convert.cli import main
-from convert.store.publication import find_record
 from convert.targets import list_targets
 
 SCHEMA = json.loads(files("convert.agents").joinpath("agent.schema.json").read_text("utf-8"))
@@ -80,7 +79,14 @@ def test_the_record_says_everything_and_fits_its_schema(converted):
         "seed": 0,
         "step": 328492,
     }
-    assert document["head"] == {"kind": "q", "actions": 6, "atoms": None, "support": None}
+    assert document["architecture"]["head"] == {
+        "kind": "q",
+        "actions": 6,
+        "atoms": None,
+        "support": None,
+        "quantiles": None,
+        "streams": "single",
+    }
     assert document["action_meanings"] == ["NOOP", "FIRE", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]
     data = PONG.read_bytes()
     assert document["source"] == {
@@ -93,7 +99,7 @@ def test_the_record_says_everything_and_fits_its_schema(converted):
         for file in artifact["files"]:
             assert hashlib.sha256((folder / file["path"]).read_bytes()).hexdigest() == file["sha256"]
     assert document["artifacts"]["tensorflow"]["inputs"][0]["axes"] == ["batch", "height", "width", "frame"]
-    assert to_json(find_record(folder)) == text
+    assert to_json(read_record(folder)) == text
 
 
 def test_without_a_source_the_current_folder_is_searched(release, monkeypatch, tmp_path):
@@ -228,7 +234,7 @@ def _files_of(document):
 
 LIES = {
     "inputs": (("artifacts", "flax", "inputs", 0, "shape"), [None, 4, 84, 84]),
-    "actions": (("head", "actions"), 18),
+    "actions": (("architecture", "head", "actions"), 18),
     "meanings": (("action_meanings",), ["FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]),
     "protocol": (("protocol",), "classic"),
     "family": (("family",), "MDQN_modern"),

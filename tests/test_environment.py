@@ -20,7 +20,7 @@ from gymnasium.utils.env_checker import check_env
 
 import convert
 from convert.agents.games import load_games
-from convert.agents.network import arrays, find_differences
+from convert.agents.network import find_differences
 from runtime_check.environment import ReleaseEnvironment
 from runtime_check.protocols import PROTOCOLS, Episode
 from runtime_check.replay import EpisodeLog, Plan, Replay, replay_log
@@ -160,6 +160,6 @@ def test_the_recipes_run_as_printed(converted, tmp_path):
     assert find_differences(network, convert.read_agent(tmp_path / "tuned", "flax")) == []
     moved = [
         np.abs(one - other).max()
-        for one, other in zip(arrays(network).values(), arrays(convert.read_checkpoint(PONG)).values(), strict=True)
+        for one, other in zip(network.arrays.values(), convert.read_checkpoint(PONG).arrays.values(), strict=True)
     ]
     assert all(0 < distance < 0.01 for distance in moved)

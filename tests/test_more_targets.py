@@ -17,21 +17,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import BREAKOUT, PONG, make_observations, make_state, save_checkpoint, to_network
+from builders import BREAKOUT, PONG, make_architecture, make_observations, make_state, save_checkpoint, to_network
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import convert
 from convert.agents import layout
-from convert.agents.agent import HeadSpec
+from convert.agents.architecture import list_shapes
 from convert.agents.identity import Identity, identify
-from convert.agents.network import find_differences, from_arrays
+from convert.agents.network import SUPPORT, find_differences, from_arrays
 from convert.artefacts import open_screened
 from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
 from convert.files import numpy_pickles
 from convert.formats import litert_weights as litert
 from convert.formats.model_cards import Returns, read_returns, to_model_card
-from convert.formats.templates import nature_form
 from convert.pipeline import describe_agent, describe_source
 from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
@@ -97,8 +96,9 @@ def _network(actions, atoms, seed):
             values.reshape(-1)[: len(SPECIAL)] = SPECIAL
         return values
 
-    values = {name: array(*shape) for name, shape in nature_form(actions, atoms).shapes}
-    return from_arrays(values if atoms is None else values | {"head.support": _support(rng, atoms)})
+    architecture = make_architecture(actions, atoms)
+    values = {name: array(*shape) for name, shape in list_shapes(architecture).items() if name != SUPPORT}
+    return from_arrays(values if atoms is None else values | {SUPPORT: _support(rng, atoms)}, architecture)
 
 
 def _support(rng, atoms):
@@ -217,7 +217,7 @@ def test_a_litert_model_of_somebody_else_is_refused(tmp_path):
     with pytest.raises(
         UnreadableArtefact, match=r"not a LiteRT model of such an agent \(has the inputs .*, expected observation"
     ):
-        litert.read_network(tmp_path / "model.tflite", HeadSpec("q", 6))
+        litert.read_network(tmp_path / "model.tflite", make_architecture(6))
 
 
 class Evil:
@@ -366,8 +366,8 @@ def test_rounded_weights_are_close_and_cannot_be_read_back(written, source, targ
     other = to_network(make_state(6 if source == PONG else 4, None if source == PONG else 51))
     assert "hidden.kernel is off by" in " ".join(litert.find_losses(folder / find_target(target).path, other))
     network = litert.read_network(folder / find_target(target).path, convert.read_record(folder).agent.head)[0]
-    head = convert.read_checkpoint(source).head.dense.kernel
-    assert np.array_equal(network.head.dense.kernel, head) == (target == "litert-int8")
+    head = convert.read_checkpoint(source).arrays["head.kernel"]
+    assert np.array_equal(network.arrays["head.kernel"], head) == (target == "litert-int8")
 
 
 def test_all_means_the_float32_targets():

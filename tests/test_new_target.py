@@ -22,16 +22,16 @@ CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8"
 TARGET = """
 import numpy as np
 
-from convert.agents.network import arrays, from_arrays
+from convert.agents.network import from_arrays
 
 
 def write(network, agent, path):
-    np.savez(path, **arrays(network))
+    np.savez(path, **network.arrays)
 
 
 def read(path, agent):
     with np.load(path) as stored:
-        return from_arrays(dict(stored))
+        return from_arrays(dict(stored), agent.architecture)
 
 
 prepare = read
@@ -51,11 +51,15 @@ def choose_device(settings):
 
 def run(artefact, device, settings):
     def dense(layer):
-        return Dense(layer.kernel.astype(float), layer.bias.astype(float))
+        return Dense(arrays[f"{layer}.kernel"], arrays[f"{layer}.bias"])
 
-    convs = tuple(Conv(conv.kernel.astype(float), conv.bias.astype(float), conv.stride) for conv in artefact.convs)
-    head = Head("q", artefact.head.actions, dense(artefact.head.dense))
-    oracle = Oracle(Observation(), convs, (dense(artefact.hidden),), head)
+    arrays = {name: array.astype(float) for name, array in artefact.arrays.items()}
+    architecture = artefact.architecture
+    convs = tuple(
+        Conv(arrays[f"convs.{index}.kernel"], arrays[f"convs.{index}.bias"], conv.stride, conv.padding)
+        for index, conv in enumerate(architecture.convs)
+    )
+    oracle = Oracle(Observation(), convs, (dense("hidden"),), Head("q", architecture.head.actions, dense("head")))
 
     def answer(observation):
         return {"q_values": compute_q_values(oracle, observation).astype(np.float32)}

@@ -25,7 +25,7 @@ from convert.errors import (
     TargetsFailed,
     UnwritableOutput,
 )
-from convert.store.publication import describe_files
+from convert.store.local import describe_files
 from convert.targets import find_target
 
 TARGETS = ["flax", "onnx"]

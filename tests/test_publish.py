@@ -11,25 +11,28 @@ import sys
 from pathlib import Path
 
 import pytest
+from builders import make_architecture
 
-from convert.agents.agent import Agent, Artifact, File, HeadSpec, Record, Tensor
+from convert.agents.agent import Agent, Artifact, File, Record, Tensor
 from convert.agents.identity import Identity
 from convert.agents.record import read_record
 from convert.errors import OutputExists, RoundTripError
-from convert.store.publication import is_intact, open_folder, publish
+from convert.store.local import inspect, is_intact, open_folder, publish
 
 
 def write_agent(folder: Path, content: str, *names: str) -> None:
     """Publish an agent whose artefacts are small text files: ``name`` or ``name/inner``."""
-    with open_folder(folder) as staging:
+    with open_folder(inspect(folder)) as staging:
         for name in names:
-            (staging / name).parent.mkdir(exist_ok=True)
-            (staging / name).write_text(content)
+            (staging.path / name).parent.mkdir(exist_ok=True)
+            (staging.path / name).write_text(content)
         digest = hashlib.sha256(content.encode()).hexdigest()
         files = tuple(File(name, len(content), digest) for name in names)
         source = File("m.gz", 0, digest)
         tensors = (Tensor("observation", "uint8", (None,), ("batch",)),)
-        record = Record(Agent(Identity(), HeadSpec("q", 6), source), {"all": Artifact(1, files, tensors, tensors)}, {})
+        record = Record(
+            Agent(Identity(), make_architecture(6), source), {"all": Artifact(1, files, tensors, tensors)}, {}
+        )
         publish(staging, record)
 
 
@@ -63,7 +66,7 @@ def test_a_kill_before_any_rename_leaves_the_old_or_ends_with_the_new(tmp_path, 
             write_agent(folder, "old", *before)
         command = [sys.executable, "-c", DYING, str(folder), str(kill)]
         codes.append(subprocess.run(command, cwd=Path(__file__).parent, check=False, timeout=60).returncode)
-        with open_folder(folder):
+        with open_folder(inspect(folder)):
             pass
         names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
         if kill == 0:  # killed before the decision: as if nothing had been tried
@@ -80,8 +83,8 @@ def test_a_kill_before_any_rename_leaves_the_old_or_ends_with_the_new(tmp_path, 
 
 
 def test_a_failure_while_staging_leaves_nothing(tmp_path):
-    with pytest.raises(RuntimeError, match="stop"), open_folder(tmp_path / "a/b") as staging:
-        (staging / "model.onnx").write_text("half")
+    with pytest.raises(RuntimeError, match="stop"), open_folder(inspect(tmp_path / "a/b")) as staging:
+        (staging.path / "model.onnx").write_text("half")
         raise RuntimeError("stop")
     assert list(tmp_path.iterdir()) == []
 
@@ -143,7 +146,7 @@ def test_what_is_staged_beside_the_record_is_not_published(tmp_path):
     staging.mkdir()
     shutil.copy(folder / "agent.json", staging)
     (staging / "notes").write_text("another's")
-    with open_folder(folder):
+    with open_folder(inspect(folder)):
         pass
     assert (folder / "notes").read_text() == "mine"
     assert not staging.exists()
@@ -164,7 +167,7 @@ from test_publish import write_agent
 write_agent(Path(sys.argv[1]), "second", "model.onnx")
 """
     folder = tmp_path / "agent"
-    with pytest.raises(RuntimeError, match="stop"), open_folder(folder):
+    with pytest.raises(RuntimeError, match="stop"), open_folder(inspect(folder)):
         second = subprocess.Popen([sys.executable, "-c", code, str(folder)], cwd=Path(__file__).parent)
         with pytest.raises(subprocess.TimeoutExpired):
             second.wait(2)

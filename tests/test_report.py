@@ -12,8 +12,9 @@ from pathlib import Path
 import jsonschema
 import numpy as np
 import pytest
+from builders import make_architecture
 
-from convert.agents.agent import Agent, File, HeadSpec
+from convert.agents.agent import Agent, File
 from convert.agents.identity import Identity
 from convert.errors import RomUnavailable
 from convert.runtimes import Description
@@ -59,7 +60,9 @@ def _make_result(
     result = AgentResult(
         folder=Path(folder),
         source=Path("model_7.gz"),
-        agent=Agent(identity, HeadSpec("q", 2), File("DQN_modern/Pong/0/model_7.gz", 1, "0" * 64), ("NOOP", "FIRE")),
+        agent=Agent(
+            identity, make_architecture(2), File("DQN_modern/Pong/0/model_7.gz", 1, "0" * 64), ("NOOP", "FIRE")
+        ),
         plan=Plan("Pong", PROTOCOLS["modern"], 2),
         rom_md5="0" * 32,
         tolerance=tolerance,

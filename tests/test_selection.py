@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from convert.agents.identity import Identity
-from convert.bulk.selection import FINAL_STEP, Filter, Job, find_jobs, keep, parse_shard, take_shard
+from convert.bulk.selection import FINAL_STEP, Filter, Job, filter_jobs, find_jobs, parse_shard, take_shard
 from convert.errors import SelectionError
 
 
@@ -40,7 +40,7 @@ RELEASE = [
 def _kept(**wanted: tuple[str, ...]) -> set[tuple]:
     return {
         (job.identity.family, job.identity.game, job.identity.seed, job.identity.step)
-        for job in keep(RELEASE, Filter(**wanted))
+        for job in filter_jobs(RELEASE, Filter(**wanted))
     }
 
 
@@ -170,14 +170,14 @@ def test_names_and_folders_that_are_spelt_oddly(tmp_path):
 )
 def test_what_fits_nothing_is_explained(wanted, message):
     with pytest.raises(SelectionError, match=message):
-        keep(RELEASE, Filter(**wanted))
+        filter_jobs(RELEASE, Filter(**wanted))
 
 
 def test_what_is_not_known_of_an_agent_matches_no_filter():
     unknown = Job("a/model_1.gz", "model_1.gz", "out", Identity())
-    assert keep([*RELEASE, unknown], Filter()) == [*RELEASE, unknown]
+    assert filter_jobs([*RELEASE, unknown], Filter()) == [*RELEASE, unknown]
     for wanted in (Filter(games=("*",)), Filter(seeds=("*",)), Filter(steps=("0:",))):
-        assert keep([*RELEASE, unknown], wanted) == RELEASE
+        assert filter_jobs([*RELEASE, unknown], wanted) == RELEASE
 
 
 @given(st.lists(st.integers(0, 10**7), min_size=1, max_size=60), st.integers(1, 12))

@@ -20,11 +20,11 @@ import pytest
 from builders import make_state, save_checkpoint
 from bulk_release import COUNT, hashes, link, run
 
+from convert.agents.record import read_record
 from convert.bulk import run as bulk
 from convert.bulk.selection import find_jobs
 from convert.errors import UnreadableCheckpoint
 from convert.store import storage
-from convert.store.publication import read_record
 
 pytestmark = pytest.mark.slow
 

@@ -13,21 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tensorflow as tf
+from builders import make_architecture
 
 from convert.agents import layout
-from convert.agents.agent import Agent, File, describe_head
+from convert.agents.agent import Agent, File
+from convert.agents.architecture import Architecture, Conv, Head, Observation, list_shapes
 from convert.agents.identity import Identity
-from convert.agents.network import (
-    CategoricalHead,
-    Conv,
-    Dense,
-    Network,
-    QHead,
-    find_differences,
-    from_arrays,
-)
+from convert.agents.network import SUPPORT, Network, find_differences, from_arrays
 from convert.errors import UnreadableArtefact, UnwritableOutput
-from convert.formats.templates import nature_form
 from convert.frameworks.native_logs import without_native_logs
 from convert.runtimes import Settings
 from convert.runtimes import tensorflow as runtime
@@ -41,7 +34,7 @@ AGENT = None  # writing has no use for it
 
 
 def _agent(network: Network) -> Agent:
-    return Agent(Identity(), describe_head(network), File("model_1.gz", 1, "0" * 64))
+    return Agent(Identity(), network.architecture, File("model_1.gz", 1, "0" * 64))
 
 
 def _random_network(actions: int, atoms: int | None, seed: int = 0) -> Network:
@@ -50,22 +43,21 @@ def _random_network(actions: int, atoms: int | None, seed: int = 0) -> Network:
     def weights(*shape: int) -> np.ndarray:
         return (rng.standard_normal(shape) / np.sqrt(np.prod(shape[1:], initial=1))).astype(np.float32)
 
-    values = {name: weights(*shape) for name, shape in nature_form(actions, atoms).shapes}
-    return from_arrays(values if atoms is None else values | {"head.support": np.linspace(-10, 10, atoms, dtype="f4")})
+    architecture = make_architecture(actions, atoms)
+    values = {name: weights(*shape) for name, shape in list_shapes(architecture).items()}
+    support = {} if atoms is None else {SUPPORT: np.linspace(-10, 10, atoms, dtype="f4")}
+    return from_arrays(values | support, architecture)
 
 
 def _oracle(network: Network) -> Oracle:
-    def dense(layer):
-        return judge.Dense(layer.kernel.astype(np.float64), layer.bias.astype(np.float64))
-
-    support = network.head.support.astype(np.float64) if isinstance(network.head, CategoricalHead) else None
-    head = judge.Head(
-        "q" if support is None else "categorical", network.head.actions, dense(network.head.dense), support=support
-    )
+    arrays = {name: array.astype(np.float64) for name, array in network.arrays.items()}
     convs = tuple(
-        judge.Conv(conv.kernel.astype(np.float64), conv.bias.astype(np.float64), conv.stride) for conv in network.convs
+        judge.Conv(arrays[f"convs.{index}.kernel"], arrays[f"convs.{index}.bias"], conv.stride)
+        for index, conv in enumerate(network.architecture.convs)
     )
-    return Oracle(judge.Observation(), convs, (dense(network.hidden),), head)
+    hidden, dense = (judge.Dense(arrays[f"{layer}.kernel"], arrays[f"{layer}.bias"]) for layer in ("hidden", "head"))
+    head = judge.Head(network.head.kind, network.head.actions, dense, support=arrays.get(SUPPORT))
+    return Oracle(judge.Observation(), convs, (hidden,), head)
 
 
 def _observations(count: int) -> np.ndarray:
@@ -108,21 +100,17 @@ def test_reads_back_bit_for_bit_and_answers_as_the_oracle(actions, atoms, tmp_pa
         if atoms is not None:
             logits = outputs["logits"].astype(np.float64)
             probabilities = np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True)
-            np.testing.assert_allclose(probabilities @ network.head.support, outputs["q_values"], atol=1e-5)
+            np.testing.assert_allclose(probabilities @ network.arrays[SUPPORT], outputs["q_values"], atol=1e-5)
 
 
 def test_strides_and_padding_come_from_the_network(tmp_path):
     rng = np.random.default_rng(0)
-    kernels = [(8, 4, 6, 6), (16, 8, 5, 5)]
-    strides, paddings = (3, 2), (1, 2)
-    convs = tuple(
-        Conv(rng.normal(size=shape).astype(np.float32), np.ones(shape[0], np.float32), stride, padding)
-        for shape, stride, padding in zip(kernels, strides, paddings, strict=True)
-    )
-    side = ((84 + 2 - 6) // 3 + 1 + 4 - 5) // 2 + 1
-    hidden = Dense(rng.normal(size=(32, 16 * side * side)).astype(np.float32), np.zeros(32, np.float32))
-    head = QHead(Dense(rng.normal(size=(5, 32)).astype(np.float32), np.zeros(5, np.float32)))
-    network = Network(convs, hidden, head)
+    convs = (Conv(8, 6, 3, (1, 1)), Conv(16, 5, 2, (2, 2)))
+    architecture = Architecture(Observation(), convs, (32,), Head("q", 5))
+    shapes = list_shapes(architecture)
+    assert shapes["hidden.kernel"] == (32, 16 * (((84 + 2 - 6) // 3 + 1 + 4 - 5) // 2 + 1) ** 2)
+    arrays = {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
+    network = from_arrays(arrays, architecture)
     target.write(network, AGENT, tmp_path / "saved_model")
     outputs = _load(tmp_path / "saved_model")(np.zeros((2, 84, 84, 4), np.uint8))
     assert outputs["q_values"].shape == (2, 5)
@@ -133,7 +121,7 @@ def test_describes_the_signature(actions, atoms, tmp_path):
     network = _random_network(actions, atoms)
     target.write(network, AGENT, tmp_path / "saved_model")
     signature = tf.saved_model.load(str(tmp_path / "saved_model")).signatures["serving_default"]
-    (observation,), outputs = describe_tensors(find_target("tensorflow"), describe_head(network))
+    (observation,), outputs = describe_tensors(find_target("tensorflow"), network.architecture)
     (spec,) = signature.structured_input_signature[1].values()
     assert (observation.name, observation.dtype, observation.shape) == (spec.name, spec.dtype.name, tuple(spec.shape))
     found = {name: (spec.dtype.name, tuple(spec.shape)) for name, spec in signature.structured_outputs.items()}

@@ -22,7 +22,7 @@ from convert import targets
 from convert.agents import layout
 from convert.agents.agent import name_actions
 from convert.agents.identity import Identity
-from convert.agents.network import CategoricalHead, arrays, find_differences
+from convert.agents.network import SUPPORT, find_differences
 from convert.errors import MissingExtra, RoundTripError, UnknownTarget, UnreadableArtefact
 from convert.pipeline import describe_agent, describe_source
 from runtime_check.oracle import compute_q_values
@@ -123,9 +123,9 @@ def test_a_wrong_permutation_is_caught(tmp_path, monkeypatch, target, fault):
 
 def _kernels_for(permutation: str, network: convert.Network) -> list[np.ndarray]:
     return {
-        "hwio_from_oihw": [conv.kernel for conv in network.convs],
-        "hwc_o_from_o_chw": [network.hidden.kernel],
-        "io_from_oi": [network.head.dense.kernel],
+        "hwio_from_oihw": [network.arrays[f"convs.{index}.kernel"] for index in range(3)],
+        "hwc_o_from_o_chw": [network.arrays["hidden.kernel"]],
+        "io_from_oi": [network.arrays["head.kernel"]],
     }[permutation]
 
 
@@ -187,7 +187,7 @@ def test_linen_modules_take_one_observation_a_batch_jit_and_vmap(actions, atoms)
     network = to_network(make_state(actions, atoms))
     params = to_params(network)
     module = NatureC51(actions, atoms) if atoms else NatureDQN(num_actions=actions)
-    support = (network.head.support,) if isinstance(network.head, CategoricalHead) else ()
+    support = (network.arrays[SUPPORT],) if atoms else ()
     batch = layout.nhwc_from_nchw(make_observations(3))
     batched = module.apply(params, batch, *support).q_values
     assert batched.shape == (3, actions)
@@ -265,14 +265,14 @@ def test_inputs_and_outputs_of_every_target_are_known_without_any_framework():
     code = """
 import sys
 from convert import targets
-from convert.agents.agent import HeadSpec
+from convert.agents.architecture import make_head, nature_cnn
 for target in targets.list_targets():
-    (observation,), outputs = targets.describe_tensors(target, HeadSpec("categorical", 4, 2, (-1.0, 1.0)))
+    (observation,), outputs = targets.describe_tensors(target, nature_cnn(make_head(4, 2)))
     sizes = dict(batch=None, frame=4, height=84, width=84)
     assert observation.shape == tuple(sizes[axis] for axis in observation.axes), target
     assert observation.axes[1] == ("frame" if target.axes == "NCHW" else "height"), target
     assert [(output.name, output.shape) for output in outputs] == [("q_values", (None, 4)), ("logits", (None, 4, 2))]
-    (q_values,) = targets.describe_tensors(target, HeadSpec("q", 6))[1]
+    (q_values,) = targets.describe_tensors(target, nature_cnn(make_head(6)))[1]
     assert q_values.shape == (None, 6), target
 frameworks = {"torch", "tensorflow", "jax", "flax", "onnx", "keras", "safetensors", "orbax", "ai_edge_litert"}
 print(frameworks & sys.modules.keys())
@@ -323,8 +323,8 @@ def test_differences_are_found_and_named():
         "hidden.kernel differs in 2 of 1605632 values",
         "head.bias differs in 1 of 6 values",
     ]
-    assert find_differences(to_network(make_state(6, 51)), network)[0].startswith("head is a CategoricalHead")
-    assert set(arrays(network)) == set(arrays(other))
+    assert find_differences(to_network(make_state(6, 51)), network)[0].startswith("is a network of convolutions")
+    assert set(network.arrays) == set(other.arrays)
 
 
 def test_a_checkpoint_written_by_plain_torch_gives_the_same_q_values_as_its_artefacts(converted, frames):

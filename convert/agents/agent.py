@@ -6,30 +6,12 @@ import re
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
 
+from convert.agents.architecture import Architecture, Head
 from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.agents.identity import LARGEST_NUMBER, Identity, identify
-from convert.agents.network import CategoricalHead, Network
 
 RECORD_NAME = "agent.json"
 UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
-
-
-@dataclass(frozen=True)
-class HeadSpec:
-    """The head's kind (``q`` or ``categorical``), its number of actions, and for a categorical one its support."""
-
-    kind: str
-    actions: int
-    atoms: int | None = None
-    support: tuple[float, ...] | None = None
-
-
-def describe_head(network: Network) -> HeadSpec:
-    """Return what ``agent.json`` says of the network's head."""
-    head = network.head
-    if isinstance(head, CategoricalHead):
-        return HeadSpec("categorical", head.actions, head.atoms, tuple(head.support.tolist()))
-    return HeadSpec("q", head.actions)
 
 
 def name_actions(game: str | None, actions: int) -> tuple[str, ...] | None:
@@ -67,17 +49,22 @@ def find_path_problem(path: str) -> str | None:
 
 @dataclass(frozen=True)
 class Agent:
-    """An agent: who it is, what its head answers, and which checkpoint it came from.
+    """An agent: who it is, what its network is, and which checkpoint it came from.
 
     source.path is relative to the release's root, or to the folder that was searched. derived_from: the checkpoint
     of the release that it was trained on from, for an agent that came back with other weights.
     """
 
     identity: Identity
-    head: HeadSpec
+    architecture: Architecture
     source: File
     action_meanings: tuple[str, ...] | None = None
     derived_from: File | None = None
+
+    @property
+    def head(self) -> Head:
+        """The head of its architecture."""
+        return self.architecture.head
 
 
 def find_contradiction(agent: Agent) -> str | None:

@@ -8,7 +8,6 @@ import re
 import struct
 from collections.abc import Callable
 from functools import partial
-from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
@@ -17,33 +16,22 @@ from convert.agents.agent import (
     Agent,
     Artifact,
     File,
-    HeadSpec,
     Record,
     Tensor,
     find_contradiction,
     find_path_problem,
 )
+from convert.agents.architecture import Architecture, Conv, Head, Observation
 from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.agents.identity import FAMILIES, LARGEST_NUMBER, Identity, check_known
-from convert.agents.network import FRAMES, HEIGHT, LARGEST_ACTIONS, LARGEST_ATOMS, WIDTH
 from convert.errors import RecordError, UnreadableArtefact
 from convert.files.bounds import LARGEST
 from convert.files.disk import read_file
 from convert.files.documents import LARGEST_DOCUMENT, read_json, show
 
 Value = TypeVar("Value")
-RECORD_FORMAT = 1
+RECORD_FORMAT = 2
 LARGEST_FILE = LARGEST
-OBSERVATION = {
-    "dtype": "uint8",
-    "height": HEIGHT,
-    "width": WIDTH,
-    "stack": FRAMES,
-    "order": "oldest first",
-    "low": 0,
-    "high": 255,
-    "scaling": "divided by 255 inside the model",
-}
 
 
 def to_json(record: Record) -> str:
@@ -53,8 +41,7 @@ def to_json(record: Record) -> str:
 
 def _to_document(record: Record) -> dict[str, Any]:
     agent, identity = record.agent, record.agent.identity
-    head = agent.head
-    support, meanings = head.support, agent.action_meanings
+    meanings = agent.action_meanings
     return {
         "format_version": RECORD_FORMAT,
         "family": identity.family,
@@ -64,18 +51,44 @@ def _to_document(record: Record) -> dict[str, Any]:
         "rom_id": identity.rom_id,
         "seed": identity.seed,
         "step": identity.step,
-        "head": {
-            "kind": head.kind,
-            "actions": head.actions,
-            "atoms": head.atoms,
-            "support": None if support is None else list(support),
-        },
+        "architecture": _architecture_to_json(agent.architecture),
         "action_meanings": None if meanings is None else list(meanings),
-        "observation": OBSERVATION,
         "source": {"file": PurePosixPath(agent.source.path).name, **_file_to_json(agent.source)},
         "derived_from": _file_to_json(agent.derived_from) if agent.derived_from else None,
         "artifacts": {name: _artifact_to_json(record.artifacts[name]) for name in sorted(record.artifacts)},
         "versions": dict(sorted(record.versions.items())),
+    }
+
+
+def _architecture_to_json(architecture: Architecture) -> dict[str, Any]:
+    observation, head = architecture.observation, architecture.head
+    return {
+        "observation": {
+            "dtype": "uint8",
+            "frames": observation.frames,
+            "height": observation.size,
+            "width": observation.size,
+            "order": "oldest first",
+            "divided_by": observation.scale,
+        },
+        "convs": [
+            {
+                "features": conv.features,
+                "kernel": conv.kernel,
+                "stride": conv.stride,
+                "padding": list(conv.padding),
+            }
+            for conv in architecture.convs
+        ],
+        "hidden": list(architecture.hidden),
+        "head": {
+            "kind": head.kind,
+            "actions": head.actions,
+            "atoms": head.atoms,
+            "support": None if head.support is None else list(head.support),
+            "quantiles": head.quantiles,
+            "streams": head.streams,
+        },
     }
 
 
@@ -191,12 +204,12 @@ def _record_from_json(document: dict[str, Any]) -> Record:
         check_known("family", identity.family, list(FAMILIES))
     if identity.game is not None:
         check_known("game", identity.game, list(load_games()))
-    head = _head_from_json(_field(document, "head", dict))
+    architecture = _architecture_from_json(_field(document, "architecture", dict))
     agent = Agent(
         identity,
-        head,
+        architecture,
         _file_from_json(_field(document, "source", dict)),
-        _optional(document, "action_meanings", partial(_meanings, actions=head.actions)),
+        _optional(document, "action_meanings", partial(_meanings, actions=architecture.head.actions)),
         _optional(document, "derived_from", lambda inner, key: _file_from_json(_field(inner, key, dict))),
     )
     found = _field(document, "artifacts", dict)
@@ -207,22 +220,27 @@ def _record_from_json(document: dict[str, Any]) -> Record:
     return Record(agent, artifacts, _versions_from_json(document))
 
 
-def _head_from_json(document: dict[str, Any]) -> HeadSpec:
-    kind = _field(document, "kind", str)
-    if kind not in ("q", "categorical"):
-        raise ValueError(f"head kind is {_show(kind)}, expected 'q' or 'categorical'")
-    actions = _number(document, "actions", 1, LARGEST_ACTIONS)
-    if kind == "q":
-        if document["atoms"] is not None or document["support"] is not None:
-            raise ValueError("a q head has no atoms and no support")
-        return HeadSpec(kind, actions)
-    atoms = _number(document, "atoms", 2, LARGEST_ATOMS)
-    support = tuple(map(_to_float32, _field(document, "support", list)))
-    if len(support) != atoms:
-        raise ValueError(f"support has {len(support)} values, expected as many as atoms, {atoms}")
-    if any(low >= high for low, high in pairwise(support)):
-        raise ValueError("support does not increase")
-    return HeadSpec(kind, actions, atoms, support)
+def _architecture_from_json(document: dict[str, Any]) -> Architecture:
+    observation, head = _field(document, "observation", dict), _field(document, "head", dict)
+    return Architecture(
+        Observation(_number(observation, "frames"), _number(observation, "height"), _number(observation, "divided_by")),
+        tuple(map(_conv_from_json, _filled(document, "convs"))),
+        tuple(_number({"hidden": units}, "hidden") for units in _field(document, "hidden", list)),
+        Head(
+            _field(head, "kind", str),
+            _number(head, "actions"),
+            _optional(head, "support", lambda inner, key: tuple(map(_to_float32, _field(inner, key, list)))),
+            _optional(head, "quantiles", _number),
+            _field(head, "streams", str),
+        ),
+    )
+
+
+def _conv_from_json(document: dict[str, Any]) -> Conv:
+    before, after = (_number({"padding": side}, "padding") for side in _field(document, "padding", list))
+    return Conv(
+        _number(document, "features"), _number(document, "kernel"), _number(document, "stride"), (before, after)
+    )
 
 
 def _to_float32(value: Any) -> float:

@@ -1,1 +1,1 @@
-"""Many agents: which ones, on how many processes, and the sum of it."""
+"""Many agents: which ones, on how many processes, and the summary of a run."""

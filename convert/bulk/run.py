@@ -1,16 +1,15 @@
-"""Many checkpoints: pass over what is current, convert the rest on an engine, carry on after a bad one, sum up."""
+"""Many checkpoints: skip what is current, convert the rest on an engine, and go on after a bad one."""
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from pathlib import Path
-from typing import cast
 
-from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Record
+from convert.agents.agent import Agent, Record, name_actions
 from convert.bulk.selection import Job
 from convert.errors import AtariConvertError, UnreadableCheckpoint, UnwritableOutput
 from convert.pipeline import (
@@ -22,13 +21,11 @@ from convert.pipeline import (
     sum_up,
     to_known,
 )
-from convert.store import journal, remote, storage
+from convert.store import find_store, journal, storage
+from convert.store.folders import ListFiles
 from convert.store.journal import Journal, Seen
-from convert.store.publication import check_ours, find_record, is_settled
-from convert.store.storage import Found
 
 Engine = Callable[["Work", Iterable[Job]], Generator["Outcome", None, None]]
-_FindStamp = Callable[[str], str | None]
 
 
 @dataclass(frozen=True)
@@ -80,7 +77,7 @@ def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Gene
         work: what is to be done with each.
         engine: where it runs; by default in this process. See `convert.bulk.engines`.
     """
-    with _journal_of(jobs) as kept:
+    with _open_journal(jobs) as kept:
         stale = []
         for job, is_current in _recall(jobs, work, kept):
             if is_current:
@@ -90,7 +87,7 @@ def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Gene
         with closing((engine or run_here)(work, stale)) as outcomes:
             for outcome in outcomes:
                 if kept and outcome.seen:
-                    kept.remember(outcome.job, outcome.seen)
+                    kept.remember(outcome.job.path, _to_key(outcome.job), outcome.seen)
                 yield outcome
 
 
@@ -101,11 +98,11 @@ def run_here(work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
 
 
 def rehearse(jobs: Collection[Job], work: Work) -> Generator[Outcome, None, None]:
-    """Yield what `run` would do with each job, and touch nothing.
+    """Yield what `run` would do with each job, and change nothing.
 
-    Sources are read only where nothing else tells: at a URL, a record of the same size is taken for current.
+    Sources at URLs are not read: one is taken for the agent's if the record has its path and size.
     """
-    with _journal_of(jobs) as kept:
+    with _open_journal(jobs) as kept:
         for job, is_current in _recall(jobs, work, kept):
             yield Outcome(job) if is_current else _catch(job, partial(_plan_job, work, job))
 
@@ -118,48 +115,49 @@ def convert_job(work: Work, job: Job) -> Outcome:
 def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
     try:
         return action()
-    except Exception as error:  # noqa: BLE001  perhaps nobody foresaw it, and thousands of jobs wait
+    except Exception as error:  # noqa: BLE001  an unexpected error must not stop thousands of jobs
         return Outcome(job, error=to_known(error, job.source))
 
 
 def _convert_job(work: Work, job: Job) -> Outcome:
-    _refuse_problem(job)
+    _check_problem(job)
     data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
-    if storage.is_url(job.folder):
-        written, record, failures = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
-    else:
-        folder = Path(job.folder)
-        conversion = convert_data(
-            data, job.source, folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
-        )
-        written, record, failures = conversion.written, conversion.record, conversion.failures
+    conversion = convert_data(
+        data, job.source, job.folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
+    )
+    written, record, failures = conversion.written, conversion.record, conversion.failures
     if failures:  # which the next run is to try again
         return Outcome(job, written, record, sum_up(record.agent, work.targets, written, failures))
-    return Outcome(job, written, record, seen=_see(job, record, work.targets, stamp) if stamp else None)
+    find_stamp = find_store(job.folder).find_stamps(job.folder)
+    seen = journal.look_at(record, work.targets, stamp, find_stamp) if stamp else None
+    return Outcome(job, written, record, seen=seen)
 
 
-def _refuse_problem(job: Job) -> None:
+def _check_problem(job: Job) -> None:
     if job.problem:
         raise UnreadableCheckpoint(job.problem)
 
 
 def _plan_job(work: Work, job: Job) -> Outcome:
-    _refuse_problem(job)
-    if storage.is_url(job.folder):
-        return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
-    folder = Path(job.folder)
-    check_ours(folder)
-    record = find_record(folder)
-    agent = remote.guess_agent(job, record)
+    _check_problem(job)
+    found = find_store(job.folder).inspect(job.folder)
+    agent = _guess_agent(job, found.record)
     if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
         data, _ = storage.read_source(job.source)
         agent = describe_agent(read_network(data, job.source), job.identity, describe_source(data, job.path))
-    stale = find_stale(folder, agent, work.targets, overwrite=work.overwrite, is_rehearsal=True)
-    return Outcome(job, stale)
+    return Outcome(job, find_stale(found, agent, work.targets, overwrite=work.overwrite, is_rehearsal=True))
 
 
-def _journal_of(jobs: Collection[Job]) -> Journal | nullcontext[None]:
-    """Open the journal; a lone job has none, for it is soon done and should be done at once."""
+def _guess_agent(job: Job, record: Record | None) -> Agent | None:
+    """Return who a checkpoint is without reading it: whom the record tells of, unless the job tells of another."""
+    if record is None or job.path != record.agent.source.path or job.size not in (0, record.agent.source.size):
+        return None
+    source, architecture = record.agent.source, record.agent.architecture
+    return Agent(job.identity, architecture, source, name_actions(job.identity.game, architecture.head.actions))
+
+
+def _open_journal(jobs: Collection[Job]) -> Journal | nullcontext[None]:
+    """Open the journal. A single job has none, since looking at its files takes no longer."""
     out = next((job.out for job in jobs), "")
     return (journal.open_journal(out) if len(jobs) > 1 else None) or nullcontext()
 
@@ -169,45 +167,22 @@ def _recall(jobs: Iterable[Job], work: Work, kept: Journal | None) -> Iterator[t
     list_files = lru_cache(maxsize=1)(storage.list_files)  # jobs come in the order of their folders
     for job in jobs:
         is_current = False
-        seen = None if kept is None or work.overwrite or work.check_hashes else kept.find(job)
+        seen = None if kept is None or work.overwrite or work.check_hashes else kept.find(job.path, _to_key(job))
         with suppress(UnwritableOutput):  # an output that cannot be listed: converting the job will tell
             is_current = seen is not None and _is_as_seen(job, work, seen, list_files)
         yield job, is_current
 
 
-def _is_as_seen(job: Job, work: Work, seen: Seen, list_files: Callable[[str], Mapping[str, Found]]) -> bool:
-    if not storage.is_url(job.folder):
-        find_file = _stamps_here(Path(job.folder))
-    elif job.identity.is_complete:  # the agents of a training run lie in one folder, and are listed at once
-        training_run, _, name = job.folder.rpartition("/")
-        find_file = _stamps_at_url(list_files(training_run), f"{name}/")
-    else:
-        find_file = _stamps_at_url(list_files(job.folder))
+def _is_as_seen(job: Job, work: Work, seen: Seen, list_files: ListFiles) -> bool:
+    # The agents of a training run have one folder, and are listed at once.
+    list_around = list_files if job.identity.is_complete else None
+    find_stamp = find_store(job.folder).find_stamps(job.folder, list_around)
     source = job.stamp or storage.find_stamp(job.source, anonymous=work.anonymous)
-    return journal.is_current(seen, work.targets, source, find_file)
+    return journal.is_current(seen, work.targets, source, find_stamp)
 
 
-def _see(job: Job, record: Record, targets: Collection[str], stamp: str) -> Seen | None:
-    """Return what the journal may remember of an agent whose targets are current now."""
-    at_url = storage.is_url(job.folder)
-    find_file = _stamps_at_url(storage.list_files(job.folder)) if at_url else _stamps_here(Path(job.folder))
-    stamps = {name: {file.path: find_file(file.path) for file in record.artifacts[name].files} for name in targets}
-    record_stamp = find_file(RECORD_NAME)
-    if record_stamp is None or any(None in files.values() for files in stamps.values()):
-        return None
-    artifacts = {name: (journal.version_of(name), cast(dict[str, str], files)) for name, files in stamps.items()}
-    return Seen(stamp, record_stamp, artifacts)
-
-
-def _stamps_here(folder: Path) -> _FindStamp:
-    """Return what gives the stamp of a file in a folder; None for each while a kill's leftovers lie there."""
-    if not is_settled(folder):
-        return lambda _: None
-    return lambda path: storage.find_stamp(str(folder / path))
-
-
-def _stamps_at_url(files: Mapping[str, Found], prefix: str = "") -> _FindStamp:
-    """Return what gives the stamp of a file below a prefix; None for each while a kill's leftovers lie there."""
-    if prefix + UNFINISHED_NAME in files:
-        return lambda _: None
-    return lambda path: files[prefix + path].stamp if prefix + path in files else None
+def _to_key(job: Job) -> str:
+    """Return what the journal knows a job's source by: where it is, and whose it is said to be."""
+    identity = job.identity
+    source = job.source if storage.is_url(job.source) else os.path.abspath(job.source)
+    return json.dumps([source, identity.family, identity.game, identity.seed, identity.step])

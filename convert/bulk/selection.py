@@ -14,7 +14,7 @@ from convert.agents.games import load_games
 from convert.agents.identity import FAMILIES, Identity, check_known, identify
 from convert.bulk.census import Census, explain_nothing, is_agent
 from convert.errors import SelectionError, Unreachable
-from convert.names import find_meant, spell
+from convert.names import find_meant, normalise_name
 from convert.store import storage
 from convert.store.storage import Found, is_url, normalise, path_of
 from convert.targets import list_targets
@@ -108,7 +108,7 @@ def find_jobs(
     named += [(normalise(line), False) for line in lines if line]
     out = normalise(str(out))
     if is_url(out):
-        storage.spell(out)  # nothing could be written where it fails
+        storage.canonical_url(out)  # nothing could be written where it fails
     census = Census()
     jobs = [
         job
@@ -124,7 +124,7 @@ def find_jobs(
     return jobs
 
 
-def keep(jobs: list[Job], wanted: Filter) -> list[Job]:
+def filter_jobs(jobs: list[Job], wanted: Filter) -> list[Job]:
     """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
 
     Raises:
@@ -267,7 +267,7 @@ def _find_here(source: str, census: Census) -> Iterator[tuple[Found, str]]:
 
 def _explain_missing(source: str) -> str:
     names = [target.name for target in list_targets()]
-    meant = [spell(source)] if spell(source) in names else find_meant(source, ())
+    meant = [normalise_name(source)] if normalise_name(source) in names else find_meant(source, ())
     if meant:
         return f", but looks like a target: name several targets with commas, such as --to …,{meant[0]}"
     return ": name a checkpoint, or a folder of the release"
@@ -277,7 +277,7 @@ def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[tu
     magic = _MAGIC_HTTP if source.startswith(("http://", "https://")) else _MAGIC
     if magic.search(source):
         fixed = _fixed_part(source, magic)
-        base = storage.spell(fixed, anonymous=anonymous)
+        base = storage.canonical_url(fixed, anonymous=anonymous)
         matches = storage.find_matches(fixed, source.removeprefix(fixed), anonymous=anonymous)
         matches = [found for found in matches if found.name.endswith(".gz")]
         if not matches:
@@ -286,7 +286,7 @@ def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[tu
     elif path_of(source).endswith(".gz"):
         yield Found(source), os.path.dirname(source)
     else:
-        base = storage.spell(source, anonymous=anonymous)
+        base = storage.canonical_url(source, anonymous=anonymous)
         yield from ((found, base) for found in _walk_url(source, census, anonymous=anonymous))
 
 

@@ -1,4 +1,4 @@
-"""What a run amounts to: counts, bytes, rates and failures; as JSON, and as Markdown for a CI step."""
+"""The sums of a run: counts, bytes, rates and failures, as text, as JSON, and as Markdown for a CI step."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from convert import __version__
 if TYPE_CHECKING:
     from convert.bulk.run import Outcome
 
-_LISTED = 50  # failures in the Markdown, which a page has to hold; JSON has them all
+_LISTED = 50  # failures in the Markdown; the JSON has all of them
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Failure:
 class Tally:
     """The sums of a run so far. Only failures are kept one by one.
 
-    untold: how many sizes ``bytes_read`` lacks, for a server did not tell them.
+    untold: how many sizes are missing from ``bytes_read``, because a server did not tell them.
     """
 
     total: int
@@ -61,7 +61,7 @@ class Tally:
             self.converted += 1
         else:
             self.current += 1
-        if outcome.written:  # in part, perhaps, by one that failed
+        if outcome.written:  # perhaps by a job of which some targets failed
             size = outcome.record.agent.source.size if outcome.record else outcome.job.size
             self.bytes_read += size
             self.untold += not size
@@ -90,33 +90,33 @@ def to_markdown(tally: Tally, settings: Mapping[str, Any]) -> str:
     """Return the summary as Markdown: a table, and the failures below it."""
     named = ", ".join(f"{key} {value}" for key, value in settings.items() if value)
     lines = [
-        f"### atari-convert: {tell(tally)}",
+        f"### atari-convert: {format_counts(tally)}",
         "",
         named,
         "",
         "| converted | current | failed | not reached | read | written | time | agents/s |",
         "|---:|---:|---:|---:|---:|---:|---:|---:|",
         f"| {tally.converted:,} | {tally.current:,} | {tally.failed:,} | {tally.total - tally.done:,} "
-        f"| {tell_bytes(tally.bytes_read)} | {tell_bytes(tally.bytes_written)} | {tell_time(tally.seconds)} "
+        f"| {format_bytes(tally.bytes_read)} | {format_bytes(tally.bytes_written)} | {format_duration(tally.seconds)} "
         f"| {tally.converted / tally.seconds:.1f} |",
         "",
     ]
     if tally.failures:
         lines += ["| failed | why |", "|---|---|"]
-        lines += [_row(failure) for failure in tally.failures[:_LISTED]]
+        lines += [_format_row(failure) for failure in tally.failures[:_LISTED]]
         if len(tally.failures) > _LISTED:
             lines.append(f"\n… and {len(tally.failures) - _LISTED:,} more.")
         lines.append("")
     return "\n".join(lines)
 
 
-def tell(tally: Tally) -> str:
+def format_counts(tally: Tally) -> str:
     """Return the run in one sentence."""
     return f"{tally.converted} converted, {tally.current} current, {tally.failed} failed"
 
 
-def tell_progress(tally: Tally) -> str:
-    """Return one line on a run that goes on."""
+def format_progress(tally: Tally) -> str:
+    """Return one line on a run in progress."""
     worked = tally.converted + tally.failed
     if not worked:
         return f"{tally.done}/{tally.total} agents, all current so far"
@@ -124,12 +124,12 @@ def tell_progress(tally: Tally) -> str:
     left = seconds / worked * (tally.total - tally.done)
     megabytes = (tally.bytes_read + tally.bytes_written) / 1e6
     return (
-        f"{tally.done}/{tally.total} agents, about {tell_time(left)} left, "
+        f"{tally.done}/{tally.total} agents, about {format_duration(left)} left, "
         f"{worked / seconds:.1f} agents/s, {megabytes / seconds:.0f} MB/s, {tally.failed} failed"
     )
 
 
-def tell_bytes(count: int) -> str:
+def format_bytes(count: int) -> str:
     """Return a size for people, in powers of 1000."""
     size = float(count)
     for unit in ("B", "kB", "MB", "GB"):
@@ -139,7 +139,7 @@ def tell_bytes(count: int) -> str:
     return f"{size:.1f} TB"
 
 
-def tell_time(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
     """Return a duration for people."""
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -147,10 +147,10 @@ def tell_time(seconds: float) -> str:
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _row(failure: Failure) -> str:
+def _format_row(failure: Failure) -> str:
     # Within backticks Markdown shows everything as it is, entities too.
-    return f"| `{_cell(failure.source)}` | {html.escape(_cell(failure.message), quote=False)} |"
+    return f"| `{_format_cell(failure.source)}` | {html.escape(_format_cell(failure.message), quote=False)} |"
 
 
-def _cell(text: str) -> str:
+def _format_cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

@@ -1,1 +1,1 @@
-"""What both commands share at a terminal: help, options, signals."""
+"""What both commands share at a terminal: help, options, completion, standard streams."""

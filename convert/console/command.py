@@ -1,4 +1,4 @@
-"""What both commands are: examples for a bare call; standard streams that may be closed, full, or without a reader."""
+"""The class of both commands: examples for a call without arguments; standard streams that are closed or full."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import click
 
 
 class Command(click.Command):
-    """A command that answers a bare call with examples, and whose work does not depend on what becomes of its output.
+    """A command that shows examples if it gets no arguments, and does its work even if its output cannot be written.
 
-    A closed stream is as one to ``/dev/null``. A reader that has seen enough (``| head``) changes nothing. Of any other
-    failure, such as a full disk, standard error gets one line at the end, and the exit code is ``exit_unwritten``
-    unless something else has failed.
+    A closed stream is treated as ``/dev/null``. A reader that closes its pipe (``| head``) changes nothing. After any
+    other failure, such as a full disk, standard error gets one line at the end, and the exit code is
+    ``exit_unwritten`` unless something else has failed.
     """
 
     def __init__(self, *args: Any, examples: str, exit_unwritten: int, **options: Any) -> None:
@@ -50,7 +50,7 @@ class Command(click.Command):
 
 
 class _Output(io.FileIO):
-    """A stream that takes everything, and keeps why the first write failed."""
+    """A stream that accepts everything, and stores the error of the first write that failed."""
 
     failure: OSError | None = None
 
@@ -67,7 +67,7 @@ class _Output(io.FileIO):
 
 @contextmanager
 def _guard(name: str) -> Iterator[_Output | None]:
-    """Put an `_Output` in place of a standard stream; nothing where it is not the process's own, as in tests."""
+    """Put an `_Output` in place of a standard stream. Give None where it is not the process's own, as in tests."""
     stream = getattr(sys, name)
     try:
         raw = _Output(stream.fileno(), "wb", closefd=False)
@@ -87,7 +87,7 @@ def _guard(name: str) -> Iterator[_Output | None]:
 
 
 def _open_closed() -> None:
-    """Open what is closed of the standard streams. A file that is opened later would take its place, and its text."""
+    """Open the standard streams that are closed, or a file that is opened later would get their number and text."""
     for number, name in enumerate(("stdin", "stdout", "stderr")):
         try:
             os.fstat(number)

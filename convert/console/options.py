@@ -12,16 +12,16 @@ _Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
 def split_names(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names in the values of a repeatable option; values without a name are an error, not no option."""
-    return _refuse_empty(values, names.split_names(values))
+    """Return the names in the values of a repeatable option. Values without a name are an error."""
+    return _check_filled(values, names.split_names(values))
 
 
 def split_formats(_context: click.Context, _parameter: click.Parameter, values: tuple[str, ...]) -> tuple[str, ...]:
     """Return the targets or backends in the values of a repeatable option, as `split_names` does."""
-    return _refuse_empty(values, names.split_formats(values))
+    return _check_filled(values, names.split_formats(values))
 
 
-def _refuse_empty(values: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
+def _check_filled(values: tuple[str, ...], found: tuple[str, ...]) -> tuple[str, ...]:
     if values and not found:
         raise click.BadParameter(f"{values[0]!r} names nothing: leave the option out, or give it a name")
     return found

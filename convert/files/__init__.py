@@ -1,1 +1,1 @@
-"""Files of strangers: read within bounds, run by nobody. Knows nothing of agents."""
+"""Reading untrusted files within bounds, and running nothing in them; checksums. It knows nothing of agents."""

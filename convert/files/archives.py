@@ -1,8 +1,8 @@
-"""Zip archives of strangers, and archives built anew from what was read.
+"""Untrusted zip archives, and archives rebuilt from what was read.
 
-Two readers of zip can see two archives in one file: by entries of the same name, or of names that differ in case, by a
-second central directory, or by what stands before, between and after its entries. Here such a file is refused, and
-whoever has a reader of its own, such as torch or Keras, is given an archive that was built from what was read.
+Two readers of zip can see two archives in one file: through entries of the same name, or of names that differ in case,
+through a second central directory, or through bytes before, between and after its entries. Such a file is refused.
+Frameworks that have a reader of their own, such as torch and Keras, get an archive that was rebuilt from what was read.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files of strangers, read once: regular files, within a bound, and through no link."""
+"""Untrusted files, read once: regular files only, within a bound, and not through a link."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def read_file(path: Path, largest: int = LARGEST) -> bytes:
         os.close(descriptor)
         raise UnreadableArtefact(f"{path}: not a regular file: convert the agent again")
     with os.fdopen(descriptor, "rb") as file:
-        # One byte more than is allowed tells a file that grows while it is read.
+        # One byte more than is allowed reveals a file that grows while it is read.
         data = file.read(largest + 1) if status.st_size <= largest else b""
     if status.st_size > largest or len(data) > largest:
         raise UnreadableArtefact(f"{path}: has {max(status.st_size, len(data))} bytes, expected at most {largest}")

@@ -1,4 +1,4 @@
-"""JSON and names of strangers."""
+"""Untrusted JSON, and untrusted names in messages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 LARGEST_DOCUMENT = 2**20  # bytes; an agent.json with every target has 27,000
 _SHOWN = 10
 
-# Never the whole of a value, whose parts may hold each other billions of times.
+# Never the whole value: its parts may contain each other billions of times.
 _SHORT = reprlib.Repr()
 _SHORT.maxlevel = 2
 
@@ -31,7 +31,7 @@ def read_json(data: bytes | str, largest: int = LARGEST_DOCUMENT) -> Any:
 
 
 def show(name: object) -> str:
-    """Return a stranger's name for a message: on one line, without control characters, not too long."""
+    """Return an untrusted name for a message: on one line, without control characters, not too long."""
     text = name if isinstance(name, str) else _SHORT.repr(name)
     text = text if text.isprintable() else ascii(text)
     return text if len(text) <= 80 else f"{text[:77]}..."

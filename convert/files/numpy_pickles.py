@@ -33,7 +33,7 @@ _Resolve = Callable[[Any], Any]
 def loads(data: bytes) -> Any:
     """Return what a pickle holds: plain Python values, lists for tuples, and `NDArray`s for NumPy's and JAX's arrays.
 
-    Optimiser states of optax are passed over and leave None.
+    Optimiser states of optax become None.
 
     Raises:
         PickleRefused: it wants to call anything else; the message says its name.

@@ -1,12 +1,12 @@
-"""Pickles of strangers, read without running anything that they name.
+"""Untrusted pickles, read without running anything that they name.
 
 A pickle is a program for a small stack machine, and may name any function to be called. Here the program runs on a
-machine of this module's own, which knows no function: what a pickle wants to call becomes a `Call` to look at. Reading
-the arguments of each instruction is `pickletools`' part.
+stack machine of this module, which knows no function: what a pickle wants to call becomes a `Call`, a value.
+`pickletools` reads the arguments of each instruction.
 
-Bombs are kept out besides: a memo of billions of places (it is a dict here), containers that hold each other billions
-of times (`resolve` visits each once, and none is shown whole), keys whose hashes take for ever or are all the same
-(only plain keys are taken, and no large numbers), and numbers and text of many megabytes.
+Bombs are refused or defused: a memo of billions of entries (it is a dict here), containers that contain each other
+billions of times (`resolve` visits each once, and none is printed whole), keys whose hashes take for ever or collide
+(only plain keys and no large numbers are accepted), and numbers and text of many megabytes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
 class PickleRefused(ValueError):
-    """The pickle names something that its format has no use for."""
+    """The pickle names something that its format does not need."""
 
 
 @dataclass(frozen=True)
@@ -54,14 +54,14 @@ class Name:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """What a pickle refers to outside of itself, such as a storage of torch."""
+    """Something outside the pickle that it refers to, such as a storage of torch."""
 
     key: Any = field(repr=False)
 
 
 @dataclass(eq=False)
 class Call:
-    """A call that a pickle asks for. state and items: what it would give to the result afterwards."""
+    """A call that a pickle asks for. state and items: what it would set on the result afterwards."""
 
     function: Name
     arguments: Any = field(repr=False)

@@ -1,6 +1,6 @@
-"""The outline of protobuf messages, told without parsing them.
+"""The outline of protobuf messages, found without parsing them.
 
-A parser makes an object of some hundred bytes for each message in a message, of which two bytes are enough in a file.
+A parser makes an object of about a hundred bytes for each message within a message, which takes two bytes in a file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _VARINT, _FIXED64, _LENGTH, _FIXED32 = 0, 1, 2, 5
 def find_fields(
     data: bytes, path: tuple[int, ...], start: int = 0, end: int | None = None
 ) -> Iterator[tuple[int, int]]:
-    """Yield where the content of a field begins and ends, each time it is there.
+    """Yield where the content of a field begins and ends, for each occurrence.
 
     Args:
         data: a message.

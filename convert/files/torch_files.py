@@ -1,7 +1,7 @@
 """Files of ``torch.save``, read into NumPy without torch.
 
-Both formats: the zip archive (since torch 1.6), and the stream of pickles before it. A tensor is what its pickle says
-of it and a storage beside it; whoever asks for its values gets them checked against what the storage holds.
+It reads both formats: the zip archive (since torch 1.6), and the stream of pickles before it. A tensor consists of what
+its pickle says of it and of a storage beside it. Its values are checked against the storage when they are asked for.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ _DTYPES = {
     "BoolStorage": ("bool", "?"),
 }
 
-# The format before archives begins with these two pickles.
+# The older format begins with these two pickles.
 _MAGIC, _VERSION = 0x1950A86A20F9469CFC6C, 1001
-# What builds tensors, and what else of torch may stand beside them. All of it is named, and none of it is called.
+# What builds tensors, and what else of torch may be beside them. These names are recognised, and never called.
 _MODULES = ("torch", "torch._utils", "torch.storage")
 _BUILDER = re.compile(r"_rebuild_\w+|\w+Storage|(b?float|u?int|complex|q?u?int)\d+|bool|Size|device", re.ASCII)
 _FOREIGN = {

@@ -1,7 +1,8 @@
 """The flat names under which PyTorch-ordered formats hold an agent: ``conv1.weight`` … ``head.bias``, ``support``.
 
-conv*.weight: float32[out, in, height, width]; hidden.weight: float32[512, 3136], columns in C,H,W order;
-head.weight: float32[actions, 512], of C51 float32[actions * atoms, 512]; support: float32[atoms], of C51 alone.
+conv*.weight: float32[out, in, height, width]; hidden.weight: float32[units, features], columns in C,H,W order;
+head.weight: float32[rows, units], the rows of one action beside each other; support: float32[atoms] of a categorical
+head. Several hidden layers are hidden1, hidden2 …; a dueling network has advantage and value in place of head.
 """
 
 from __future__ import annotations
@@ -11,41 +12,53 @@ from typing import Any
 
 import numpy as np
 
-from convert.agents.network import Float32, Network, arrays, find_shape_problems, from_arrays
+from convert.agents.architecture import Architecture, list_shapes
+from convert.agents.network import Float32, Network, find_shape_problems, from_arrays
 from convert.files.documents import join, show
 
-NAMES = {
-    **{f"conv{i + 1}.weight": f"convs.{i}.kernel" for i in range(3)},
-    **{f"conv{i + 1}.bias": f"convs.{i}.bias" for i in range(3)},
-    "hidden.weight": "hidden.kernel",
-    "hidden.bias": "hidden.bias",
-    "head.weight": "head.kernel",
-    "head.bias": "head.bias",
-    "support": "head.support",
-}
+
+def name_layer(layer: str) -> str:
+    """Return the flat name of a layer: ``conv1`` for ``convs.0``, ``hidden2`` for ``hidden.1``."""
+    kind, _, number = layer.partition(".")
+    return f"{kind.removesuffix('s')}{int(number) + 1}" if number else kind
+
+
+def list_names(architecture: Architecture) -> dict[str, str]:
+    """Return the names of an architecture's arrays in the network by their flat names, in the order of files."""
+    names = {}
+    keys = list(list_shapes(architecture))
+    convs = len(architecture.convs)
+    for key in (*keys[: 2 * convs : 2], *keys[1 : 2 * convs : 2], *keys[2 * convs :]):  # kernels, biases, the rest
+        layer, _, part = key.rpartition(".")
+        name = part if part == "support" else f"{name_layer(layer)}.{'weight' if part == 'kernel' else part}"
+        names[name] = key
+    return names
 
 
 def to_named(network: Network) -> dict[str, Float32]:
-    """Return the network's arrays by name."""
-    ours = arrays(network)
-    return {name: ours[key] for name, key in NAMES.items() if key in ours}
+    """Return the network's arrays by flat name."""
+    return {name: network.arrays[key] for name, key in list_names(network.architecture).items()}
 
 
-def from_named(named: Mapping[str, Any]) -> Network:
+def from_named(named: Mapping[str, Any], architecture: Architecture) -> Network:
     """Return the network of named arrays, the inverse of `to_named`.
 
     Raises:
-        ValueError: arrays are missing, unexpected, not float32, or not of the release's shapes; all are named.
+        ValueError: arrays are missing, unexpected, not float32, or misshapen; all are named.
+        WeightMismatch: a support does not increase.
     """
-    problems = [f"no {name}" for name in NAMES if name not in named and name != "support"]
-    problems += [f"unexpected {show(name)}" for name in sorted(named) if name not in NAMES]
-    known = {name: named[name] for name in NAMES if name in named}
+    names = list_names(architecture)
+    problems = [f"no {name}" for name in names if name not in named]
+    problems += [f"unexpected {show(name)}" for name in sorted(named) if name not in names]
+    known = {name: named[name] for name in names if name in named}
     problems += [
         f"{name} is {getattr(array, 'dtype', type(array).__name__)}, expected float32"
         for name, array in known.items()
         if not isinstance(array, np.ndarray) or array.dtype != np.float32
     ]
-    problems += find_shape_problems({NAMES[name]: np.shape(array) for name, array in known.items()})
+    arrays = {names[name]: array for name, array in known.items()}
+    if not problems:
+        problems = find_shape_problems({key: np.shape(array) for key, array in arrays.items()}, architecture)
     if problems:
-        raise ValueError(f"{join(problems)}: not the weights of a Nature-CNN of this release")
-    return from_arrays({NAMES[name]: array for name, array in known.items()})
+        raise ValueError(f"{join(problems)}: not the weights of this agent")
+    return from_arrays(arrays, architecture)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,26 +17,35 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from convert.agents.agent import HeadSpec
-from convert.agents.network import FRAMES, HEIGHT, NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES, WIDTH
+from convert.agents.architecture import Architecture, Conv, Head, list_shapes, sides_of
 from convert.files.documents import show
-
-TRUNK = ["CAST", "MUL", *["CONV_2D"] * 3, "RESHAPE", *["FULLY_CONNECTED"] * 2]
-CATEGORICAL_TAIL = ["RESHAPE", "SOFTMAX", "MUL", "SUM"]
 
 _MOST_TENSORS = 100
 _MOST_OPERATORS = 50
 _LARGEST_SIZE = 2**16  # of an axis
 _LARGEST_TENSOR = 2**24  # values
-_SIDES = (20, 9, 7)  # of what the convolutions give
 _IDENTIFIER = b"TFL3"
 _ALIGNMENT = 16  # bytes, as the schema wants it of constants
 
 _SMALLEST_STEP = 1e-30
 _ZERO_POINTS = {schema.TensorType.INT8: (-128, 127), schema.TensorType.INT32: (0, 0)}
 
-_INPUTS = {"CAST": 1, "MUL": 2, "CONV_2D": 3, "RESHAPE": 2, "FULLY_CONNECTED": 3, "SOFTMAX": 1, "SUM": 2}
-_ROUNDING = {"QUANTIZE": 1, "DEQUANTIZE": 1}
+# The operators of an agent: how many inputs each takes, and how many outputs it gives.
+_COMPUTING = {
+    "CAST": (1, 1),
+    "MUL": (2, 1),
+    "PAD": (2, 1),
+    "CONV_2D": (3, 1),
+    "RESHAPE": (2, 1),
+    "FULLY_CONNECTED": (3, 1),
+    "SPLIT": (2, 2),
+    "MEAN": (2, 1),
+    "ADD": (2, 1),
+    "SUB": (2, 1),
+    "SOFTMAX": (1, 1),
+    "SUM": (2, 1),
+}
+_ROUNDING = {"QUANTIZE": (1, 1), "DEQUANTIZE": (1, 1)}
 _ROUNDED_TYPES = {
     "QUANTIZE": [(schema.TensorType.FLOAT32, schema.TensorType.INT8)],
     "DEQUANTIZE": [
@@ -64,13 +73,18 @@ _OPTIONS: dict[str, tuple[int, Any, Any]] = {
         "FULLY_CONNECTED": "FullyConnectedOptions",
         "SOFTMAX": "SoftmaxOptions",
         "SUM": "ReducerOptions",
+        "MEAN": "ReducerOptions",
+        "PAD": "PadOptions",
+        "SPLIT": "SplitOptions",
+        "ADD": "AddOptions",
+        "SUB": "SubOptions",
         "QUANTIZE": "QuantizeOptions",
         "DEQUANTIZE": "DequantizeOptions",
     }.items()
 }
 
 
-def rebuild(data: bytes, head: HeadSpec) -> bytes:
+def rebuild(data: bytes, architecture: Architecture) -> bytes:
     """Return a file that holds what was looked up of a file of TensorFlow's converter or of ours, and nothing else.
 
     Of a file that this function made it makes the same again.
@@ -82,7 +96,7 @@ def rebuild(data: bytes, head: HeadSpec) -> bytes:
         raise ValueError(f"has {data[4:8]!r} where a LiteRT file has {_IDENTIFIER!r}")
     try:
         model = _read_model(data)
-        _check_graph(model, head)
+        _check_graph(model, architecture)
     except (struct.error, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"damaged ({type(error).__name__}: {show(str(error))})") from error
     builder = flatbuffers.Builder(len(data) + 2**16)
@@ -194,10 +208,10 @@ def _read_operator(found: Any, model: Any) -> Any:
     operator = schema.OperatorT()
     operator.opcodeIndex = found.OpcodeIndex()
     name = name_operator(model, operator)
-    if name not in _INPUTS and name not in _ROUNDING:
+    if name not in _COMPUTING and name not in _ROUNDING:
         raise ValueError(f"has the operator {name}, which no such agent needs")
     operator.inputs = _read_numbers(found.InputsLength, found.Inputs, 3)
-    operator.outputs = _read_numbers(found.OutputsLength, found.Outputs, 1)
+    operator.outputs = _read_numbers(found.OutputsLength, found.Outputs, 2)
     number, kind, plain = _OPTIONS[name]
     if found.BuiltinOptionsType() not in (0, number):
         raise ValueError(f"has a {name} with the options of another operator")
@@ -234,44 +248,50 @@ def _read_name(found: Any) -> Any:
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """An operator as an agent has it.
+class _Constant:
+    """A constant that an operator takes: the shapes that it may have, None if it may be left out, and its content."""
 
-    shape: of what it gives. options: those that are not 0. constants: the shapes that each of its inputs but the first
-    may have, None where it may be left out. numbers: the content of the first of them.
-    """
-
-    name: str
-    shape: list[int]
-    options: Mapping[str, float] = field(default_factory=dict)
-    constants: list[tuple[tuple[int, ...] | None, ...]] = field(default_factory=list)
+    shapes: tuple[tuple[int, ...] | None, ...]
     numbers: tuple[int, ...] | None = None
 
 
-def _check_graph(model: Any, head: HeadSpec) -> None:
+@dataclass(frozen=True)
+class _Step:
+    """An operator as an agent has it.
+
+    takes: the names of values that were computed before, and constants, in order. gives: the shapes of what it
+    computes by name. options: those that are not 0.
+    """
+
+    name: str
+    takes: tuple[str | _Constant, ...]
+    gives: Mapping[str, list[int]]
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+def _check_graph(model: Any, architecture: Architecture) -> None:
     """Raise unless a model computes what such an agent does, in its order, from what is there."""
     graph = model.subgraphs[0]
     for tensor in graph.tensors:
         _check_tensor(tensor, model.buffers)
-    _check_ends(model, graph, head)
+    _check_ends(model, graph, architecture)
     computed, sources = _follow(model, graph)
-    expected = list(_list_layers(head))
-    found = [(name, list(graph.tensors[operator.outputs[0]].shape)) for name, operator in computed]
-    if found != [(layer.name, layer.shape) for layer in expected]:
-        names, wanted = (
-            (f"{name}{shape}" for name, shape in found),
-            (f"{layer.name}{layer.shape}" for layer in expected),
-        )
-        raise ValueError(f"computes {' '.join(names)}, expected {' '.join(wanted)}")
-    previous = graph.inputs[0]
-    for layer, (_, operator) in zip(expected, computed, strict=True):
-        if sources.get(operator.inputs[0], operator.inputs[0]) != previous:
-            raise ValueError(f"has a {layer.name} of something else than what was computed before it")
-        _check_layer(layer, operator, [_find_tensor(model, sources, index) for index in operator.inputs[1:]])
-        _check_types(
-            layer, [graph.tensors[index].type for index in (*operator.inputs, *operator.outputs) if index >= 0]
-        )
-        previous = operator.outputs[0]
+    expected = list(_list_steps(architecture))
+    found = [_format_step(name, [graph.tensors[index].shape for index in each.outputs]) for name, each in computed]
+    wanted = [_format_step(step.name, step.gives.values()) for step in expected]
+    if found != wanted:
+        raise ValueError(f"computes {' '.join(found)}, expected {' '.join(wanted)}")
+    places: dict[str, int] = {"observation": graph.inputs[0]}
+    for step, (_, operator) in zip(expected, computed, strict=True):
+        _check_step(step, operator, model, sources, places)
+        places |= dict(zip(step.gives, operator.outputs, strict=True))
+    ends = {named.name: places.get(named.name) for named in model.signatureDefs[0].outputs}
+    if any(named.tensorIndex != ends[named.name] for named in model.signatureDefs[0].outputs):
+        raise ValueError(f"has other outputs than {', '.join(ends)}")
+
+
+def _format_step(name: str, shapes: Iterable[Any]) -> str:
+    return name + "".join(str(list(map(int, shape))) for shape in shapes)
 
 
 def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, int]]:
@@ -282,15 +302,19 @@ def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, in
     sources: dict[int, int] = {}
     for operator in graph.operators:
         name = name_operator(model, operator)
-        (output,) = operator.outputs
-        if len(operator.inputs) != (_INPUTS | _ROUNDING)[name] or not known.issuperset(operator.inputs):
+        takes, gives = (_COMPUTING | _ROUNDING)[name]
+        if len(operator.inputs) != takes or not known.issuperset(operator.inputs):
             raise ValueError(f"has a {name} of tensors that are not there")
-        if output in known or not 0 <= output < len(graph.tensors) or operator.inputs[0] < 0:
+        outputs = set(operator.outputs)
+        if len(operator.outputs) != gives or len(outputs) != gives or operator.inputs[0] < 0:
+            raise ValueError(f"has a {name} of another number of tensors")
+        if outputs & known or not all(0 <= output < len(graph.tensors) for output in outputs):
             raise ValueError(f"has a {name} that writes where it must not")
-        known.add(output)
-        if name in _INPUTS:
+        known |= outputs
+        if name in _COMPUTING:
             computed.append((name, operator))
             continue
+        (output,) = operator.outputs
         source, rounded = graph.tensors[operator.inputs[0]], graph.tensors[output]
         if list(rounded.shape) != list(source.shape) or (source.type, rounded.type) not in _ROUNDED_TYPES[name]:
             raise ValueError(f"has a {name} that changes a shape, or has other types")
@@ -298,7 +322,7 @@ def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, in
     return computed, sources
 
 
-def _find_tensor(model: Any, sources: dict[int, int], index: int) -> tuple[Any, bytes] | None:
+def _find_tensor(model: Any, sources: Mapping[int, int], index: int) -> tuple[Any, bytes] | None:
     """Return a constant and its content; None where it is left out.
 
     Raises:
@@ -312,39 +336,52 @@ def _find_tensor(model: Any, sources: dict[int, int], index: int) -> tuple[Any, 
     return tensor, model.buffers[tensor.buffer].data
 
 
-def _check_layer(layer: _Layer, operator: Any, constants: list[tuple[Any, bytes] | None]) -> None:
-    """Raise unless an operator has the options and the constants of a layer: the interpreter trusts both."""
+def _check_step(step: _Step, operator: Any, model: Any, sources: Mapping[int, int], places: Mapping[str, int]) -> None:
+    """Raise unless an operator has the inputs and options of a step: the interpreter trusts both."""
     options = vars(operator.builtinOptions) if operator.builtinOptions is not None else {}
     # What is 0 is what is left out.
     found = {key: value for key, value in options.items() if value and key != "newShape"}
-    if found != layer.options:
-        raise ValueError(f"has a {layer.name} with the options {show(found)}, expected {layer.options}")
-    for constant, shapes in zip(constants, layer.constants, strict=True):
-        shape = None if constant is None else tuple(constant[0].shape)
-        if shape not in shapes:
-            raise ValueError(f"has a {layer.name} with a constant of shape {shape}, expected {shapes[0]}")
-    if layer.numbers is not None and constants[0] is not None:
-        tensor, content = constants[0]
+    if found != step.options:
+        raise ValueError(f"has a {step.name} with the options {show(found)}, expected {step.options}")
+    graph = model.subgraphs[0]
+    for taken, index in zip(step.takes, operator.inputs, strict=True):
+        if isinstance(taken, _Constant):
+            _check_constant(taken, step.name, _find_tensor(model, sources, index))
+        elif sources.get(index, index) != sources.get(places[taken], places[taken]):
+            raise ValueError(f"has a {step.name} of something else than what was computed before it")
+    indices = (*operator.inputs, *operator.outputs)
+    _check_types(step.name, [graph.tensors[index].type for index in indices if index >= 0])
+
+
+def _check_constant(expected: _Constant, operator: str, found: tuple[Any, bytes] | None) -> None:
+    shape = None if found is None else tuple(found[0].shape)
+    if shape not in expected.shapes:
+        raise ValueError(f"has a {operator} with a constant of shape {shape}, expected {expected.shapes[0]}")
+    if expected.numbers is not None and found is not None:
+        tensor, content = found
         numbers = struct.unpack(f"<{len(content) // 4}i", content) if tensor.type == schema.TensorType.INT32 else None
-        if numbers != layer.numbers:
-            raise ValueError(f"has a {layer.name} to {numbers}, expected {layer.numbers}")
+        if numbers != expected.numbers:
+            raise ValueError(f"has a {operator} to {numbers}, expected {expected.numbers}")
 
 
-def _check_types(layer: _Layer, types: list[int]) -> None:
+def _check_types(name: str, types: list[int]) -> None:
     kinds = schema.TensorType
-    if layer.name == "CAST":
+    plain = [kinds.FLOAT32] * len(types)
+    if name == "CAST":
         allowed = [[kinds.UINT8, kinds.FLOAT32]]
-    elif layer.name == "RESHAPE":
+    elif name in ("RESHAPE", "PAD"):
         allowed = [[kind, kinds.INT32, kind] for kind in (kinds.FLOAT32, kinds.INT8)]
-    elif layer.name == "SUM":
+    elif name in ("SUM", "MEAN"):
         allowed = [[kinds.FLOAT32, kinds.INT32, kinds.FLOAT32]]
-    elif layer.name in ("CONV_2D", "FULLY_CONNECTED") and kinds.INT8 in types:
+    elif name == "SPLIT":
+        allowed = [[kinds.INT32, *plain[1:]]]
+    elif name in ("CONV_2D", "FULLY_CONNECTED") and kinds.INT8 in types:
         bias = [kinds.INT32] * (len(types) - 3)
         allowed = [[kinds.INT8, kinds.INT8, *bias, kinds.INT8]]
     else:
-        allowed = [[kinds.FLOAT32] * len(types)]
+        allowed = [plain]
     if types not in allowed:
-        raise ValueError(f"has a {layer.name} of the types {types}, expected {allowed[0]}")
+        raise ValueError(f"has a {name} of the types {types}, expected {allowed[0]}")
 
 
 def _check_tensor(tensor: Any, buffers: list[Any]) -> None:
@@ -378,13 +415,13 @@ def _is_constant(tensor: Any, buffers: list[Any]) -> bool:
     return 0 <= tensor.buffer < len(buffers) and buffers[tensor.buffer].data is not None
 
 
-def _check_ends(model: Any, graph: Any, head: HeadSpec) -> None:
+def _check_ends(model: Any, graph: Any, architecture: Architecture) -> None:
     signature = model.signatureDefs[0] if model.signatureDefs else None
     if signature is None:
         raise ValueError("has no signature, which names its input and outputs")
     inputs = {named.name: named.tensorIndex for named in signature.inputs}
     outputs = {named.name: named.tensorIndex for named in signature.outputs}
-    names = {"q_values"} if head.atoms is None else {"q_values", "logits"}
+    names = set(architecture.head.outputs)
     if inputs.keys() != {"observation"} or outputs.keys() != names:
         raise ValueError(
             f"has the inputs {sorted(inputs)} and outputs {sorted(outputs)}, expected observation, {names}"
@@ -392,29 +429,96 @@ def _check_ends(model: Any, graph: Any, head: HeadSpec) -> None:
     if list(inputs.values()) != list(graph.inputs) or sorted(outputs.values()) != sorted(graph.outputs):
         raise ValueError("has a signature of other tensors than its graph")
     (observation,) = (graph.tensors[index] for index in graph.inputs)
-    if list(observation.shape) != [1, HEIGHT, WIDTH, FRAMES] or observation.type != schema.TensorType.UINT8:
+    shape = architecture.observation
+    if (
+        list(observation.shape) != [1, shape.size, shape.size, shape.frames]
+        or observation.type != schema.TensorType.UINT8
+    ):
         raise ValueError(f"has an observation of type {observation.type} and shape {list(observation.shape)}")
     if not all(0 <= index < len(graph.tensors) for index in graph.outputs):
         raise ValueError("has an output that is not there")
 
 
-def _list_layers(head: HeadSpec) -> Iterator[_Layer]:
-    """Yield each operator of an agent, for one observation."""
-    observation, relu = [1, HEIGHT, WIDTH, FRAMES], {"fusedActivationFunction": 1}
-    yield _Layer("CAST", observation)
-    yield _Layer("MUL", observation, relu, [((), (1,))])
-    for side, (outputs, inputs, *size), stride in zip(_SIDES, NATURE_KERNELS, NATURE_STRIDES, strict=True):
-        options = {"padding": 1, "strideW": stride, "strideH": stride, "dilationWFactor": 1, "dilationHFactor": 1}
-        constants = [((outputs, *size, inputs),), ((outputs,), None)]
-        yield _Layer("CONV_2D", [1, side, side, outputs], options | relu, constants)
-    rows = head.actions * (head.atoms or 1)
-    hidden, features = NATURE_HIDDEN
-    yield _Layer("RESHAPE", [1, features], {}, [((2,),)], (-1, features))
-    yield _Layer("FULLY_CONNECTED", [1, hidden], relu, [((hidden, features),), ((hidden,), None)])
-    yield _Layer("FULLY_CONNECTED", [1, rows], {}, [((rows, hidden),), ((rows,), None)])
-    if head.atoms is not None:
-        logits = [1, head.actions, head.atoms]
-        yield _Layer("RESHAPE", logits, {}, [((3,),)], (-1, head.actions, head.atoms))
-        yield _Layer("SOFTMAX", logits, {"beta": 1.0})
-        yield _Layer("MUL", logits, {}, [((head.atoms,),)])
-        yield _Layer("SUM", [1, head.actions], {}, [((), (1,))], (-1,))
+_RELU = {"fusedActivationFunction": 1}
+_SCALAR = ((), (1,))
+_POT = {"potScaleInt16": True}  # the schema's default
+
+
+def _list_steps(architecture: Architecture) -> Iterator[_Step]:
+    """Yield each operator of an agent as TensorFlow's converter orders them, for one observation."""
+    observation, shapes = architecture.observation, list_shapes(architecture)
+    plane = [1, observation.size, observation.size, observation.frames]
+    yield _Step("CAST", ("observation",), {"features": plane})
+    if observation.scale != 1:
+        yield _Step("MUL", ("features", _Constant(_SCALAR)), {"features": plane}, _RELU)
+    for index, (conv, side) in enumerate(zip(architecture.convs, sides_of(architecture), strict=True)):
+        same = is_same_padding(conv, plane[1])
+        if any(conv.padding) and not same:
+            size = plane[1] + sum(conv.padding)
+            plane = [1, size, size, plane[3]]
+            pads = _Constant(((4, 2),), (0, 0, *conv.padding, *conv.padding, 0, 0))
+            yield _Step("PAD", ("features", pads), {"features": plane})
+        options = {"strideW": conv.stride, "strideH": conv.stride, "dilationWFactor": 1, "dilationHFactor": 1}
+        options |= {} if same else {"padding": 1}
+        outputs, inputs, *size_hw = shapes[f"convs.{index}.kernel"]
+        weights = (_Constant(((outputs, *size_hw, inputs),)), _Constant(((outputs,), None)))
+        plane = [1, side, side, outputs]
+        yield _Step("CONV_2D", ("features", *weights), {"features": plane}, options | _RELU)
+    yield _reshape("features", "features", [1, math.prod(plane)])
+    for layer in architecture.hidden_layers:
+        yield _dense("features", "features", shapes[f"{layer}.kernel"], _RELU)
+    yield from _list_head_steps(architecture.head, shapes)
+
+
+def is_same_padding(conv: Conv, size: int) -> bool:
+    """Tell whether a padding is the one that TensorFlow calls SAME for a plane of this side."""
+    total = max((math.ceil(size / conv.stride) - 1) * conv.stride + conv.kernel - size, 0)
+    return any(conv.padding) and conv.padding == (total // 2, total - total // 2)
+
+
+def _dense(takes: str, gives: str, kernel: tuple[int, ...], options: Mapping[str, float] | None = None) -> _Step:
+    weights = (_Constant((kernel,)), _Constant((kernel[:1], None)))
+    return _Step("FULLY_CONNECTED", (takes, *weights), {gives: [1, kernel[0]]}, options or {})
+
+
+def _reshape(takes: str, gives: str, shape: list[int]) -> _Step:
+    return _Step("RESHAPE", (takes, _Constant(((len(shape),),), (-1, *shape[1:]))), {gives: shape})
+
+
+def _list_head_steps(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Step]:
+    grid = [1, head.actions, head.width]
+    if head.streams == "single":
+        yield _dense("features", "q_values", shapes["head.kernel"])
+        joined = "q_values"
+    else:
+        yield from _list_stream_steps(head, shapes)
+        joined = "joined"
+        if head.kind == "q":
+            yield _reshape("joined", "q_values", [1, head.actions])
+    if head.kind == "q":
+        return
+    yield _reshape(joined, head.outputs[1], grid)
+    if head.kind == "quantile":
+        yield _Step("MEAN", ("quantiles", _Constant(_SCALAR, (-1,))), {"q_values": grid[:2]})
+        return
+    yield _Step("SOFTMAX", ("logits",), {"probabilities": grid}, {"beta": 1.0})
+    yield _Step("MUL", ("probabilities", _Constant(((head.width,),))), {"weighted": grid})
+    yield _Step("SUM", ("weighted", _Constant(_SCALAR, (-1,))), {"q_values": grid[:2]})
+
+
+def _list_stream_steps(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Step]:
+    """Yield what computes ``value + advantage - mean(advantage)``."""
+    grid, row, parts = [1, head.actions, head.width], [1, 1, head.width], ("features", "features")
+    if head.streams == "split":
+        parts = ("first half", "second half")
+        half = shapes["value.kernel"][1]
+        yield _Step(
+            "SPLIT", (_Constant(_SCALAR, (1,)), "features"), {part: [1, half] for part in parts}, {"numSplits": 2}
+        )
+    yield _dense(parts[0], "advantages", shapes["advantage.kernel"])
+    yield _reshape("advantages", "advantages", grid)
+    yield _Step("MEAN", ("advantages", _Constant(_SCALAR, (1,))), {"mean": row}, {"keepDims": True})
+    yield _dense(parts[1], "value", shapes["value.kernel"])
+    yield _reshape("value", "value", row)
+    yield _Step("ADD", ("value", "advantages"), {"joined": grid}, _POT)
+    yield _Step("SUB", ("joined", "mean"), {"joined": grid}, _POT)

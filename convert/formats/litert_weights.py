@@ -11,17 +11,14 @@ import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 from numpy.typing import NDArray
 
-from convert.agents.agent import HeadSpec, describe_head
-from convert.agents.network import Float32, Network, arrays
-from convert.errors import UnreadableArtefact
+from convert.agents.architecture import Architecture
+from convert.agents.network import SUPPORT, Float32, Network
+from convert.errors import UnreadableArtefact, WeightMismatch
 from convert.files.disk import read_file
 from convert.formats import litert_files
-from convert.formats.litert_files import CATEGORICAL_TAIL, TRUNK
-from convert.formats.parameter_trees import from_params, to_params
+from convert.formats.parameter_trees import from_params, list_layers, to_params
 from convert.formats.templates import largest_file
 
-_LAYERS = ("Conv_0", "Conv_1", "Conv_2", "Dense_0", "Dense_1")
-_VALID_PADDING = 1
 _ABSENT = -1
 _DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.FLOAT32: np.dtype("<f4"),
@@ -45,7 +42,6 @@ class _Operator:
     name: str
     inputs: list[int]
     output: int
-    stride_and_padding: tuple[int, int] | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +57,7 @@ class _Places:
 def restore_biases(data: bytes, network: Network) -> bytes:
     """Return a float32 model with the network's own biases: the converter adds 0.0 to each, and -0.0 becomes 0.0."""
     changed = bytearray(data)
-    places = _find_places(changed)
+    places = _find_places(changed, network.architecture)
     for name, layer in to_params(network)["params"].items():
         index = places.layers[name][1]
         if index != _ABSENT:
@@ -70,29 +66,29 @@ def restore_biases(data: bytes, network: Network) -> bytes:
     return bytes(changed)
 
 
-def read_network(path: Path, head: HeadSpec) -> tuple[Network, Mapping[str, Float32]]:
+def read_network(path: Path, architecture: Architecture) -> tuple[Network, Mapping[str, Float32]]:
     """Return the network that a file holds, as float32, and the largest rounding error of each of its `arrays`.
 
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
-    data = rebuild(path, head)
+    data = rebuild(path, architecture)
     try:
-        weights, support = _read_weights(data)
-        return _to_network(weights, support, "values"), arrays(_to_network(weights, support, "rounding"))
-    except (ValueError, KeyError, IndexError, TypeError) as error:
+        weights, support = _read_weights(data, architecture)
+        return _to_network(weights, support, architecture), _to_rounding(weights, support, architecture)
+    except (ValueError, KeyError, IndexError, TypeError, WeightMismatch) as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error})") from error
 
 
-def rebuild(path: Path, head: HeadSpec) -> bytes:
+def rebuild(path: Path, architecture: Architecture) -> bytes:
     """Return a file anew, from what was looked at, which is all there is.
 
     Raises:
         UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
     """
-    data = read_file(path, largest_file(head))
+    data = read_file(path, largest_file(architecture))
     try:
-        rebuilt = litert_files.rebuild(data, head)
+        rebuilt = litert_files.rebuild(data, architecture)
     except ValueError as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error}): convert it again") from error
     if rebuilt != data:
@@ -102,10 +98,10 @@ def rebuild(path: Path, head: HeadSpec) -> bytes:
 
 def find_losses(path: Path, network: Network) -> list[str]:
     """Return the weights that are further from the network's than the file's own rounding explains."""
-    found, rounding = read_network(path, describe_head(network))
+    found, rounding = read_network(path, network.architecture)
     losses = []
-    for name, expected in arrays(network).items():
-        actual = arrays(found).get(name)
+    for name, expected in network.arrays.items():
+        actual = found.arrays.get(name)
         if actual is None or actual.shape != expected.shape:
             losses.append(f"{name} is {None if actual is None else actual.shape}, expected {expected.shape}")
         elif (np.abs(actual - expected) > rounding[name]).any():
@@ -113,9 +109,9 @@ def find_losses(path: Path, network: Network) -> list[str]:
     return losses
 
 
-def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | None]:
-    """Return kernel and bias of each layer as they stand in the file, and the support of a C51 agent."""
-    places = _find_places(data)
+def _read_weights(data: bytes, architecture: Architecture) -> tuple[dict[str, dict[str, Weight]], Weight | None]:
+    """Return kernel and bias of each layer as they stand in the file, and the support of a categorical head."""
+    places = _find_places(data, architecture)
     weights = {}
     for name, (kernel_index, bias_index) in places.layers.items():
         kernel = _read_tensor(places, kernel_index)
@@ -126,29 +122,26 @@ def _read_weights(data: bytes) -> tuple[dict[str, dict[str, Weight]], Weight | N
     return weights, None if places.support is None else _read_tensor(places, places.support)
 
 
-def _find_places(data: bytes | bytearray) -> _Places:
+def _find_places(data: bytes | bytearray, architecture: Architecture) -> _Places:
+    """Return where the constants of a file are that `litert_files.rebuild` has made or TensorFlow has converted."""
     model = schema.Model.GetRootAs(data, 0)
     graph = model.Subgraphs(0)
     operators = list(_list_operators(model, graph))
     sources = {operator.output: operator.inputs[0] for operator in operators if operator.name == "DEQUANTIZE"}
-    computing = [operator for operator in operators if operator.name not in ("QUANTIZE", "DEQUANTIZE")]
-    found = [operator.name for operator in computing]
-    if found not in (TRUNK, TRUNK + CATEGORICAL_TAIL):
-        raise ValueError(f"computes {' '.join(found)}, expected {' '.join(TRUNK)}")
-    geometry = [operator.stride_and_padding for operator in computing if operator.name == "CONV_2D"]
-    if geometry != [(stride, _VALID_PADDING) for stride in (4, 2, 1)]:
-        raise ValueError("other strides or padding than 4, 2, 1 and none")
 
     def find(operator: _Operator, position: int) -> int:
         index = operator.inputs[position] if position < len(operator.inputs) else _ABSENT
         return sources.get(index, index)
 
-    layers = [operator for operator in computing if operator.name in ("CONV_2D", "FULLY_CONNECTED")]
+    layers = [operator for operator in operators if operator.name in ("CONV_2D", "FULLY_CONNECTED")]
+    names = [operator.name for operator in operators]
+    # The first product with a constant after the softmax is the one with the support.
+    weighted = names.index("MUL", names.index("SOFTMAX")) if "SOFTMAX" in names else None
     return _Places(
         model,
         graph,
-        {name: (find(layer, 1), find(layer, 2)) for name, layer in zip(_LAYERS, layers, strict=True)},
-        find(computing[-2], 1) if len(found) > len(TRUNK) else None,
+        {name: (find(layer, 1), find(layer, 2)) for name, layer in zip(list_layers(architecture), layers, strict=True)},
+        None if weighted is None else find(operators[weighted], 1),
     )
 
 
@@ -161,15 +154,7 @@ def _list_operators(model: Any, graph: Any) -> Iterator[_Operator]:
             name,
             [int(operator.Inputs(position)) for position in range(operator.InputsLength())],
             int(operator.Outputs(0)),
-            _read_geometry(operator) if name == "CONV_2D" else None,
         )
-
-
-def _read_geometry(operator: Any) -> tuple[int, int]:
-    options = schema.Conv2DOptions()
-    table = operator.BuiltinOptions()
-    options.Init(table.Bytes, table.Pos)
-    return options.StrideH(), options.Padding()
 
 
 def _read_tensor(places: _Places, index: int) -> Weight:
@@ -197,13 +182,27 @@ def _dequantize(values: NDArray[Any], quantization: Any) -> Weight:
     return Weight(exact, (step * 0.5 + np.abs(exact) * 2.0**-21).astype(np.float32))
 
 
-def _to_network(weights: dict[str, dict[str, Weight]], support: Weight | None, part: str) -> Network:
-    """Return one part of the weights, ``values`` or ``rounding``, as a network. LiteRT orders O,H,W,I and [out, in]."""
+def _to_network(
+    weights: Mapping[str, Mapping[str, Weight]], support: Weight | None, architecture: Architecture
+) -> Network:
+    """Return the values of weights as a network. LiteRT orders O,H,W,I and [out, in]."""
     tree = {
-        name: {"kernel": _from_litert(getattr(layer["kernel"], part)), "bias": getattr(layer["bias"], part)}
+        name: {"kernel": _from_litert(layer["kernel"].values), "bias": layer["bias"].values}
         for name, layer in weights.items()
     }
-    return from_params({"params": tree}, None if support is None else getattr(support, part))
+    return from_params({"params": tree}, architecture, None if support is None else support.values)
+
+
+def _to_rounding(
+    weights: Mapping[str, Mapping[str, Weight]], support: Weight | None, architecture: Architecture
+) -> dict[str, Float32]:
+    """Return the rounding of weights by the names of a network's arrays."""
+    tree = {
+        name: {"kernel": _from_litert(layer["kernel"].rounding), "bias": layer["bias"].rounding}
+        for name, layer in weights.items()
+    }
+    rounding = dict(from_params({"params": tree}, architecture).arrays)
+    return rounding if support is None else rounding | {SUPPORT: support.rounding}
 
 
 def _from_litert(kernel: Float32) -> Float32:

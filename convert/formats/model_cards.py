@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from convert.agents.agent import Agent
+from convert.agents.architecture import Architecture, Head
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Returns:
 
 def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
     """Return a model card: YAML metadata, then Markdown. A ``model-index`` only where a return was measured."""
-    identity = agent.identity
+    identity, observation = agent.identity, agent.architecture.observation
     game = identity.game or "an Atari game"
     who = f"{identity.algorithm or 'value-based'} agent on {game}"
     metadata = ["library_name: atari-convert", "tags:", *(f"- {tag}" for tag in _tags(agent))]
@@ -33,7 +34,6 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
         if returns
         else ""
     )
-    outputs = "Q-values" if agent.head.kind == "q" else f"{agent.head.atoms} logits for each action, over `support`"
     return _CARD.format(
         metadata="\n".join(metadata),
         who=who,
@@ -43,9 +43,32 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
         step=_or_unknown(identity.step),
         protocol=identity.protocol or "unknown",
         actions=", ".join(agent.action_meanings or ()) or f"{agent.head.actions}, of unknown meaning",
-        outputs=outputs,
+        outputs=_format_outputs(agent.head),
+        frames=observation.frames,
+        size=observation.size,
+        scaled=f"; divided by {observation.scale} before the first convolution" if observation.scale != 1 else "",
+        layers=_format_layers(agent.architecture),
         origin=_tell_origin(agent),
     )
+
+
+def _format_layers(architecture: Architecture) -> str:
+    convs = architecture.convs
+    padding = "without padding"
+    if any(any(conv.padding) for conv in convs):
+        padding = "padded (before, after) by " + ", ".join(str(conv.padding) for conv in convs)
+    sizes = ", ".join(f"{conv.kernel}×{conv.kernel} stride {conv.stride}" for conv in convs)
+    dense = ", ".join(f"dense {units}" for units in architecture.hidden)
+    streams = {"single": "head", "shared": "advantage and value", "split": "advantage and value, of one half each"}
+    return f"convolutions {sizes}, {padding}; {dense}; {streams[architecture.head.streams]}"
+
+
+def _format_outputs(head: Head) -> str:
+    return {
+        "q": "Q-values",
+        "categorical": f"{head.atoms} logits for each action, over `support`",
+        "quantile": f"{head.quantiles} quantiles for each action, whose mean is its Q-value",
+    }[head.kind]
 
 
 def read_returns(card: str) -> Returns | None:
@@ -107,8 +130,8 @@ _CARD = """\
 
 {played}{family}, seed {seed}, agent step {step}, protocol `{protocol}`. {origin}
 
-- Input: uint8[N, 4, 84, 84], grayscale, oldest frame first, 0–255; divided by 255 before the first convolution.
-- Network: convolutions 8×8 stride 4, 4×4 stride 2, 3×3 stride 1, without padding; dense 512; head. ReLU between.
+- Input: uint8[N, {frames}, {size}, {size}], grayscale, oldest frame first, 0–255{scaled}.
+- Network: {layers}. ReLU between.
 - Output: {outputs}. Actions in order: {actions}.
 - Weights: PyTorch's order (convolutions out, in, height, width; dense out, in), float32.
 

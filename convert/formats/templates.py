@@ -1,7 +1,7 @@
 """Files whose bytes are always the same but for the arrays in them.
 
 Building a graph of protobuf messages around 7 MB of weights, or packing them into msgpack, copies them many times.
-So a format's own library serialises a form of network once, with arrays that are easily found again, and each agent
+So a format's own library serialises an architecture once, with arrays that are easily found again, and each agent
 puts its arrays in their places. What is written is what the library would write, byte for byte.
 """
 
@@ -14,30 +14,12 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.agents.agent import HeadSpec
-from convert.agents.network import (
-    NATURE_HIDDEN,
-    NATURE_KERNELS,
-    NATURE_PADDINGS,
-    NATURE_STRIDES,
-    Float32,
-    Network,
-    arrays,
-    from_arrays,
-)
+from convert.agents.architecture import Architecture, list_shapes
+from convert.agents.network import Float32
 
 MARGIN = 2**20  # bytes, of all that stands beside weights in a file
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-@dataclass(frozen=True)
-class Form:
-    """What a network is without its values: the shapes of its arrays by name, its strides and paddings."""
-
-    shapes: tuple[tuple[str, tuple[int, ...]], ...]
-    strides: tuple[int, ...]
-    paddings: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -48,39 +30,9 @@ class Template:
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
 
 
-def form_of(network: Network) -> Form:
-    """Return a network's form."""
-    shapes = tuple((name, array.shape) for name, array in arrays(network).items())
-    return Form(shapes, tuple(conv.stride for conv in network.convs), tuple(conv.padding for conv in network.convs))
-
-
-def nature_form(actions: int, atoms: int | None) -> Form:
-    """Return the form of the release's networks with this head."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for index, kernel in enumerate(NATURE_KERNELS):
-        shapes |= {f"convs.{index}.kernel": kernel, f"convs.{index}.bias": kernel[:1]}
-    rows = actions * (atoms or 1)
-    shapes |= {"hidden.kernel": NATURE_HIDDEN, "hidden.bias": NATURE_HIDDEN[:1]}
-    shapes |= {"head.kernel": (rows, NATURE_HIDDEN[0]), "head.bias": (rows,)}
-    if atoms is not None:
-        shapes["head.support"] = (atoms,)
-    return Form(tuple(shapes.items()), NATURE_STRIDES, NATURE_PADDINGS)
-
-
-def largest_file(head: HeadSpec) -> int:
+def largest_file(architecture: Architecture) -> int:
     """Return how many bytes a file may have that holds the weights of an agent once, in float32."""
-    form = nature_form(head.actions, head.atoms)
-    return 4 * sum(math.prod(shape) for _, shape in form.shapes) + MARGIN
-
-
-def to_network(form: Form, values: Mapping[str, Float32]) -> Network:
-    """Return the network of a form with these arrays, named as by `convert.agents.network.arrays`."""
-    return from_arrays(values, form.strides, form.paddings)
-
-
-def make_zeros(form: Form) -> Network:
-    """Return the network of a form whose values are all 0."""
-    return to_network(form, {name: np.zeros(shape, np.float32) for name, shape in form.shapes})
+    return 4 * sum(map(math.prod, list_shapes(architecture).values())) + MARGIN
 
 
 def make_template(serialize: Callable[[dict[str, Float32]], bytes], shapes: Shapes) -> Template:

@@ -1,7 +1,7 @@
 """The agents' networks as Flax Linen modules, with the parameter tree and call conventions of Dopamine's own.
 
-``params/{Conv_0,Conv_1,Conv_2,Dense_0,Dense_1}/{kernel,bias}``. Unlike Dopamine's networks these do not pad
-their convolutions, as the agents of the release do not: the first dense layer takes 3136 features, not 7744.
+``params/{Conv_0,Conv_1,Conv_2,Dense_0,Dense_1}/{kernel,bias}``. Unlike Dopamine's networks `NatureDQN` and `NatureC51`
+do not pad their convolutions, as the agents of the release do not: the first dense layer takes 3136 features, not 7744.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from convert.agents.network import NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES
+from convert.agents.architecture import Architecture, list_shapes, make_head, nature_cnn
+from convert.networks.jax_heads import to_outputs
 
 
 class QOutput(NamedTuple):
@@ -29,6 +30,22 @@ class CategoricalOutput(NamedTuple):
     probabilities: jax.Array
 
 
+class AgentNetwork(nn.Module):
+    """The network of an architecture, of any kind of head.
+
+    Call it on uint8[..., size, size, frames], oldest frame first, 0–255: one observation or any batch of them; and for
+    a categorical head on its support, float32[atoms].
+    """
+
+    architecture: Architecture
+
+    @nn.compact
+    def __call__(self, x: jax.Array, support: jax.Array | None = None) -> dict[str, jax.Array]:
+        """Return ``q_values`` float32[..., actions], and ``logits`` or ``quantiles`` float32[..., actions, …]."""
+        rows = _compute_rows(x.astype(jnp.float32) / self.architecture.observation.scale, self.architecture)
+        return to_outputs(rows, self.architecture.head, support)
+
+
 class NatureDQN(nn.Module):
     """The Nature-CNN with a Q head (DQN and Munchausen-DQN).
 
@@ -42,8 +59,9 @@ class NatureDQN(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> QOutput:
         """Return the Q-values of each action."""
-        features = _nature_features(x, self.inputs_preprocessed)
-        return QOutput(nn.Dense(self.num_actions)(features))
+        architecture = nature_cnn(make_head(self.num_actions))
+        x = x if self.inputs_preprocessed else x.astype(jnp.float32) / architecture.observation.scale
+        return QOutput(**to_outputs(_compute_rows(x, architecture), architecture.head, None))
 
 
 class NatureC51(nn.Module):
@@ -59,17 +77,20 @@ class NatureC51(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array, support: jax.Array) -> CategoricalOutput:
         """Return each action's logits and probabilities over the atoms, and their mean."""
-        features = _nature_features(x, self.inputs_preprocessed)
-        logits = nn.Dense(self.num_actions * self.num_atoms)(features)
-        logits = logits.reshape((*logits.shape[:-1], self.num_actions, self.num_atoms))
-        probabilities = nn.softmax(logits)
-        return CategoricalOutput(jnp.sum(support * probabilities, axis=-1), logits, probabilities)
+        architecture = nature_cnn(make_head(self.num_actions, self.num_atoms))
+        x = x if self.inputs_preprocessed else x.astype(jnp.float32) / architecture.observation.scale
+        outputs = to_outputs(_compute_rows(x, architecture), architecture.head, support)
+        return CategoricalOutput(outputs["q_values"], outputs["logits"], nn.softmax(outputs["logits"]))
 
 
-def _nature_features(x: jax.Array, inputs_preprocessed: bool) -> jax.Array:
-    """Return float32[..., 512]. Called inside ``nn.compact``, so that its layers belong to the caller's tree."""
-    if not inputs_preprocessed:
-        x = x.astype(jnp.float32) / 255.0
-    for (features, _, height, width), stride in zip(NATURE_KERNELS, NATURE_STRIDES, strict=True):
-        x = nn.relu(nn.Conv(features, (height, width), strides=(stride, stride), padding="VALID")(x))
-    return nn.relu(nn.Dense(NATURE_HIDDEN[0])(x.reshape((*x.shape[:-3], -1))))
+def _compute_rows(x: jax.Array, architecture: Architecture) -> list[jax.Array]:
+    """Return the rows of each layer of the head. Called inside ``nn.compact``: the layers are the caller's."""
+    for conv in architecture.convs:
+        layer = nn.Conv(conv.features, (conv.kernel,) * 2, (conv.stride,) * 2, padding=[conv.padding] * 2)
+        x = nn.relu(layer(x))
+    x = x.reshape((*x.shape[:-3], -1))
+    for units in architecture.hidden:
+        x = nn.relu(nn.Dense(units)(x))
+    head, shapes = architecture.head, list_shapes(architecture)
+    parts = jnp.split(x, 2, -1) if head.streams == "split" else [x] * 2
+    return [nn.Dense(shapes[f"{name}.kernel"][0])(part) for name, part in zip(head.layers, parts, strict=False)]

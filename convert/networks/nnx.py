@@ -6,34 +6,50 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from convert.agents.network import NATURE_HIDDEN, NATURE_KERNELS, NATURE_STRIDES
+from convert.agents.architecture import Architecture, list_shapes, make_head, nature_cnn
+from convert.formats.flat_names import name_layer
+from convert.networks.jax_heads import to_outputs
 
 
-class NatureCNN(nnx.Module):
+class AgentNetwork(nnx.Module):
+    """The network of an architecture.
+
+    Call it on uint8[..., size, size, frames], oldest frame first, 0–255: one observation or any batch of them.
+    """
+
+    def __init__(self, architecture: Architecture, *, rngs: nnx.Rngs) -> None:
+        self.architecture = architecture
+        shapes = list_shapes(architecture)
+        for index, conv in enumerate(architecture.convs):
+            outputs, inputs, *size = shapes[f"convs.{index}.kernel"]
+            layer = nnx.Conv(inputs, outputs, size, conv.stride, padding=[conv.padding] * 2, rngs=rngs)
+            setattr(self, f"conv{index + 1}", layer)
+        for name in (*architecture.hidden_layers, *architecture.head.layers):
+            outputs, inputs = shapes[f"{name}.kernel"]
+            setattr(self, name_layer(name), nnx.Linear(inputs, outputs, rngs=rngs))
+        if architecture.head.support is not None:
+            self.support = nnx.Variable(jnp.array(architecture.head.support))
+
+    def __call__(self, observation: jax.Array) -> dict[str, jax.Array]:
+        """Return ``q_values`` float32[..., actions], and ``logits`` or ``quantiles`` float32[..., actions, …]."""
+        architecture, head = self.architecture, self.architecture.head
+        features = observation.astype(jnp.float32) / architecture.observation.scale
+        for index in range(len(architecture.convs)):
+            features = nnx.relu(getattr(self, f"conv{index + 1}")(features))
+        features = features.reshape((*features.shape[:-3], -1))
+        for name in architecture.hidden_layers:
+            features = nnx.relu(getattr(self, name_layer(name))(features))
+        parts = jnp.split(features, 2, -1) if head.streams == "split" else [features] * 2
+        rows = [getattr(self, name)(part) for name, part in zip(head.layers, parts, strict=False)]
+        return to_outputs(rows, head, self.support.get_value() if head.support is not None else None)
+
+
+class NatureCNN(AgentNetwork):
     """The Nature-CNN, with a Q head, or with a categorical one (C51) when it is given a number of atoms.
 
-    Call it on uint8[..., 84, 84, 4], oldest frame first, 0–255: one observation or any batch of them.
+    Call it on uint8[..., 84, 84, 4], oldest frame first, 0–255: one observation or any batch of them. The values of
+    the support come with the state.
     """
 
     def __init__(self, num_actions: int, num_atoms: int | None = None, *, rngs: nnx.Rngs) -> None:
-        self.num_actions, self.num_atoms = num_actions, num_atoms
-        self.conv1, self.conv2, self.conv3 = (
-            nnx.Conv(inputs, outputs, (height, width), stride, padding="VALID", rngs=rngs)
-            for (outputs, inputs, height, width), stride in zip(NATURE_KERNELS, NATURE_STRIDES, strict=True)
-        )
-        self.hidden = nnx.Linear(NATURE_HIDDEN[1], NATURE_HIDDEN[0], rngs=rngs)
-        self.head = nnx.Linear(NATURE_HIDDEN[0], num_actions * (num_atoms or 1), rngs=rngs)
-        if num_atoms is not None:
-            self.support = nnx.Variable(jnp.zeros(num_atoms))
-
-    def __call__(self, observation: jax.Array) -> dict[str, jax.Array]:
-        """Return ``q_values`` float32[..., actions], and for C51 ``logits`` float32[..., actions, atoms]."""
-        features = observation.astype(jnp.float32) / 255.0
-        for conv in (self.conv1, self.conv2, self.conv3):
-            features = nnx.relu(conv(features))
-        features = features.reshape((*features.shape[:-3], -1))
-        outputs = self.head(nnx.relu(self.hidden(features)))
-        if self.num_atoms is None:
-            return {"q_values": outputs}
-        logits = outputs.reshape((*outputs.shape[:-1], self.num_actions, self.num_atoms))
-        return {"q_values": jnp.sum(nnx.softmax(logits) * self.support.get_value(), axis=-1), "logits": logits}
+        super().__init__(nature_cnn(make_head(num_actions, num_atoms)), rngs=rngs)

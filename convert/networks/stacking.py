@@ -6,13 +6,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from convert.agents.agent import HeadSpec, describe_head
+from convert.agents.architecture import describe
 from convert.agents.network import Network
 from convert.formats.parameter_trees import Params, to_params
 
 
 def stack_params(networks: Sequence[Network]) -> Params:
-    """Stack the parameters of agents with equal heads, such as the 51 checkpoints of a training run.
+    """Stack the parameters of agents of one architecture, such as the 51 checkpoints of a training run.
 
     With them ``jax.vmap(lambda params: network_def.apply(params, observations).q_values)(stacked)`` gives
     float32[agents, observations, actions].
@@ -24,17 +24,17 @@ def stack_params(networks: Sequence[Network]) -> Params:
         Linen's tree (see `convert.formats.parameter_trees`), each leaf float32 with a first axis over the agents.
 
     Raises:
-        ValueError: there are none, or one has another head: another kind, number of actions, or support.
+        ValueError: there are none, or one has another architecture or support.
     """
     if not networks:
         raise ValueError("no agents to stack")
-    expected = describe_head(networks[0])
+    expected = networks[0].architecture
     for index, network in enumerate(networks):
-        found = describe_head(network)
+        found = network.architecture
         if found != expected:
             raise ValueError(
-                f"agent {index} has another head than agent 0: {_name(found)}, expected {_name(expected)}"
-                + (" and the same support" if expected.support else "")
+                f"agent {index} has another architecture than agent 0: {describe(found)}, expected {describe(expected)}"
+                + (" and the same support" if expected.head.support else "")
             )
     trees = [to_params(network)["params"] for network in networks]
     return {
@@ -43,7 +43,3 @@ def stack_params(networks: Sequence[Network]) -> Params:
             for layer, leaves in trees[0].items()
         }
     }
-
-
-def _name(head: HeadSpec) -> str:
-    return f"{head.kind} with {head.actions} actions" + (f" of {head.atoms} atoms" if head.atoms else "")

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import flax
 import jax
@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.agents.agent import Agent
+from convert.agents.architecture import erase_support
 from convert.formats.parameter_trees import support_of
-from convert.networks.linen import NatureC51, NatureDQN
+from convert.networks.linen import AgentNetwork
 from convert.runtimes import Description, Runtime, Settings, choose_gpu
 
 EXTRA = "flax"
@@ -36,17 +37,14 @@ class Function:
 
 
 def make_linen(agent: Agent, params: Any) -> Function:
-    """Return the Linen module of an agent as a function of its parameters, and for C51 of its support."""
-    support = support_of(agent)
-    if support is None:
-        return Function(_apply_linen, NatureDQN(agent.head.actions), (params,))
-    return Function(_apply_linen, NatureC51(agent.head.actions, len(support)), (params, support))
+    """Return the Linen module of an agent as a function of its parameters, and of its support where it has one."""
+    return Function(_apply_linen, AgentNetwork(erase_support(agent.architecture)), (params, support_of(agent)))
 
 
-def _apply_linen(module: NatureDQN | NatureC51, params: Any, obs_nhwc: jax.Array) -> dict[str, jax.Array]:
-    variables, *support = params
-    outputs: Any = module.apply(variables, obs_nhwc, *support)
-    return {name: getattr(outputs, name) for name in outputs._fields if name != "probabilities"}
+def _apply_linen(module: AgentNetwork, params: Any, obs_nhwc: jax.Array) -> dict[str, jax.Array]:
+    variables, support = params
+    outputs: Any = module.apply(variables, obs_nhwc, support)
+    return cast(dict[str, jax.Array], outputs)
 
 
 def choose_device(settings: Settings) -> jax.Device:
@@ -69,7 +67,7 @@ def choose_device(settings: Settings) -> jax.Device:
 
 
 def run(artefact: Function, device: jax.Device, settings: Settings) -> Runtime:
-    """Run a function of uint8[N, 84, 84, 4] under ``jit``, with its parameters on the device."""
+    """Run a function of uint8[N, size, size, frames] under ``jit``, with its parameters on the device."""
     params = jax.device_put(artefact.params, device)
 
     def answer(observation: NDArray[np.uint8]) -> dict[str, NDArray[np.float32]]:

@@ -8,12 +8,22 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from typing import Any
 
 import deflate
 import numpy as np
 
-from convert.agents.network import Float32, Network, check_network, find_shape_problems, from_arrays
+from convert.agents.architecture import (
+    LARGEST_ACTIONS,
+    LARGEST_ATOMS,
+    Architecture,
+    Head,
+    list_shapes,
+    make_head,
+    nature_cnn,
+)
+from convert.agents.network import Float32, Network, check_network, from_arrays, name_array
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
 from convert.files import torch_files
 from convert.files.bounds import LARGEST
@@ -59,7 +69,11 @@ def read(data: bytes, name: str) -> Network:
     """
     raw = inflate(data, name)
     state = _load_state(raw, name)
-    network = from_arrays(_to_arrays(state, name))
+    arrays = _to_arrays(state, name)
+    try:
+        network = from_arrays(arrays, _find_architecture({key: array.shape for key, array in arrays.items()}))
+    except WeightMismatch as error:
+        raise WeightMismatch(f"{name}: {error}: the file is damaged, take another copy") from error
     check_network(network, name)
     return network
 
@@ -136,7 +150,7 @@ def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
             problems.append(f"{key} {problem}")
         else:
             tensors[key] = state[key]
-    shape_problems = find_shape_problems({KEYS[key]: tensor.shape for key, tensor in tensors.items()})
+    shape_problems = _find_shape_problems({KEYS[key]: tensor.shape for key, tensor in tensors.items()})
     if not problems and not shape_problems:
         arrays = {key: tensor.to_numpy() for key, tensor in tensors.items()}
         problems = [f"{key} {_LOSSY}" for key, array in arrays.items() if not _is_float32(array)]
@@ -145,6 +159,46 @@ def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
     if shape_problems:
         raise UnsupportedArchitecture(f"{name}: {join(shape_problems)}: not a Nature-CNN of this release")
     return {KEYS[key]: array.astype(np.float32, copy=False) for key, array in arrays.items()}
+
+
+def _find_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
+    """Return the architecture that shapes tell, whose head has been looked at."""
+    (atoms,) = shapes.get("head.support", (None,))
+    return nature_cnn(make_head(shapes["head.bias"][0] // (atoms or 1), atoms))
+
+
+def _find_shape_problems(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
+    """Return how the shapes of arrays differ from the release's; arrays that are not there are passed over.
+
+    The number of actions is free up to that of ALE, and so is, within reason, the number of atoms of a support, of
+    which the head is a multiple.
+    """
+    expected = list_shapes(nature_cnn(Head("q", 1)))
+    trunk = {key: shape for key, shape in expected.items() if not key.startswith("head")}
+    problems = [
+        f"{name_array(key)} is {shapes[key]}, expected {shape}"
+        for key, shape in trunk.items()
+        if key in shapes and shapes[key] != shape
+    ]
+    return problems + _find_head_problems(shapes, expected["head.kernel"][1])
+
+
+def _find_head_problems(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> list[str]:
+    kernel, bias, support = (shapes.get(f"head.{part}") for part in ("kernel", "bias", "support"))
+    if kernel is not None and (len(kernel) != 2 or kernel[0] < 1 or kernel[1] != hidden):
+        return [f"head is {kernel}, expected (actions, {hidden}) or (actions x atoms, {hidden})"]
+    problems = []
+    if kernel is not None and bias is not None and bias != kernel[:1]:
+        problems.append(f"bias of the head is {bias}, expected {kernel[:1]}")
+    if support is not None and (len(support) != 1 or not 2 <= support[0] <= LARGEST_ATOMS):
+        return [*problems, f"support is {support}, expected one row of 2 to {LARGEST_ATOMS} atoms"]
+    atoms = 1 if support is None else support[0]
+    if kernel is not None and kernel[0] % atoms:
+        problems.append(f"head has {kernel[0]} rows, expected a multiple of the {atoms} atoms of its support")
+    elif kernel is not None and kernel[0] // atoms > LARGEST_ACTIONS:
+        of = "without a support" if support is None else f"with {atoms} atoms each"
+        problems.append(f"head has {kernel[0] // atoms} actions {of}, expected at most {LARGEST_ACTIONS}")
+    return problems
 
 
 def _find_tensor_problem(value: Any) -> str | None:

@@ -1,179 +1,118 @@
-"""Agents' folders at URLs. A store cannot rename or lock, so a folder is written aside here and then sent.
+"""Agents' folders at URLs. Object stores cannot rename or lock, so a folder is written on this computer and then sent.
 
 Each object is replaced in one step, ``agent.json`` last. ``.atari-convert-new`` is there from before the first object
-until after ``agent.json``: where it is found, a run was killed while it sent, and the agent is sent again. Two runs
+until after ``agent.json``. Where it is found, a run was killed while it sent, and the agent is sent again. Two runs
 that send one agent at once send the same bytes.
 """
 
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import os
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
-from convert import pipeline
-from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, Record, name_actions
-from convert.agents.network import Network
-from convert.agents.record import from_json, to_json
-from convert.artefacts import describes
-from convert.bulk.selection import Job
-from convert.errors import AtariConvertError, RecordError, UnwritableOutput
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, Record
+from convert.errors import UnwritableOutput
 from convert.files.disk import write_files
 from convert.files.documents import LARGEST_DOCUMENT
-from convert.pipeline import Conversion
 from convert.store import storage
-from convert.store.journal import cache_folder
-from convert.store.publication import find_dropped, refuse_foreign
+from convert.store.folders import (
+    FindStamp,
+    Folder,
+    ListFiles,
+    Staging,
+    describe_bytes,
+    find_dropped,
+    parse_record,
+    to_checked_json,
+)
+from convert.store.journal import find_cache_folder
 from convert.store.storage import Found
-from convert.targets import find_target, list_targets
+from convert.targets import list_targets
 
 _CURE = "agents are made on this computer first, and XDG_CACHE_HOME or TMPDIR can name another place"
-_Listing = Mapping[str, Found]
 
 
-def convert_data(
-    data: bytes, job: Job, targets: Collection[str], *, overwrite: bool
-) -> tuple[tuple[str, ...], Record, Mapping[str, AtariConvertError]]:
-    """Convert the bytes of a checkpoint into an agent's folder at a URL; what is current there is left alone.
-
-    Args:
-        data: the checkpoint.
-        job: its source and folder.
-        targets: names such as ``onnx``.
-        overwrite: write again what is current.
-
-    Returns:
-        The targets that were written, the folder's record, and why targets failed.
-
-    Raises:
-        AtariConvertError: nothing was sent; see `convert.errors`.
-    """
-    pipeline.check_targets(targets)
-    files = storage.list_files(job.folder)
-    record, is_exact = _find_record(job.folder, files)
-    network = pipeline.read_network(data, job.source)
-    agent = pipeline.describe_agent(network, job.identity, pipeline.describe_source(data, job.path))
-    is_unfinished = UNFINISHED_NAME in files
-    stale = pipeline.choose_stale(
-        record,
-        agent,
-        targets,
-        overwrite=overwrite or is_unfinished,
-        is_exact=is_exact,
-        is_intact=partial(_is_intact, job.folder, files),
-        is_true=lambda name: record is not None and _is_true(name, job.folder, record),
-    )
-    if record and not stale:
-        return (), record, {}
-    if record and is_unfinished:  # what a killed run was sending may lie among what the record says
-        stale = tuple(dict.fromkeys((*stale, *record.artifacts)))
-    with _aside() as folder:
-        fresh = _write_aside(network, agent, stale, folder, job)
-        if not fresh.written:
-            return (), record or fresh.record, fresh.failures
-        kept = record.artifacts if record and record.agent == agent and not is_unfinished else {}
-        merged = Record(agent, {**kept, **fresh.record.artifacts}, fresh.record.versions)
-        _send(folder, job.folder, fresh.record, merged, record, files)
-    return fresh.written, merged, fresh.failures
+def inspect(place: str) -> Folder:
+    """Return what stands in an agent's folder at a URL; see `convert.store.Store`."""
+    files = storage.list_files(place)
+    is_readable = RECORD_NAME in files and files[RECORD_NAME].size <= LARGEST_DOCUMENT
+    data = storage.read_bytes(storage.join(place, RECORD_NAME)) if is_readable else b""
+    record, is_exact = parse_record(place, files, data)
+    is_settled = UNFINISHED_NAME not in files
+    return Folder(place, record, is_exact, is_settled, is_whole=is_settled, files=files)
 
 
-def _write_aside(network: Network, agent: Agent, targets: Collection[str], folder: Path, job: Job) -> Conversion:
-    try:
-        return pipeline.write_agent(network, agent, folder, targets)
-    except UnwritableOutput as error:
-        raise UnwritableOutput(f"{job.folder}: {error}: {_CURE}") from error
-
-
-def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return the targets that a run would write at a URL, by sizes alone."""
-    files = storage.list_files(job.folder)
-    record, is_exact = _find_record(job.folder, files)
-    agent = guess_agent(job, record)
-    return pipeline.choose_stale(
-        record,
-        agent,
-        targets,
-        overwrite=overwrite,
-        is_exact=is_exact,
-        is_intact=partial(_has_sizes, files),
-        is_true=lambda _: True,
-    )
-
-
-def guess_agent(job: Job, record: Record | None) -> Agent | None:
-    """Return who a checkpoint is without reading it: whom the record tells of, unless the job tells of another."""
-    if record is None or job.path != record.agent.source.path or job.size not in (0, record.agent.source.size):
-        return None
-    source, head = record.agent.source, record.agent.head
-    return Agent(job.identity, head, source, name_actions(job.identity.game, head.actions))
-
-
-def _find_record(url: str, files: _Listing) -> tuple[Record | None, bool]:
-    """Return the record at a URL, None where there is none that this version reads, and whether its text is exact.
-
-    Raises:
-        OutputExists: the URL holds what this tool did not write.
-    """
-    place = storage.join(url, RECORD_NAME)
-    is_there = RECORD_NAME in files and files[RECORD_NAME].size <= LARGEST_DOCUMENT
-    text = storage.read_bytes(place).decode(errors="replace") if is_there else ""
-    refuse_foreign(url, files, text)
-    try:
-        record = from_json(text, place)
-    except RecordError:
-        return None, False
-    return record, to_json(record) == text
-
-
-def _is_intact(folder: str, files: _Listing, artifact: Artifact) -> bool:
-    return _has_sizes(files, artifact) and all(
-        hashlib.sha256(storage.read_bytes(storage.join(folder, file.path))).hexdigest() == file.sha256
-        for file in artifact.files
-    )
-
-
-def _is_true(name: str, folder: str, record: Record) -> bool:
-    """Tell whether an artefact whose files are intact says of its agent what its target writes."""
-    target = find_target(name)
-    if not target.describes:
-        return True
-    with tempfile.TemporaryDirectory(prefix="atari-convert-") as copy:
-        paths = [file.path for file in record.artifacts[name].files]
-        write_files(Path(copy), {path: storage.read_bytes(storage.join(folder, path)) for path in paths})
-        return describes(name, Path(copy, target.path), record.agent)
-
-
-def _has_sizes(files: _Listing, artifact: Artifact) -> bool:
-    found = [file.path in files and files[file.path].size == file.size for file in artifact.files]
-    return bool(found) and all(found)
-
-
-def _send(folder: Path, url: str, fresh: Record, merged: Record, former: Record | None, before: _Listing) -> None:
-    storage.write_bytes(storage.join(url, UNFINISHED_NAME), b"")
-    for artifact in fresh.artifacts.values():
-        for file in artifact.files:
-            storage.write_bytes(storage.join(url, file.path), (folder / file.path).read_bytes())
-    recorded = {file.path for artifact in merged.artifacts.values() for file in artifact.files}
-    # An older format of an artefact had more files, or a target that was there is not there any more.
-    places = {target.path for target in list_targets() if target.name in merged.artifacts}
-    places |= set(find_dropped(former, merged))
-    for path in before:
-        if path.partition("/")[0] in places and path not in recorded:
-            storage.remove(storage.join(url, path))
-    storage.write_bytes(storage.join(url, RECORD_NAME), to_json(merged).encode())
-    storage.remove(storage.join(url, UNFINISHED_NAME))
+def has_artifact(found: Folder, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:
+    """Return whether an artefact's files are there as recorded; see `convert.store.Store`."""
+    if not artifact.files or not all(_has_size(found.files, file.path, file.size) for file in artifact.files):
+        return False
+    return is_rehearsal or all(describe_bytes(_read(found, file.path), file.path) == file for file in artifact.files)
 
 
 @contextmanager
-def _aside() -> Iterator[Path]:
-    """Give a folder of this computer to write into; it goes again, and those that killed runs left go too."""
+def open_artifact(found: Folder, artifact: Artifact) -> Iterator[Path]:
+    """Give a copy of an artefact; see `convert.store.Store`."""
+    with tempfile.TemporaryDirectory(prefix="atari-convert-") as copy:
+        write_files(Path(copy), {file.path: _read(found, file.path) for file in artifact.files})
+        yield Path(copy)
+
+
+@contextmanager
+def open_folder(found: Folder) -> Iterator[Staging]:
+    """Give a folder of this computer to write into; it is removed at the end. See `convert.store.Store`."""
+    with _open_aside() as folder:
+        try:
+            yield Staging(folder, found)
+        except OSError as error:
+            reason = f"{folder}: cannot be written ({error.strerror or error})"
+            raise UnwritableOutput(f"{found.place}: {reason}: {_CURE}") from error
+
+
+def publish(staging: Staging, record: Record) -> None:
+    """Send what is staged, and the record last; see `convert.store.Store`."""
+    place, former = staging.found.place, staging.found
+    text = to_checked_json(record, storage.join(place, RECORD_NAME))
+    storage.write_bytes(storage.join(place, UNFINISHED_NAME), b"")
+    recorded = [file.path for artifact in record.artifacts.values() for file in artifact.files]
+    for path in recorded:
+        if (staging.path / path).exists():
+            storage.write_bytes(storage.join(place, path), (staging.path / path).read_bytes())
+    # An older format of an artefact had more files, or the record no longer lists a target.
+    tops = {target.path for target in list_targets() if target.name in record.artifacts}
+    tops |= set(find_dropped(former.record, record))
+    for path in former.files:
+        if path.partition("/")[0] in tops and path not in recorded:
+            storage.remove(storage.join(place, path))
+    storage.write_bytes(storage.join(place, RECORD_NAME), text.encode())
+    storage.remove(storage.join(place, UNFINISHED_NAME))
+
+
+def find_stamps(place: str, list_around: ListFiles | None = None) -> FindStamp:
+    """Return what finds the stamp of a file; see `convert.store.Store`."""
+    around, _, name = place.rpartition("/")
+    files, prefix = (list_around(around), f"{name}/") if list_around else (storage.list_files(place), "")
+    if prefix + UNFINISHED_NAME in files:
+        return lambda _: None
+    return lambda path: files[prefix + path].stamp if prefix + path in files else None
+
+
+def _has_size(files: Mapping[str, Found], path: str, size: int) -> bool:
+    return path in files and files[path].size == size
+
+
+def _read(found: Folder, path: str) -> bytes:
+    return storage.read_bytes(storage.join(found.place, path))
+
+
+@contextmanager
+def _open_aside() -> Iterator[Path]:
+    """Give a folder of this computer, removed at the end. Also remove those that killed runs have left."""
     base = _make_base()
     try:
         aside = tempfile.TemporaryDirectory(dir=base)
@@ -183,15 +122,15 @@ def _aside() -> Iterator[Path]:
         lock = os.open(folder, os.O_RDONLY)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            yield Path(folder, "agent")
+            yield Path(folder)
         finally:
             os.close(lock)
 
 
 def _make_base() -> Path:
-    """Return a swept folder for those of `_aside`; the system's own, unswept, where none can be made."""
+    """Return the folder for those of `_open_aside`, swept; the system's temporary folder where it cannot be made."""
     try:
-        base = cache_folder() / "aside"
+        base = find_cache_folder() / "aside"
         base.mkdir(parents=True, exist_ok=True)
     except OSError:
         return Path(tempfile.gettempdir())

@@ -1,4 +1,4 @@
-"""Files by path or URL. What is at a URL is reached through fsspec, which is imported when the first URL is."""
+"""Files by path or URL. URLs are read and written through fsspec, which is imported with the first one."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _ANONYMOUS: dict[str, dict[str, Any]] = {
     "s3": {"anon": True},
     "s3a": {"anon": True},
 }
-# What another try cannot mend. fsspec's backends promise no common class for a fault of the network.
+# Errors that a retry cannot fix. fsspec's backends have no common class for errors of the network.
 _PERMANENT = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, FileExistsError),
     *(NotImplementedError, ImportError, TypeError, ValueError),
@@ -74,8 +74,8 @@ def join(base: str, path: str) -> str:
 def walk_links(top: str | Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Level]:
     """Yield the folders and file names in a local folder, then in each folder below, as `os.walk` does.
 
-    Links are followed, and every folder is entered once, by the first of its names in their order. What is more than
-    a hundred folders deep is not looked at.
+    Links are followed. Every folder is entered once, by the first of its names. Folders more than a hundred levels
+    deep are not entered.
     """
     entered = set()
     base = str(top).count(os.sep)
@@ -92,15 +92,15 @@ def walk_links(top: str | Path, on_error: Callable[[OSError], None] | None = Non
 
 
 def path_of(name: str) -> str:
-    """Return a source as people write its path: of an http URL without its query, and without %-escapes."""
+    """Return a source's path as people write it: an http URL without its query and its %-escapes."""
     if not name.startswith(("http://", "https://")):
         return name
     parts = urlsplit(name)
     return f"{parts.scheme}://{parts.netloc}{unquote(parts.path)}"
 
 
-def spell(url: str, *, anonymous: bool = False) -> str:
-    """Return a URL as its file system spells it, and with it what is found below.
+def canonical_url(url: str, *, anonymous: bool = False) -> str:
+    """Return a URL in the form that its file system gives to what is found below.
 
     Raises:
         MissingExtra: its library is not installed.
@@ -113,12 +113,12 @@ def spell(url: str, *, anonymous: bool = False) -> str:
 def walk(url: str, *, anonymous: bool = False) -> Iterator[tuple[str, dict[str, str], dict[str, Found]]]:
     """Yield the folders and files in a folder at a URL, then in each folder below, as `os.walk` does.
 
-    Each comes with its path below the URL, empty for the first. Folders and files are by name, or by path where a web
-    page links deeper; a folder that the caller removes is passed over.
+    Each folder comes with its path below the URL, which is empty for the first. What is in it is listed by name, or by
+    path where a web page links deeper. A folder that the caller removes is not entered.
 
     Raises:
         SelectionError: the URL cannot be listed, or the folders have no end.
-        Unreachable: the network failed, however often it was tried.
+        Unreachable: the network failed after every retry.
     """
     system, top = _open(url, anonymous)
     waiting = [("", top)]
@@ -129,7 +129,7 @@ def walk(url: str, *, anonymous: bool = False) -> Iterator[tuple[str, dict[str, 
         if seen > _MOST_FOLDERS or place.count("/") >= _DEEPEST:
             limit = f"{_MOST_FOLDERS:,} folders" if seen > _MOST_FOLDERS else f"{_DEEPEST} levels of folders"
             raise SelectionError(f"{url}: more than {limit} below it, perhaps a link in a circle: name a folder below")
-        below = {_place_in(folder, info): info for info in _list(system, folder)}
+        below = {_find_place(folder, info): info for info in _list(system, folder)}
         folders = {
             name: info["name"] for name, info in below.items() if info["type"] == "directory" and name.strip("./")
         }
@@ -142,23 +142,23 @@ def _list(system: Any, folder: str) -> list[dict[str, Any]]:
         infos = _call(system, "ls", folder, detail=True)
     except Exception as error:  # see _PERMANENT
         kind = SelectionError if _is_permanent(error) else Unreachable
-        raise kind(f"{system.unstrip_protocol(folder)}: cannot be listed ({_explain(error)})") from error
+        raise kind(f"{system.unstrip_protocol(folder)}: cannot be listed ({_format_failure(error)})") from error
     # A store lists the folder's own empty object with its content.
     return [info for info in infos if info["name"].strip("/") != folder.strip("/")]
 
 
-def _place_in(folder: str, info: Mapping[str, Any]) -> str:
+def _find_place(folder: str, info: Mapping[str, Any]) -> str:
     return str(info["name"]).strip("/").removeprefix(folder.strip("/")).strip("/")
 
 
 def find_matches(base: str, pattern: str, *, anonymous: bool = False) -> list[Found]:
     """Return the files below a URL whose path matches a pattern with ``*``, ``**``, ``?`` or ``[…]``, sorted.
 
-    Not by fsspec's own glob, which passes over folders that could not be listed.
+    fsspec's own glob would skip folders that cannot be listed.
 
     Raises:
         SelectionError: the URL cannot be listed, or the pattern is not valid.
-        Unreachable: the network failed, however often it was tried.
+        Unreachable: the network failed after every retry.
     """
     from fsspec.utils import glob_translate
 
@@ -179,26 +179,26 @@ def find_matches(base: str, pattern: str, *, anonymous: bool = False) -> list[Fo
 
 
 def read_source(name: str, *, anonymous: bool = False) -> tuple[bytes, str | None]:
-    """Return a source's content, and the stamp that this content had.
+    """Return a source's content, and the stamp of that content.
 
     Raises:
-        UnreadableCheckpoint: it is missing, a folder, may not be read, changes under the reader's hands, or the
-            network failed five times.
+        UnreadableCheckpoint: it is missing, a folder, not allowed to be read or changed while it is read, or the
+            network failed after every retry.
     """
     return _read_url(name, anonymous) if is_url(name) else _read_local(name)
 
 
 def find_stamp(name: str, *, anonymous: bool = False) -> str | None:
-    """Return what tells a file's present content from an earlier one without reading it; None where nothing does."""
+    """Return a text that changes with a file's content, without reading the file; None where there is none."""
     if not is_url(name):
         try:
-            return _stamp_of(os.stat(name))
+            return _to_stamp(os.stat(name))
         except OSError:
             return None
     system, path = _open(name, anonymous)
     try:
         return _to_found(system, _call(system, "info", path)).stamp
-    except Exception:  # noqa: BLE001  see _PERMANENT; reading it will tell what is wrong
+    except Exception:  # noqa: BLE001  see _PERMANENT; reading it will raise
         return None
 
 
@@ -212,17 +212,17 @@ def list_files(url: str) -> dict[str, Found]:
         return _list_by_folder(url)
     system, path = _open(url, anonymous=False)
     try:
-        infos = _call(system, "find", path, detail=True)  # of a store, all in one request
+        infos = _call(system, "find", path, detail=True)  # one request for a whole store
     except FileNotFoundError:
         return {}
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be listed ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be listed ({_format_failure(error)})") from error
     prefix = path.rstrip("/") + "/"
     return {name.removeprefix(prefix): _to_found(system, info) for name, info in infos.items()}
 
 
 def _list_by_folder(url: str) -> dict[str, Found]:
-    """Return the files below a URL. Where there is no store's list of all, fsspec passes over what cannot be listed."""
+    """Return the files below a URL, folder by folder. fsspec's ``find`` would skip folders that cannot be listed."""
     try:
         levels = list(walk(url))
     except (SelectionError, Unreachable) as error:
@@ -242,7 +242,7 @@ def read_bytes(url: str) -> bytes:
     try:
         return _read_bounded(system, path)
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be read ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be read ({_format_failure(error)})") from error
 
 
 def write_bytes(url: str, data: bytes) -> None:
@@ -257,7 +257,7 @@ def write_bytes(url: str, data: bytes) -> None:
             system.makedirs(os.path.dirname(path), exist_ok=True)
         _call(system, "pipe_file", path, data)
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be written ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be written ({_format_failure(error)})") from error
 
 
 def remove(url: str) -> None:
@@ -272,11 +272,11 @@ def remove(url: str) -> None:
     except FileNotFoundError:
         return
     except Exception as error:  # see _PERMANENT
-        raise UnwritableOutput(f"{url}: cannot be removed ({_explain(error)})") from error
+        raise UnwritableOutput(f"{url}: cannot be removed ({_format_failure(error)})") from error
 
 
-def describe(error: BaseException) -> str:
-    """Return an error's own words on one line."""
+def format_error(error: BaseException) -> str:
+    """Return an error's message on one line."""
     return " ".join(str(getattr(error, "strerror", None) or error).split()) or type(error).__name__
 
 
@@ -294,8 +294,8 @@ def _read_local(path: str) -> tuple[bytes, str]:
                 after = os.fstat(file.fileno())
         except OSError as error:
             raise UnreadableCheckpoint(f"{path}: cannot be read ({error.strerror}), expected a file") from error
-        if _stamp_of(before) == _stamp_of(after) and len(data) == after.st_size:
-            return data, _stamp_of(after)
+        if _to_stamp(before) == _to_stamp(after) and len(data) == after.st_size:
+            return data, _to_stamp(after)
     raise UnreadableCheckpoint(f"{path}: changes while it is read: convert it when it is complete")
 
 
@@ -305,15 +305,15 @@ def _read_url(url: str, anonymous: bool) -> tuple[bytes, str | None]:
         try:
             data, stamp = _fetch(system, path)
         except Exception as error:  # see _PERMANENT
-            raise UnreadableCheckpoint(f"{url}: cannot be read ({_explain(error)})") from error
+            raise UnreadableCheckpoint(f"{url}: cannot be read ({_format_failure(error)})") from error
         if data is not None:
             return data, stamp
     raise UnreadableCheckpoint(f"{url}: changes while it is read: convert it when it is complete")
 
 
 def _fetch(system: Any, path: str) -> tuple[bytes | None, str | None]:
-    """Return a file's content, none where it has changed meanwhile, and its stamp."""
-    if path.startswith(("http://", "https://")):  # where one answer tells both
+    """Return a file's content, or None if it has changed meanwhile, and its stamp."""
+    if path.startswith(("http://", "https://")):  # one response has both
         data, info = _call(system, "fetch", path)
         return data, _to_found(system, info).stamp
     before = _call(system, "info", path)
@@ -325,9 +325,9 @@ def _fetch(system: Any, path: str) -> tuple[bytes | None, str | None]:
 
 
 def _read_bounded(system: Any, path: str, size: int | None = None) -> bytes:
-    """Return a file's content, of which no more is asked for than an agent can have, whatever size it claims."""
+    """Return a file's content. No more than `LARGEST` bytes are read, whatever size it claims."""
     if size is None or size <= LARGEST:
-        # Of an empty file stores give no range.
+        # Stores refuse a range of an empty file.
         data = bytes(_call(system, "cat_file", path, start=0, end=LARGEST + 1)) if size != 0 else b""
         size = len(data)
     if size > LARGEST:
@@ -335,17 +335,17 @@ def _read_bounded(system: Any, path: str, size: int | None = None) -> bytes:
     return data
 
 
-def _stamp_of(status: os.stat_result) -> str:
+def _to_stamp(status: os.stat_result) -> str:
     return f"{status.st_size}-{status.st_mtime_ns}"
 
 
-def _explain(error: Exception) -> str:
+def _format_failure(error: Exception) -> str:
     """Return why a request failed in the end, and how often it was tried."""
-    if isinstance(error, FileNotFoundError):  # which says the path alone
+    if isinstance(error, FileNotFoundError):  # its message is only the path
         return "not found"
     if _lacks_credentials(error):
-        return f"{describe(error)}: --anonymous reads public buckets"
-    reason = f"no answer within {PATIENCE:.0f} s" if type(error).__name__ == "FSTimeoutError" else describe(error)
+        return f"{format_error(error)}: --anonymous reads public buckets"
+    reason = f"no answer within {PATIENCE:.0f} s" if type(error).__name__ == "FSTimeoutError" else format_error(error)
     return ", ".join([reason, *getattr(error, "__notes__", ())])
 
 
@@ -356,14 +356,14 @@ def _to_found(system: Any, info: dict[str, Any]) -> Found:
 
 
 def _call(system: Any, method: str, *arguments: Any, **options: Any) -> Any:
-    """Call a method of a file system, with an end to each request, and again where that may help."""
-    if system.async_impl:  # then fsspec itself can end it, however slowly its server answers
+    """Call a method of a file system with a time limit for each request, and retry where that may help."""
+    if system.async_impl:  # fsspec can end it then, however slowly the server answers
         options["timeout"] = PATIENCE
     return _retry(partial(getattr(system, method), *arguments, **options))
 
 
 def _retry(request: Callable[[], Result]) -> Result:
-    """Return what a request returns, tried again while that may help: a few times, and not for ever."""
+    """Return what a request returns. Retry it where that may help, a few times and within a time limit."""
     begun = time.monotonic()
     for tried, pause in enumerate((*WAITS, None), 1):
         try:
@@ -403,7 +403,7 @@ def _open_system(protocol: str, host: str, anonymous: bool) -> Any:
         how = f"pip install 'atari-convert[{extra}]'" if extra else f"install what fsspec needs for it ({error})"
         raise MissingExtra(f"{protocol}://{host} needs a library that is not installed: {how}") from error
     except OSError as error:
-        raise Unreachable(f"{protocol}://{host}: cannot be reached ({describe(error)})") from error
+        raise Unreachable(f"{protocol}://{host}: cannot be reached ({format_error(error)})") from error
     except (ValueError, TypeError) as error:
         raise SelectionError(f"{protocol}://{host}: {error}, expected a path, gs://, s3:// or https://") from error
     if protocol in ("gs", "gcs"):
@@ -416,10 +416,10 @@ def _open_system(protocol: str, host: str, anonymous: bool) -> Any:
 def _find_class(protocol: str) -> Any:
     if protocol in ("gs", "gcs"):
         # The class that gcsfs registers asks a second service for the kind of the bucket before each request, with
-        # credentials that an anonymous user has not, and warns each time. The one beneath it does not.
+        # credentials that an anonymous user does not have, and warns each time. Its base class does not.
         from gcsfs.core import GCSFileSystem
 
-        # It logs the traceback of what it raises; whoever wants to see that configures logging.
+        # It logs the traceback of every error that it raises. Users who want to see them configure logging.
         logging.getLogger("gcsfs").addHandler(logging.NullHandler())
         return GCSFileSystem
     if protocol in ("http", "https"):

@@ -1,8 +1,8 @@
-"""HTTP, on fsspec's file system, with bounds and with errors that say what happened.
+"""HTTP on fsspec's file system, with bounds, and with errors that say what happened.
 
-fsspec reads answers of any length, inflates what a server labels as compressed, and reports every failure as "not
-found". Here a body is counted while it streams, whatever its headers claim, and nothing is inflated: of a ``.gz`` that
-a server labels ``Content-Encoding: gzip`` the file itself arrives.
+fsspec reads responses of any length, inflates what a server labels as compressed, and reports every failure as "not
+found". Here the bytes of a body are counted as they arrive, whatever its headers claim, and nothing is inflated: a
+``.gz`` that a server labels ``Content-Encoding: gzip`` arrives as it is.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ LARGEST_PAGE = 16 * 2**20  # bytes of a folder's listing, about 100,000 entries
 _TIMEOUT = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)  # seconds; `convert.store.storage` bounds the whole
 _REDIRECTS = 5
 _CHUNK = 2**16
-_TRY_AGAIN = (408, 425, 429)  # of the statuses that blame the request
-_NEVER_AGAIN = (501, 505)  # of those that blame the server
+_TRY_AGAIN = (408, 425, 429)  # 4xx that a retry may help
+_NEVER_AGAIN = (501, 505)  # 5xx that a retry cannot help
 _PAGES = ("text/html", "application/xhtml+xml", "")
-# Both quantifiers are bounded, for a page may be made to keep a search busy.
+# Both quantifiers are bounded, so that no page can make the search slow.
 _LINK = re.compile(r"""\bhref\s{0,9}=\s{0,9}(["'])([^"'<>]{1,2000})\1""", re.IGNORECASE)
 _STAMPS = ("ETag", "Content-MD5", "Last-Modified")
 
@@ -40,7 +40,7 @@ _STAMPS = ("ETag", "Content-MD5", "Last-Modified")
 class RequestFailed(Exception):
     """An HTTP request that failed.
 
-    is_permanent: another try cannot help. wait: the seconds that the server asks for before the next try.
+    is_permanent: a retry cannot help. wait: the seconds that the server wants to pass before a retry.
     """
 
     def __init__(self, reason: str, *, is_permanent: bool = False, wait: float = 0.0) -> None:
@@ -50,7 +50,7 @@ class RequestFailed(Exception):
 
 
 class BoundedResponse(aiohttp.ClientResponse):
-    """An answer whose body is counted while it is read."""
+    """A response whose body is counted while it is read."""
 
     async def read(self) -> bytes:
         """Return the body.
@@ -64,7 +64,7 @@ class BoundedResponse(aiohttp.ClientResponse):
 
 
 async def read_body(response: aiohttp.ClientResponse, bound: int) -> bytes:
-    """Return the body of an answer.
+    """Return the body of a response.
 
     Raises:
         RequestFailed: it has more than ``bound`` bytes.
@@ -81,7 +81,7 @@ async def read_body(response: aiohttp.ClientResponse, bound: int) -> bytes:
 
 
 class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no types
-    """fsspec's file system of http and https; what this project asks of it is overridden."""
+    """fsspec's file system for http and https. Every method that this project calls is overridden."""
 
     def __init__(self, *args: Any, client_kwargs: Mapping[str, Any] | None = None, **options: Any) -> None:
         """Take what `HTTPFileSystem` takes."""
@@ -123,7 +123,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
             return names
         return [{"name": name, "size": None, "type": "directory" if name.endswith("/") else "file"} for name in names]
 
-    ls = sync_wrapper(_ls)  # else it stays that of the class above
+    ls = sync_wrapper(_ls)  # otherwise the inherited one is called
 
     async def _pipe_file(self, path: str, value: bytes, mode: str = "overwrite", **_: Any) -> None:
         if mode != "overwrite":
@@ -133,11 +133,11 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
 
     @asynccontextmanager
     async def _request(self, method: str, url: str, **options: Any) -> AsyncIterator[aiohttp.ClientResponse]:
-        """Send a request and give the answer, whose body is yet to be read.
+        """Send a request and give the response, whose body has not been read.
 
         Raises:
             FileNotFoundError: the server does not have it.
-            RequestFailed: whatever else went wrong, until the end of the block.
+            RequestFailed: anything else went wrong before the end of the block.
         """
         options = self.kwargs | options
         options["headers"] = {**options.get("headers", {}), "Accept-Encoding": "identity"}
@@ -151,7 +151,7 @@ class WebFileSystem(HTTPFileSystem):  # type: ignore[misc]  # fsspec has no type
         except (aiohttp.ClientError, OSError, ValueError) as error:
             if isinstance(error, FileNotFoundError):
                 raise
-            raise _explain(error) from error
+            raise _to_failure(error) from error
 
 
 def _check_status(response: aiohttp.ClientResponse, url: str) -> None:
@@ -161,10 +161,10 @@ def _check_status(response: aiohttp.ClientResponse, url: str) -> None:
     if status >= 400:
         is_permanent = status in _NEVER_AGAIN or (status < 500 and status not in _TRY_AGAIN)
         wait = _read_wait(response.headers.get("Retry-After", ""))
-        raise RequestFailed(_name_status(status), is_permanent=is_permanent, wait=wait)
+        raise RequestFailed(_format_status(status), is_permanent=is_permanent, wait=wait)
 
 
-def _name_status(status: int) -> str:
+def _format_status(status: int) -> str:
     try:
         return f"{status} {http.HTTPStatus(status).phrase}"
     except ValueError:
@@ -182,7 +182,7 @@ def _read_wait(text: str) -> float:
     return max(0.0, (date.replace(tzinfo=date.tzinfo or UTC) - datetime.now(UTC)).total_seconds())
 
 
-def _explain(error: Exception) -> RequestFailed:  # noqa: C901  a table
+def _to_failure(error: Exception) -> RequestFailed:  # noqa: C901  a table
     match error:
         case aiohttp.TooManyRedirects():
             return RequestFailed(f"redirects more than {_REDIRECTS} times", is_permanent=True)
@@ -230,11 +230,11 @@ def _find_links(page: str, url: str, answered: str) -> set[str]:
         except ValueError:  # no URL at all
             continue
         # A page may call the server http or https, whichever it was asked by.
-        place, separator, path = link._replace(scheme="", fragment="").geturl().partition(_without_scheme(base))
+        place, separator, path = link._replace(scheme="", fragment="").geturl().partition(_remove_scheme(base))
         if link.scheme in ("http", "https") and separator and not place and path and not path.startswith("?"):
             found.add(top + path)
     return found
 
 
-def _without_scheme(url: str) -> str:
+def _remove_scheme(url: str) -> str:
     return urlsplit(url)._replace(scheme="").geturl()

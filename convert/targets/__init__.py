@@ -12,11 +12,13 @@ A target module begins with literal constants, which are read from its source wi
     DESCRIBES       True where the artefact has text that follows from the agent, such as who it is; left out elsewhere
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
-and holds two functions, see `TargetModule`. Two more are optional:
+and holds two functions, see `TargetModule`. Three more are optional:
 
     rebuild(network, agent, path, to)
         where an artefact is not to be opened as ``write`` would write the network that ``read`` finds, see
         `convert.artefacts`
+    find_obstacle(architecture)
+        where the format cannot hold every architecture: returns why it cannot hold this one, None where it can
     prepare(path, agent)
         where the runtime does not open ``path`` itself: returns what it runs, such as a module with its weights; the
         runtime's ``run`` says what it takes
@@ -33,13 +35,15 @@ from functools import cache
 from pathlib import Path
 from typing import Protocol, cast
 
-from convert.agents.agent import Agent, HeadSpec, Tensor, describe_head
-from convert.agents.network import FRAMES, HEIGHT, WIDTH, Network
-from convert.errors import MissingExtra, UnknownTarget, UnreadableArtefact
+from convert.agents.agent import Agent, Tensor
+from convert.agents.architecture import Architecture, describe, erase_support
+from convert.agents.network import Network
+from convert.errors import MissingExtra, TargetError, UnknownTarget, UnreadableArtefact
 from convert.frameworks import leaves
-from convert.names import ask, find_meant
+from convert.names import find_meant, format_suggestion
 
 _CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
+_VALUE_AXES = {"logits": "atom", "quantiles": "quantile"}
 
 
 class TargetModule(Protocol):
@@ -100,7 +104,7 @@ def find_target(name: str) -> Target:
         UnknownTarget: there is none; the message suggests one, and lists all.
     """
     if name not in _names():
-        hint = ask(find_meant(name, _names()))
+        hint = format_suggestion(find_meant(name, _names()))
         raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
     return _read_constants(name)
 
@@ -126,29 +130,42 @@ def missing_extra(target: Target) -> MissingExtra:
     return leaves.missing_extra(f"target {target.name!r}", target.packages, target.extra)
 
 
-def check_head(network: Network, agent: Agent, path: Path) -> None:
-    """Raise unless the network that was read from ``path`` has the head of the agent; values of a support are free.
+def check_holds(name: str, architecture: Architecture, source: str) -> None:
+    """Raise unless a target's format can hold an architecture; ``source`` begins the message.
+
+    Raises:
+        TargetError: it cannot; the message tells why.
+        MissingExtra: the target's framework is not installed.
+    """
+    find_obstacle = getattr(import_target(name), "find_obstacle", None)
+    if obstacle := find_obstacle and find_obstacle(architecture):
+        raise TargetError(f"{source}: {name} {obstacle}; the network is {describe(architecture)}: choose other targets")
+
+
+def check_architecture(network: Network, agent: Agent, path: Path) -> None:
+    """Raise unless the network that was read from ``path`` is one of the agent's; the values of a support are free.
 
     Raises:
         UnreadableArtefact: it is of another agent.
     """
-    found, expected = describe_head(network), agent.head
-    if (found.kind, found.actions, found.atoms) != (expected.kind, expected.actions, expected.atoms):
+    if erase_support(network.architecture) != erase_support(agent.architecture):
         raise UnreadableArtefact(
-            f"{path}: has a {found.kind} head of {found.actions} actions, its record says {expected.kind} and "
-            f"{expected.actions}: of another agent, convert it again"
+            f"{path}: holds {describe(network.architecture)}, its record says {describe(agent.architecture)}: of "
+            "another agent, convert it again"
         )
 
 
-def describe_tensors(target: Target, head: HeadSpec) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Return the inputs and outputs of a target's artefact: they follow from its axis order and the agent's head."""
+def describe_tensors(target: Target, architecture: Architecture) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Return the inputs and outputs of a target's artefact: they follow from its axis order and the architecture."""
+    head, observation = architecture.head, architecture.observation
     outputs = [Tensor("q_values", "float32", (None, head.actions), ("batch", "action"))]
-    if head.atoms is not None:
-        outputs.append(Tensor("logits", "float32", (None, head.actions, head.atoms), ("batch", "action", "atom")))
-    sizes = {"N": None, "C": FRAMES, "H": HEIGHT, "W": WIDTH}
+    for name in head.outputs[1:]:
+        shape = (None, head.actions, head.width)
+        outputs.append(Tensor(name, "float32", shape, ("batch", "action", _VALUE_AXES[name])))
+    sizes = {"N": None, "C": observation.frames, "H": observation.size, "W": observation.size}
     names = {"N": "batch", "C": "frame", "H": "height", "W": "width"}
-    shape, axes = tuple(sizes[axis] for axis in target.axes), tuple(names[axis] for axis in target.axes)
-    return (Tensor("observation", "uint8", shape, axes),), tuple(outputs)
+    taken = tuple(sizes[axis] for axis in target.axes), tuple(names[axis] for axis in target.axes)
+    return (Tensor("observation", "uint8", *taken),), tuple(outputs)
 
 
 @cache

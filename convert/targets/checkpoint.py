@@ -13,10 +13,11 @@ from pathlib import Path, PurePosixPath
 import torch
 
 from convert.agents.agent import Agent
+from convert.agents.architecture import Architecture, is_dqn_or_c51
 from convert.agents.identity import Identity
-from convert.agents.network import Network, arrays
+from convert.agents.network import Network
 from convert.files.disk import check_names, read_files
-from convert.formats.flat_names import NAMES
+from convert.formats.flat_names import list_names
 from convert.networks.torch import load_module
 from convert.sources import atari_agents
 
@@ -36,6 +37,11 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     file.write_bytes(to_bytes(network))
 
 
+def find_obstacle(architecture: Architecture) -> str | None:
+    """Return why the release's format cannot hold an architecture."""
+    return None if is_dqn_or_c51(architecture) else "holds the Nature-CNN with a Q or categorical head"
+
+
 def read(path: Path, agent: Agent) -> Network:
     """Read the checkpoint back.
 
@@ -53,8 +59,8 @@ def prepare(path: Path, agent: Agent) -> torch.nn.Module:
     """Return a PyTorch module with the weights of the checkpoint, which torch reads."""
     with gzip.open(path / name_checkpoint(agent.identity)) as file:
         state = torch.load(io.BytesIO(file.read()), weights_only=True)[atari_agents.STATE_KEY]
-    names = {ours: name for name, ours in NAMES.items()}
-    return load_module(agent.head, {names[atari_agents.KEYS[key]]: tensor for key, tensor in state.items()})
+    names = {ours: name for name, ours in list_names(agent.architecture).items()}
+    return load_module(agent.architecture, {names[atari_agents.KEYS[key]]: tensor for key, tensor in state.items()})
 
 
 def name_checkpoint(identity: Identity) -> PurePosixPath:
@@ -66,7 +72,7 @@ def name_checkpoint(identity: Identity) -> PurePosixPath:
 
 def to_bytes(network: Network) -> bytes:
     """Return the content of the checkpoint file; the same network gives the same bytes."""
-    named = arrays(network)
+    named = network.arrays
     state = {key: torch.from_numpy(named[name].copy()) for key, name in atari_agents.KEYS.items() if name in named}
     buffer = io.BytesIO()
     torch.save({atari_agents.STATE_KEY: state}, buffer)

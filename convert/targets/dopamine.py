@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from convert.agents.agent import Agent, Record
-from convert.agents.network import FRAMES, HEIGHT, WIDTH, Float32, Network, compute_digest
+from convert.agents.architecture import Architecture, is_dqn_or_c51
+from convert.agents.network import Float32, Network, compute_digest
 from convert.agents.record import from_json, to_json
 from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
 from convert.files import numpy_pickles
@@ -66,6 +67,11 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     write_files(path, files)
 
 
+def find_obstacle(architecture: Architecture) -> str | None:
+    """Return why Dopamine cannot hold an architecture as it is bound in ``agent.gin``."""
+    return None if is_dqn_or_c51(architecture) else "holds the Nature-CNN with a Q or categorical head"
+
+
 def read(path: Path, agent: Agent) -> Network:
     """Read the online network of the latest complete checkpoint; the support comes from the agent.
 
@@ -75,7 +81,7 @@ def read(path: Path, agent: Agent) -> Network:
     """
     bundle = read_bundle(path)
     try:
-        return from_params(bundle.online_params, support_of(agent))
+        return from_params(bundle.online_params, agent.architecture)
     except ValueError as error:
         raise UnreadableArtefact(f"{bundle.path}: {error}") from error
 
@@ -103,8 +109,9 @@ def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
 
 def _to_content(network: Network, agent: Agent) -> dict[str, Any]:
     params = to_params(network)
+    observation = network.architecture.observation
     return {
-        "state": np.zeros((HEIGHT, WIDTH, FRAMES)),
+        "state": np.zeros((observation.size, observation.size, observation.frames)),
         "training_steps": agent.identity.step or 0,
         "online_params": params,
         "target_params": params,

@@ -15,22 +15,13 @@ import numpy as np
 from flax import serialization
 
 from convert.agents.agent import Agent
+from convert.agents.architecture import Architecture, erase_support
 from convert.agents.network import Float32, Network
 from convert.errors import UnreadableArtefact
 from convert.files.disk import read_file
 from convert.files.documents import show
-from convert.formats.parameter_trees import flatten, from_params, support_of, to_params, unflatten
-from convert.formats.templates import (
-    Form,
-    Template,
-    extract,
-    form_of,
-    largest_file,
-    make_template,
-    make_zeros,
-    nature_form,
-    write_file,
-)
+from convert.formats.parameter_trees import flatten, from_params, list_leaf_shapes, to_params, unflatten
+from convert.formats.templates import Template, extract, largest_file, make_template, write_file
 from convert.runtimes.jax import Function, make_linen
 
 PATH = "params.msgpack"
@@ -42,12 +33,12 @@ PACKAGES = ("flax", "jax", "msgpack")
 IN_ALL = True
 
 _NDARRAY = 1  # Flax' extension type
-_MOST_ENTRIES = 16  # of a dict; ours have five
+_MOST_ENTRIES = 32  # of a dict; that of the Nature-CNN has five
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the parameters with ``flax.serialization``."""
-    write_file(path, _find_template(form_of(network)), flatten(to_params(network)))
+    write_file(path, _find_template(erase_support(network.architecture)), flatten(to_params(network)))
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -56,11 +47,11 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is not msgpack, or holds another tree.
     """
-    data = read_file(path, largest_file(agent.head))
-    leaves = extract(_find_template(nature_form(agent.head.actions, agent.head.atoms)), data)
+    data = read_file(path, largest_file(agent.architecture))
+    leaves = extract(_find_template(erase_support(agent.architecture)), data)
     params = _unpack(data, path) if leaves is None else unflatten(leaves)
     try:
-        return from_params(params, support_of(agent))
+        return from_params(params, agent.architecture)
     except ValueError as error:
         raise UnreadableArtefact(f"{path}: {error}") from error
 
@@ -88,8 +79,8 @@ def _to_array(code: int, data: bytes) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _find_template(form: Form) -> Template:
-    shapes = {name: leaf.shape for name, leaf in flatten(to_params(make_zeros(form))).items()}
+def _find_template(architecture: Architecture) -> Template:
+    shapes = list_leaf_shapes(architecture)
 
     def serialize(leaves: dict[str, Float32]) -> bytes:
         return bytes(serialization.msgpack_serialize(unflatten(leaves)))

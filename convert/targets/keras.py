@@ -16,24 +16,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from convert.agents.agent import Agent, HeadSpec
-from convert.agents.network import (
-    FRAMES,
-    HEIGHT,
-    NATURE_HIDDEN,
-    NATURE_KERNELS,
-    NATURE_STRIDES,
-    WIDTH,
-    CategoricalHead,
-    Float32,
-    Network,
-)
+from convert.agents.agent import Agent
+from convert.agents.architecture import Architecture, Conv, Head, erase_support
+from convert.agents.network import SUPPORT, Float32, Network
 from convert.errors import UnreadableArtefact
 from convert.files.archives import build_archive, read_archive
 from convert.files.disk import read_file
 from convert.files.documents import read_json, show
-from convert.formats.parameter_trees import from_params, support_of, to_params
-from convert.formats.templates import largest_file, make_zeros, nature_form
+from convert.formats.flat_names import name_layer
+from convert.formats.parameter_trees import from_params, list_layers, list_leaf_shapes, to_params
+from convert.formats.templates import largest_file
 from convert.frameworks.quiet_tensorflow import tf  # noqa: F401 - the default backend
 
 import keras  # isort: skip - after TensorFlow's quiet start
@@ -49,22 +41,19 @@ IN_ALL = True
 
 CONFIG_NAME, METADATA_NAME, WEIGHTS_NAME = "config.json", "metadata.json", "model.weights.h5"
 
-_NAMES = {"Conv_0": "conv1", "Conv_1": "conv2", "Conv_2": "conv3", "Dense_0": "hidden", "Dense_1": "head"}
-# Keras numbers the layers of each class in its weights file.
-_GROUPS = {"Conv_0": "conv2d", "Conv_1": "conv2d_1", "Conv_2": "conv2d_2", "Dense_0": "dense", "Dense_1": "dense_1"}
-_SUPPORT_GROUP = "dense_2"
+_MODEL_NAMES = {"q": "nature_dqn", "categorical": "nature_c51", "quantile": "quantile_dqn"}
 _MISSING = object()
 _MOST_COPIES = 4  # of the weights: Keras saves the moments of its optimiser beside those that were trained
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the model. Keras' archive is written anew without its dates and object ids, so that bytes are stable."""
-    model = make_model(agent.head)
+    model = make_model(agent.architecture)
+    names = list_layers(agent.architecture)
     for name, layer in to_params(network)["params"].items():
-        model.get_layer(_NAMES[name]).set_weights([layer["kernel"], layer["bias"]])
-    support = support_of(agent)
-    if support is not None:
-        model.get_layer("expectation").set_weights([support[:, None]])
+        model.get_layer(name_layer(names[name])).set_weights([layer["kernel"], layer["bias"]])
+    if SUPPORT in network.arrays:
+        model.get_layer("expectation").set_weights([network.arrays[SUPPORT][:, None]])
     model.save(path)
     path.write_bytes(_normalise(path.read_bytes()))
 
@@ -78,16 +67,17 @@ def read(path: Path, agent: Agent) -> Network:
         UnreadableArtefact: the file is damaged, or of another network.
     """
     config, stored = _open(path, agent)
-    ours = json.loads(_describe_model(agent.head))
+    architecture = erase_support(agent.architecture)
+    ours = json.loads(_describe_model(architecture))
     if foreign := _find_differences(_without_ids(config), _without_ids(ours), "config"):
         raise _not_ours(path, foreign[0])
     try:
-        weights = _read_weights(stored, make_zeros(nature_form(agent.head.actions, agent.head.atoms)))
+        weights = _read_weights(stored, architecture)
     except (OSError, ValueError, LookupError, TypeError, RuntimeError, AttributeError, OverflowError) as error:
         raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
-    support = np.ascontiguousarray(weights[_SUPPORT_GROUP][0][:, 0]) if _SUPPORT_GROUP in weights else None
-    tree = {name: dict(zip(("kernel", "bias"), weights[group], strict=True)) for name, group in _GROUPS.items()}
-    return from_params({"params": tree}, support)
+    support = weights.pop(SUPPORT, None)
+    tree = {name: dict(zip(("kernel", "bias"), arrays, strict=True)) for name, arrays in weights.items()}
+    return from_params({"params": tree}, agent.architecture, None if support is None else support[0][:, 0].copy())
 
 
 def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
@@ -106,7 +96,7 @@ def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
 
 def _open(path: Path, agent: Agent) -> tuple[Any, bytes]:
     """Return a model's config and the file of its weights, of an archive that holds nothing else."""
-    data = read_file(path, _MOST_COPIES * largest_file(agent.head))
+    data = read_file(path, _MOST_COPIES * largest_file(agent.architecture))
     try:
         entries = read_archive(data)
         config, stored = read_json(entries[CONFIG_NAME]), entries[WEIGHTS_NAME]
@@ -125,28 +115,70 @@ def _not_ours(path: Path, what: str) -> UnreadableArtefact:
 
 
 @lru_cache(maxsize=64)
-def _describe_model(head: HeadSpec) -> str:
-    """Return the config of a head's model as JSON. Building a model costs a tenth of a second, and leaves something."""
-    return str(make_model(head).to_json())
+def _describe_model(architecture: Architecture) -> str:
+    """Return the config of a model as JSON. Building a model costs a tenth of a second, and leaves something."""
+    return str(make_model(architecture).to_json())
 
 
-def make_model(head: HeadSpec) -> Any:
-    """Return the model of a head, with weights that are still to be set."""
-    actions, atoms = head.actions, head.atoms
-    observation = keras.Input((HEIGHT, WIDTH, FRAMES), dtype="uint8", name="observation")
-    features = layers.Rescaling(1 / 255, name="scale")(observation)
-    for index, ((outputs, _, *size), stride) in enumerate(zip(NATURE_KERNELS, NATURE_STRIDES, strict=True), start=1):
-        features = layers.Conv2D(outputs, size, stride, activation="relu", name=f"conv{index}")(features)
-    features = layers.Dense(NATURE_HIDDEN[0], activation="relu", name="hidden")(
-        layers.Flatten(name="flatten")(features)
-    )
-    if atoms is None:
-        return keras.Model(observation, {"q_values": layers.Dense(actions, name="head")(features)}, name="nature_dqn")
-    logits = layers.Reshape((actions, atoms), name="logits")(layers.Dense(actions * atoms, name="head")(features))
-    probabilities = layers.Softmax(name="probabilities")(logits)
+def make_model(architecture: Architecture) -> Any:
+    """Return the model of an architecture, with weights that are still to be set."""
+    head, shape = architecture.head, architecture.observation
+    observation = keras.Input((shape.size, shape.size, shape.frames), dtype="uint8", name="observation")
+    features = layers.Rescaling(1 / shape.scale, name="scale")(observation)
+    for index, conv in enumerate(architecture.convs, start=1):
+        features = _pad(features, conv, index)
+        size = [conv.kernel, conv.kernel]
+        features = layers.Conv2D(conv.features, size, conv.stride, activation="relu", name=f"conv{index}")(features)
+    features = layers.Flatten(name="flatten")(features)
+    for units, layer in zip(architecture.hidden, architecture.hidden_layers, strict=True):
+        features = layers.Dense(units, activation="relu", name=name_layer(layer))(features)
+    return keras.Model(observation, to_outputs(features, head), name=_MODEL_NAMES[head.kind])
+
+
+def to_outputs(features: Any, head: Head) -> dict[str, Any]:
+    """Return what a head answers to the features of the last hidden layer."""
+    if head.streams == "single":
+        rows = layers.Dense(head.actions * head.width, name="head")(features)
+    else:
+        rows = _join_streams(features, head)
+    if head.kind == "q":
+        return {"q_values": rows}
+    grid = layers.Reshape((head.actions, head.width), name=head.outputs[1])(rows)
+    if head.kind == "quantile":
+        mean = layers.GlobalAveragePooling1D(data_format="channels_first", name="q_values")(grid)
+        return {"q_values": mean, "quantiles": grid}
+    probabilities = layers.Softmax(name="probabilities")(grid)
     expectation = layers.Dense(1, use_bias=False, name="expectation")(probabilities)
-    q_values = layers.Reshape((actions,), name="q_values")(expectation)
-    return keras.Model(observation, {"q_values": q_values, "logits": logits}, name="nature_c51")
+    return {"q_values": layers.Reshape((head.actions,), name="q_values")(expectation), "logits": grid}
+
+
+def _join_streams(features: Any, head: Head) -> Any:
+    """Return ``value + advantage - mean(advantage)``, with layers that every version of Keras 3 knows."""
+    advantage, value = (
+        layers.Dense(rows, name=name)
+        for rows, name in ((head.actions * head.width, "advantage"), (head.width, "value"))
+    )
+    parts = [features, features]
+    if head.streams == "split":
+        half = features.shape[-1] // 2
+        column = layers.Reshape((2 * half, 1), name="streams")(features)
+        parts = [
+            layers.Flatten(name="advantage_features")(layers.Cropping1D((0, half), name="first_half")(column)),
+            layers.Flatten(name="value_features")(layers.Cropping1D((half, 0), name="second_half")(column)),
+        ]
+    advantages = layers.Reshape((head.actions, head.width), name="advantages")(advantage(parts[0]))
+    mean = layers.GlobalAveragePooling1D(name="advantage_mean")(advantages)
+    rest = layers.Subtract(name="value_without_mean")([value(parts[1]), mean])
+    every = layers.RepeatVector(head.actions, name="value_of_each")(rest)
+    return layers.Flatten(name="rows")(layers.Add(name="dueling")([every, advantages]))
+
+
+def _pad(features: Any, conv: Conv, index: int) -> Any:
+    return (
+        layers.ZeroPadding2D((conv.padding, conv.padding), name=f"pad{index}")(features)
+        if any(conv.padding)
+        else features
+    )
 
 
 def _normalise(archive: bytes) -> bytes:
@@ -164,19 +196,27 @@ def _without_ids(value: Any) -> Any:
     return [_without_ids(item) for item in value] if isinstance(value, list) else value
 
 
-def _read_weights(data: bytes, zeros: Network) -> dict[str, list[Float32]]:
-    """Return the weights by group: float32 arrays of the shapes that a network of zeros has, stored in the file."""
-    shapes = {
-        _GROUPS[name]: [layer["kernel"].shape, layer["bias"].shape]
-        for name, layer in to_params(zeros)["params"].items()
+def _read_weights(data: bytes, architecture: Architecture) -> dict[str, list[Float32]]:
+    """Return kernel and bias of each layer by its name in a Linen tree, and the support, stored in the file."""
+    shapes = list_leaf_shapes(architecture)
+    groups = {
+        name: (_name_group(name), [shapes[f"{name}/kernel"], shapes[f"{name}/bias"]])
+        for name in list_layers(architecture)
     }
-    if isinstance(zeros.head, CategoricalHead):
-        shapes[_SUPPORT_GROUP] = [(zeros.head.atoms, 1)]
+    if architecture.head.atoms is not None:
+        dense = sum(name.startswith("Dense") for name in groups)
+        groups[SUPPORT] = (_name_group(f"Dense_{dense}"), [(architecture.head.atoms, 1)])
     with h5py.File(io.BytesIO(data)) as file:
         return {
-            group: [_read_dataset(file, f"layers/{group}/vars/{index}", shape) for index, shape in enumerate(expected)]
-            for group, expected in shapes.items()
+            name: [_read_dataset(file, f"layers/{group}/vars/{index}", shape) for index, shape in enumerate(expected)]
+            for name, (group, expected) in groups.items()
         }
+
+
+def _name_group(name: str) -> str:
+    """Return the name of a layer in the weights file, where Keras numbers the layers of each class."""
+    kind, _, number = name.partition("_")
+    return {"Conv": "conv2d", "Dense": "dense"}[kind] + (f"_{number}" if number != "0" else "")
 
 
 def _read_dataset(file: Any, name: str, shape: tuple[int, ...]) -> Float32:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
-from convert.agents.agent import Agent, describe_head
+from convert.agents.agent import Agent
 from convert.agents.network import Network
 from convert.formats import litert_files
 from convert.formats import litert_weights as litert
@@ -28,7 +28,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     from convert.formats.tensorflow_lite import convert_to_float32  # reading needs no TensorFlow
 
     converted = litert.restore_biases(convert_to_float32(network), network)
-    path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
+    path.write_bytes(litert_files.rebuild(converted, network.architecture))
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -37,7 +37,7 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
-    return litert.read_network(path, agent.head)[0]
+    return litert.read_network(path, agent.architecture)[0]
 
 
 def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
@@ -46,4 +46,4 @@ def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None
     Raises:
         UnreadableArtefact: as `read` of float32 weights does.
     """
-    to.write_bytes(litert.rebuild(path, agent.head))
+    to.write_bytes(litert.rebuild(path, agent.architecture))

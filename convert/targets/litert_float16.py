@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from convert.agents.agent import Agent, describe_head
+from convert.agents.agent import Agent
 from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
@@ -29,7 +29,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model with its weights rounded to float16."""
     from convert.formats.tensorflow_lite import convert_to_float16  # reading needs no TensorFlow
 
-    path.write_bytes(litert_files.rebuild(convert_to_float16(network), describe_head(network)))
+    path.write_bytes(litert_files.rebuild(convert_to_float16(network), network.architecture))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agents.agent import Agent, describe_head
+from convert.agents.agent import Agent
+from convert.agents.architecture import Architecture
 from convert.agents.layout import nhwc_from_nchw
 from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
@@ -35,7 +36,15 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     from convert.formats.tensorflow_lite import convert_to_int8  # reading needs no TensorFlow
 
     converted = convert_to_int8(network, read_calibration(agent.identity.game))
-    path.write_bytes(litert_files.rebuild(converted, describe_head(network)))
+    path.write_bytes(litert_files.rebuild(converted, network.architecture))
+
+
+def find_obstacle(architecture: Architecture) -> str | None:
+    """Return why an architecture cannot be rounded to int8 here: calibration frames are 84 pixels, 4 in a stack."""
+    if architecture.head.streams != "single":
+        return "rounds networks of one stream"
+    observation = architecture.observation
+    return None if (observation.frames, observation.size) == (4, 84) else "is calibrated on observations of 4, 84, 84"
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

@@ -12,8 +12,7 @@ from typing import Any
 from convert.agents.agent import Agent
 from convert.agents.network import Network
 from convert.formats import orbax_folders
-from convert.formats.parameter_trees import flatten, from_params, support_of, to_params, unflatten
-from convert.formats.templates import make_zeros, nature_form
+from convert.formats.parameter_trees import from_params, list_leaf_shapes, to_params, unflatten
 
 PATH = "orbax"
 AXES = "NHWC"
@@ -35,10 +34,10 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: the folder is damaged, or holds another tree.
     """
-    zeros = flatten(to_params(make_zeros(nature_form(agent.head.actions, agent.head.atoms))))
-    names = {f"params.{leaf.replace('/', '.')}": leaf for leaf in zeros}
-    leaves = orbax_folders.read(path, {name: zeros[leaf].shape for name, leaf in names.items()})
-    return from_params(unflatten({names[name]: array for name, array in leaves.items()}), support_of(agent))
+    shapes = list_leaf_shapes(agent.architecture)
+    names = {f"params.{leaf.replace('/', '.')}": leaf for leaf in shapes}
+    leaves = orbax_folders.read(path, {name: shapes[leaf] for name, leaf in names.items()})
+    return from_params(unflatten({names[name]: array for name, array in leaves.items()}), agent.architecture)
 
 
 def prepare(path: Path, agent: Agent) -> Any:

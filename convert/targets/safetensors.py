@@ -13,7 +13,8 @@ import safetensors
 import safetensors.numpy
 
 from convert.agents.agent import Agent
-from convert.agents.network import NATURE_STRIDES, Network
+from convert.agents.architecture import Architecture, is_nature_cnn
+from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.files.disk import check_names, read_file, read_files, write_files
 from convert.files.documents import read_json
@@ -46,13 +47,13 @@ def read(path: Path, agent: Agent) -> Network:
         UnreadableArtefact: the file is damaged, or of another network.
     """
     weights = path / WEIGHTS_NAME
-    data = read_file(weights, largest_file(agent.head))
+    data = read_file(weights, largest_file(agent.architecture))
     try:
         named = safetensors.numpy.load(data)
     except (LookupError, ValueError, TypeError, OverflowError, safetensors.SafetensorError) as error:
         raise UnreadableArtefact(f"{weights}: not a safetensors file ({error}): convert the agent again") from error
     try:
-        return from_named(named)
+        return from_named(named, agent.architecture)
     except ValueError as error:
         raise UnreadableArtefact(f"{weights}: {error}") from error
 
@@ -102,14 +103,15 @@ def prepare(path: Path, agent: Agent) -> Any:
 
     from convert.networks.torch import load_module
 
-    return load_module(agent.head, load_file(path / WEIGHTS_NAME))
+    return load_module(agent.architecture, load_file(path / WEIGHTS_NAME))
 
 
 def to_config(agent: Agent) -> dict[str, object]:
     """Return what ``config.json`` says: who the agent is, and all that is needed to build its network."""
-    identity, head = agent.identity, agent.head
+    identity, head, architecture = agent.identity, agent.head, agent.architecture
+    observation = architecture.observation
     return {
-        "architecture": "nature-cnn",
+        "architecture": "nature-cnn" if is_nature_cnn(architecture) else "cnn",
         "algorithm": identity.algorithm,
         "family": identity.family,
         "protocol": identity.protocol,
@@ -119,8 +121,22 @@ def to_config(agent: Agent) -> dict[str, object]:
         "num_actions": head.actions,
         "num_atoms": head.atoms,
         "action_meanings": agent.action_meanings,
-        "strides": NATURE_STRIDES,
-        "padding": 0,
-        "observation": {"dtype": "uint8", "shape": [4, 84, 84], "order": "oldest first", "divide_by": 255},
+        "strides": [conv.stride for conv in architecture.convs],
+        "padding": 0 if is_nature_cnn(architecture) else [conv.padding for conv in architecture.convs],
+        **_to_rest(architecture),
+        "observation": {
+            "dtype": "uint8",
+            "shape": [observation.frames, observation.size, observation.size],
+            "order": "oldest first",
+            "divide_by": observation.scale,
+        },
         "source_sha256": agent.source.sha256,
     }
+
+
+def _to_rest(architecture: Architecture) -> dict[str, object]:
+    """Return what tells a network from the Nature-CNN with a Q or categorical head."""
+    head = architecture.head
+    rest: dict[str, object] = {} if is_nature_cnn(architecture) else {"hidden": architecture.hidden}
+    rest |= {} if head.quantiles is None else {"num_quantiles": head.quantiles}
+    return rest | ({} if head.streams == "single" else {"streams": head.streams})

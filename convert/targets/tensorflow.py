@@ -21,25 +21,16 @@ from typing import Any
 from google.protobuf import text_format
 from google.protobuf.message import DecodeError, Message
 
-from convert.agents import layout
 from convert.agents.agent import Agent
-from convert.agents.network import FRAMES, HEIGHT, WIDTH, Float32, Network, arrays
+from convert.agents.architecture import Architecture, Conv, erase_support
+from convert.agents.network import Float32, Network, from_arrays, make_zeros
 from convert.errors import UnreadableArtefact, UnwritableOutput
 from convert.files.disk import check_names, read_files
 from convert.files.documents import show
-from convert.formats.templates import (
-    MARGIN,
-    Form,
-    Template,
-    extract,
-    form_of,
-    largest_file,
-    make_template,
-    make_zeros,
-    nature_form,
-    to_network,
-)
+from convert.formats.parameter_trees import kernel_from_nhwc, kernel_to_nhwc, list_layers
+from convert.formats.templates import MARGIN, Template, extract, largest_file, make_template
 from convert.frameworks.quiet_tensorflow import tf
+from convert.networks.tensorflow_heads import to_outputs
 
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel  # isort: skip - after TensorFlow's quiet start
 
@@ -79,7 +70,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
         UnwritableOutput: TensorFlow could not write the variables.
     """
     variables = _variables_from_network(network)
-    template = _build_template(form_of(network))
+    template = _build_template(erase_support(network.architecture))
     (path / _VARIABLES).parent.mkdir(parents=True)
     (path / _GRAPH_FILE).write_bytes(template.graph)
     try:
@@ -97,96 +88,91 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: a file is missing or damaged, or the graph or the variables are not what this target writes.
     """
-    form = nature_form(agent.head.actions, agent.head.atoms)
-    files = read_files(path, largest_file(agent.head) + MARGIN)
+    architecture = erase_support(agent.architecture)
+    files = read_files(path, largest_file(agent.architecture) + MARGIN)
     check_names(path, files, (_GRAPH_FILE, *_VARIABLE_FILES))
-    _check_graph(files[f"{path.name}/{_GRAPH_FILE}"], form, path)
+    _check_graph(files[f"{path.name}/{_GRAPH_FILE}"], architecture, path)
     index, data = (files[f"{path.name}/{name}"] for name in _VARIABLE_FILES)
-    variables = extract(_find_data_template(form), data)
+    variables = extract(_find_data_template(architecture), data)
     # The index holds the checksums too.
-    if variables is None or _serialize_variables(variables, form) != (index, data):
+    if variables is None or _serialize_variables(variables, architecture) != (index, data):
         raise UnreadableArtefact(
             f"{path / _VARIABLES}.*: not as TensorFlow writes the variables of this agent: damaged, or of "
             "another agent; convert it again"
         )
-    return _network_from_variables(variables, form)
+    return _network_from_variables(variables, agent.architecture)
 
 
 class _Affine(tf.Module):  # type: ignore[misc]
-    """The variables of one layer."""
+    """The variables of one layer: ``kernel``, ``bias``, and of a categorical head ``support``."""
 
-    def __init__(self, kernel: Any, bias: Any) -> None:
-        self.kernel = kernel
-        self.bias = bias
-
-
-class _Head(_Affine):
-    def __init__(self, kernel: Any, bias: Any, support: Any) -> None:
-        super().__init__(kernel, bias)
-        if support is not None:
-            self.support = support
+    def __init__(self, variables: Mapping[str, Any]) -> None:
+        for part in ("kernel", "bias", "support"):  # their order is part of the file
+            if part in variables:
+                setattr(self, part, variables[part])
 
 
 class _Model(tf.Module):  # type: ignore[misc]
     """The network in TensorFlow's layout. Its attributes name the variables: ``convs/0/kernel``, ``head/bias`` …"""
 
-    def __init__(self, form: Form) -> None:
-        zeros = make_zeros(form)
-        variables = {
-            key: tf.Variable(array, name=key, trainable=key != "head/support")
-            for key, array in sorted(_variables_from_network(zeros).items())
-        }
-        self.convs = [
-            _Affine(variables[f"convs/{index}/kernel"], variables[f"convs/{index}/bias"])
-            for index in range(len(form.strides))
-        ]
-        self.hidden = _Affine(variables["hidden/kernel"], variables["hidden/bias"])
-        self.head = _Head(variables["head/kernel"], variables["head/bias"], variables.get("head/support"))
-        self._form = form
+    def __init__(self, architecture: Architecture) -> None:
+        zeros = make_zeros(architecture)
+        layers: dict[str, dict[str, Any]] = {}
+        for key, array in sorted(_variables_from_network(zeros).items()):
+            layer, _, part = key.rpartition("/")
+            variable = tf.Variable(array, name=key, trainable=part != "support")
+            layers.setdefault(layer, {})[part] = variable
+        self.convs = [_Affine(layers[f"convs/{index}"]) for index in range(len(architecture.convs))]
+        several = [_Affine(layers.get(f"hidden/{index}", {})) for index in range(len(architecture.hidden))]
+        self.hidden: Any = _Affine(layers["hidden"]) if len(architecture.hidden) == 1 else several
+        for name in dict.fromkeys((*architecture.head.layers, *(["head"] if "head" in layers else []))):
+            setattr(self, name, _Affine(layers[name]))
+        self._architecture = architecture
 
-    @tf.function(input_signature=[tf.TensorSpec([None, HEIGHT, WIDTH, FRAMES], tf.uint8, name="observation")])  # type: ignore[untyped-decorator]
     def serve(self, observation: Any) -> dict[str, Any]:
-        x = tf.cast(observation, tf.float32) / 255.0
-        for conv, stride, padding in zip(self.convs, self._form.strides, self._form.paddings, strict=True):
-            x = tf.nn.conv2d(x, conv.kernel, stride, [[0, 0], [padding, padding], [padding, padding], [0, 0]])
-            x = tf.nn.relu(x + conv.bias)
-        x = tf.reshape(x, [-1, self.hidden.kernel.shape[0]])
-        x = tf.nn.relu(x @ self.hidden.kernel + self.hidden.bias)
-        rows = x @ self.head.kernel + self.head.bias
-        if not hasattr(self.head, "support"):
-            return {"q_values": rows}
-        atoms = self.head.support.shape[0]
-        logits = tf.reshape(rows, [-1, rows.shape[1] // atoms, atoms])
-        return {"q_values": tf.reduce_sum(tf.nn.softmax(logits) * self.head.support, axis=-1), "logits": logits}
+        architecture, head = self._architecture, self._architecture.head
+        x = tf.cast(observation, tf.float32) / float(architecture.observation.scale)
+        for layer, conv in zip(self.convs, architecture.convs, strict=True):
+            x = tf.nn.relu(tf.nn.conv2d(x, layer.kernel, conv.stride, _to_paddings(conv)) + layer.bias)
+        hidden = [self.hidden] if len(architecture.hidden) == 1 else self.hidden
+        x = tf.reshape(x, [-1, hidden[0].kernel.shape[0]])
+        for layer in hidden:
+            x = tf.nn.relu(x @ layer.kernel + layer.bias)
+        parts = tf.split(x, 2, axis=1) if head.streams == "split" else [x, x]
+        layers = [getattr(self, name) for name in head.layers]
+        rows = [part @ layer.kernel + layer.bias for layer, part in zip(layers, parts, strict=False)]
+        return to_outputs(rows, head, self.head.support if head.support is not None else None)
+
+
+def _to_paddings(conv: Conv) -> list[list[int]]:
+    return [[0, 0], list(conv.padding), list(conv.padding), [0, 0]]
 
 
 def _variables_from_network(network: Network) -> dict[str, Float32]:
     """Return the variables by key: kernels [H, W, I, O] and [I, O], the hidden one with its rows in H,W,C order."""
-    variables = {name.replace(".", "/"): array for name, array in arrays(network).items()}
-    for index, conv in enumerate(network.convs):
-        variables[f"convs/{index}/kernel"] = layout.hwio_from_oihw(conv.kernel)
-    channels = network.convs[-1].kernel.shape[0]
-    variables["hidden/kernel"] = layout.hwc_o_from_o_chw(network.hidden.kernel, channels)
-    variables["head/kernel"] = layout.io_from_oi(network.head.dense.kernel)
+    variables = {name.replace(".", "/"): array for name, array in network.arrays.items()}
+    for name, layer in list_layers(network.architecture).items():
+        kernel = kernel_to_nhwc(network.arrays[f"{layer}.kernel"], name, network.architecture)
+        variables[f"{layer.replace('.', '/')}/kernel"] = kernel
     return variables
 
 
-def _network_from_variables(variables: Mapping[str, Float32], form: Form) -> Network:
+def _network_from_variables(variables: Mapping[str, Float32], architecture: Architecture) -> Network:
     named = {key.replace("/", "."): array for key, array in variables.items()}
-    for index in range(len(form.strides)):
-        named[f"convs.{index}.kernel"] = layout.oihw_from_hwio(variables[f"convs/{index}/kernel"])
-    channels = named[f"convs.{len(form.strides) - 1}.kernel"].shape[0]
-    named["hidden.kernel"] = layout.o_chw_from_hwc_o(variables["hidden/kernel"], channels)
-    named["head.kernel"] = layout.oi_from_io(variables["head/kernel"])
-    return to_network(form, named)
+    for name, layer in list_layers(architecture).items():
+        named[f"{layer}.kernel"] = kernel_from_nhwc(named[f"{layer}.kernel"], name, architecture)
+    return from_arrays(named, architecture)
 
 
 @lru_cache(maxsize=64)
-def _build_template(form: Form) -> _Template:
+def _build_template(architecture: Architecture) -> _Template:
     """Trace and save a model of zeros, in memory, and keep what does not depend on its values."""
     folder = f"ram://atari-convert-{os.getpid()}-{threading.get_ident()}"
     with tf.device("CPU:0"):
-        model = _Model(form)
+        model = _Model(architecture)
+        observation = architecture.observation
+        shape = [None, observation.size, observation.size, observation.frames]
+        model.serve = tf.function(model.serve, [tf.TensorSpec(shape, tf.uint8, name="observation")])  # type: ignore[method-assign]
         tf.saved_model.save(model, folder, signatures={_SIGNATURE: model.serve})
     try:
         with tf.io.gfile.GFile(f"{folder}/{_GRAPH_FILE}", "rb") as file:
@@ -216,7 +202,7 @@ def _normalise(graph: SavedModel) -> SavedModel:
     return normal
 
 
-def _check_graph(data: bytes, form: Form, path: Path) -> None:
+def _check_graph(data: bytes, architecture: Architecture, path: Path) -> None:
     """Raise unless a graph is the one that is traced here, apart from what names the version of TensorFlow."""
     if len(data) > MARGIN:
         raise UnreadableArtefact(f"{path / _GRAPH_FILE}: has {len(data)} bytes, expected at most {MARGIN}")
@@ -224,7 +210,7 @@ def _check_graph(data: bytes, form: Form, path: Path) -> None:
         graph = SavedModel.FromString(data)
     except DecodeError as error:
         raise UnreadableArtefact(f"{path}: cannot be read as a SavedModel ({error}): convert the agent again") from None
-    expected = SavedModel.FromString(_build_template(form).graph)
+    expected = SavedModel.FromString(_build_template(architecture).graph)
     # Not by comparing messages: what this version of TensorFlow does not know is kept in the bytes alone.
     found, wanted = (_without_versions(each).SerializeToString(deterministic=True) for each in (graph, expected))
     if found == wanted:
@@ -269,16 +255,16 @@ def _write_variables(prefix: Path, variables: Mapping[str, Float32], object_grap
 
 
 @lru_cache(maxsize=64)
-def _find_data_template(form: Form) -> Template:
+def _find_data_template(architecture: Architecture) -> Template:
     """Return the template of the file of variables."""
-    shapes = {key: array.shape for key, array in _variables_from_network(make_zeros(form)).items()}
-    return make_template(lambda variables: _serialize_variables(variables, form)[1], shapes)
+    shapes = {key: array.shape for key, array in _variables_from_network(make_zeros(architecture)).items()}
+    return make_template(lambda variables: _serialize_variables(variables, architecture)[1], shapes)
 
 
-def _serialize_variables(variables: Mapping[str, Float32], form: Form) -> tuple[bytes, bytes]:
+def _serialize_variables(variables: Mapping[str, Float32], architecture: Architecture) -> tuple[bytes, bytes]:
     """Return what TensorFlow writes of these variables: the index and the data."""
     with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder:
-        _write_variables(Path(folder, "variables"), variables, _build_template(form).object_graph)
+        _write_variables(Path(folder, "variables"), variables, _build_template(architecture).object_graph)
         index, data = (Path(folder, Path(name).name).read_bytes() for name in _VARIABLE_FILES)
     return index, data
 

@@ -12,15 +12,16 @@ from pathlib import Path
 import torch
 from torch.export import ExportedProgram
 
-from convert.agents.agent import Agent, HeadSpec, describe_head
-from convert.agents.network import FRAMES, HEIGHT, WIDTH, Network
+from convert.agents.agent import Agent
+from convert.agents.architecture import Architecture, erase_support
+from convert.agents.network import Network, make_zeros
 from convert.errors import UnreadableArtefact
 from convert.files import torch_files
 from convert.files.disk import check_names, read_file, read_files
 from convert.files.torch_files import Tensor
 from convert.formats import torch_programs
-from convert.formats.flat_names import NAMES, from_named, to_named
-from convert.formats.templates import largest_file, make_zeros, nature_form
+from convert.formats.flat_names import from_named, list_names, to_named
+from convert.formats.templates import largest_file
 from convert.networks.torch import load_module
 
 PATH = "torch"
@@ -38,7 +39,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the state dict and the exported program."""
     path.mkdir()
     _write_state_dict(network, path)
-    program = torch_programs.build_program(_export_program(describe_head(network)), to_named(network))
+    program = torch_programs.build_program(_export_program(erase_support(network.architecture)), to_named(network))
     (path / PROGRAM_NAME).write_bytes(program)
 
 
@@ -61,13 +62,14 @@ def read_state_dict(path: Path, agent: Agent) -> Network:
         UnreadableArtefact: it is damaged, wants to run code, or is of another network.
     """
     file = path / STATE_DICT_NAME
-    data = read_file(file, largest_file(agent.head))
+    data = read_file(file, largest_file(agent.architecture))
     try:
         state = torch_files.read(data)
         if isinstance(state, dict):
             # Of other names nothing is unpacked: any number of tensors may share a storage.
-            known = {name: _to_numpy(value) if name in NAMES else value for name, value in state.items()}
-            return from_named({str(name): value for name, value in known.items()})
+            names = list_names(agent.architecture)
+            known = {name: _to_numpy(value) if name in names else value for name, value in state.items()}
+            return from_named({str(name): value for name, value in known.items()}, agent.architecture)
     except (ValueError, TypeError) as error:
         raise UnreadableArtefact(f"{file}: {error}: convert the agent again") from error
     raise UnreadableArtefact(f"{file}: holds a {type(state).__name__}, expected a state dict: convert the agent again")
@@ -87,9 +89,9 @@ def _to_state_dict(network: Network) -> dict[str, torch.Tensor]:
 
 
 def _check_program(path: Path, network: Network, agent: Agent) -> None:
-    data = read_file(path, largest_file(agent.head))
+    data = read_file(path, largest_file(agent.architecture))
     try:
-        torch_programs.check_program(data, _export_program(agent.head), to_named(network))
+        torch_programs.check_program(data, _export_program(erase_support(agent.architecture)), to_named(network))
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         reason = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UnreadableArtefact(
@@ -103,11 +105,12 @@ def _to_numpy(value: object) -> object:
 
 
 @lru_cache(maxsize=64)
-def _export_program(head: HeadSpec) -> torch_programs.Program:
-    """Export the network of a head, once in a process: a second, and the same for each agent but for its weights."""
-    module = load_module(head, _to_state_dict(make_zeros(nature_form(head.actions, head.atoms))))
+def _export_program(architecture: Architecture) -> torch_programs.Program:
+    """Export an architecture, once in a process: a second, and the same for each agent but for its weights."""
+    module = load_module(architecture, _to_state_dict(make_zeros(architecture)))
+    frames, size = architecture.observation.frames, architecture.observation.size
     # Two observations, because torch.export takes a size of one for fixed.
-    observation = torch.zeros((2, FRAMES, HEIGHT, WIDTH), dtype=torch.uint8)
+    observation = torch.zeros((2, frames, size, size), dtype=torch.uint8)
     program = torch.export.export(module, (observation,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     exported, example = io.BytesIO(), io.BytesIO()
     torch.export.save(program, exported)

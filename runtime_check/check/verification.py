@@ -10,18 +10,20 @@ from pathlib import Path
 import numpy as np
 
 from convert import __version__
-from convert.agents.agent import RECORD_NAME, Artifact, HeadSpec, Record, Tensor
-from convert.agents.network import CategoricalHead, Float32, Network
+from convert.agents.agent import RECORD_NAME, Artifact, Record, Tensor
+from convert.agents.architecture import Architecture, Conv, Head, Observation, describe, erase_support
+from convert.agents.network import SUPPORT, Float32, Network, name_array
 from convert.agents.record import read_record
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError
-from convert.store.publication import find_strangers
+from convert.store.local import find_strangers
 from convert.targets import describe_tensors, find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.sources import Sources, find_change
 from runtime_check.compare import Tolerance, scale_of
-from runtime_check.oracle import Float64, Oracle
+from runtime_check.oracle import Conv as JudgedConv
+from runtime_check.oracle import Dense, Float64, Oracle
 from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS, find_actions, read_rom
 from runtime_check.replay import Plan
@@ -137,7 +139,7 @@ def find_file_faults(folder: Path, record: Record, target: str) -> list[str]:
     artifact = record.artifacts[target]
     return [
         *find_changes(folder, target, artifact),
-        *find_tensor_faults(target, artifact, record.agent.head),
+        *find_tensor_faults(target, artifact, record.agent.architecture),
         *find_version_faults(target, artifact),
     ]
 
@@ -212,21 +214,36 @@ def find_weight_faults(network: Network | None, oracle: Oracle) -> list[str]:
     """Return which weights are not, bit for bit, the checkpoint's; nothing where weights are rounded (None)."""
     if network is None:
         return []
-    support = network.head.support if isinstance(network.head, CategoricalHead) else None
-    convs = zip(network.convs, oracle.convs, strict=True)
-    layers = [
-        *((f"convolution {number}", *pair) for number, pair in enumerate(convs, 1)),
-        ("hidden", network.hidden, oracle.hidden[0]),
-        ("head", network.head.dense, oracle.head.dense),
-    ]
-    pairs = [
-        (f"{layer} {name}", getattr(found, name), getattr(expected, name))
-        for layer, found, expected in layers
-        for name in ("kernel", "bias")
-    ]
-    pairs.append(("support", support, oracle.support))
-    different = [name for name, found, expected in pairs if not _is_same(found, expected)]
+    expected = list_arrays(oracle)
+    names = {**network.arrays, **expected}
+    different = [name_array(name) for name in names if not _is_same(network.arrays.get(name), expected.get(name))]
     return [f"other weights than the checkpoint's: {', '.join(different)}"] if different else []
+
+
+def list_arrays(oracle: Oracle) -> dict[str, Float64]:
+    """Return the arrays of a checkpoint by the names of a network's."""
+    layers: dict[str, Dense | JudgedConv] = {f"convs.{index}": conv for index, conv in enumerate(oracle.convs)}
+    architecture = to_architecture(oracle)
+    layers |= dict(zip(architecture.hidden_layers, oracle.hidden, strict=True))
+    heads = [oracle.head.dense, *([oracle.head.value] if oracle.head.value else [])]
+    layers |= dict(zip(architecture.head.layers, heads, strict=True))
+    arrays: dict[str, Float64] = {}
+    for name, layer in layers.items():
+        arrays |= {f"{name}.kernel": layer.kernel, f"{name}.bias": layer.bias}
+    return arrays if oracle.support is None else arrays | {SUPPORT: oracle.support}
+
+
+def to_architecture(oracle: Oracle) -> Architecture:
+    """Return the architecture of a checkpoint as the record tells it."""
+    observation, head = oracle.observation, oracle.head
+    support = None if head.support is None else tuple(head.support.tolist())
+    quantiles = head.size if head.kind == "quantile" else None
+    return Architecture(
+        Observation(observation.frames, observation.height, int(observation.scale)),
+        tuple(Conv(len(conv.kernel), conv.kernel.shape[-1], conv.stride, conv.padding) for conv in oracle.convs),
+        tuple(len(layer.bias) for layer in oracle.hidden),
+        Head(head.kind, head.actions, support, quantiles, head.streams),
+    )
 
 
 def _is_same(found: Float32 | None, expected: Float64 | None) -> bool:
@@ -235,9 +252,9 @@ def _is_same(found: Float32 | None, expected: Float64 | None) -> bool:
     return found.shape == expected.shape and found.tobytes() == expected.astype(np.float32).tobytes()
 
 
-def find_tensor_faults(target: str, artifact: Artifact, head: HeadSpec) -> list[str]:
+def find_tensor_faults(target: str, artifact: Artifact, architecture: Architecture) -> list[str]:
     """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own."""
-    inputs, outputs = describe_tensors(find_target(target), head)
+    inputs, outputs = describe_tensors(find_target(target), architecture)
     pairs = (("inputs", artifact.inputs, inputs), ("outputs", artifact.outputs, outputs))
     return [
         f"agent.json: {name} of {target} are {_format_tensors(found)}, expected {_format_tensors(expected)}: "
@@ -258,14 +275,12 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle, plan: Plan)
         CheckError: the head fits no action set of the game.
         RomUnavailable: there is no such game or ROM.
     """
-    agent, head = record.agent, record.agent.head
+    agent = record.agent
     faults = find_strange_files(folder, folder / RECORD_NAME)
-    found = (head.kind, head.actions)
-    expected = ("q" if oracle.support is None else "categorical", oracle.actions)
-    if found != expected:
-        faults.append(f"agent.json: the head's kind and actions are {found}, the checkpoint's {expected}")
-    support = None if head.support is None else np.array(head.support)
-    if (support is None) != (oracle.support is None) or not np.array_equal(support, oracle.support):  # type: ignore[arg-type]
+    found, expected = agent.architecture, to_architecture(oracle)
+    if erase_support(found) != erase_support(expected):
+        faults.append(f"agent.json: the network is {describe(found)}, the checkpoint's {describe(expected)}")
+    elif found != expected:
         faults.append("agent.json: the support is not the checkpoint's")
     meanings = find_actions(plan.game, oracle.actions, plan.protocol.action_set)
     if agent.action_meanings != meanings:

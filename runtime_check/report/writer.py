@@ -27,8 +27,8 @@ import numpy as np
 from markupsafe import Markup
 
 from convert import __version__
-from convert.console.signals import hold_signals
 from convert.errors import UnwritableOutput
+from convert.signals import hold_signals
 from runtime_check.check.options import Options
 from runtime_check.check.results import AgentResult
 from runtime_check.replay import EpisodeLog

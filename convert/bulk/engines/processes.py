@@ -1,8 +1,8 @@
-"""Worker processes of this computer. Each loads the frameworks once, and converts one job at a time.
+"""Worker processes on this computer. Each loads the frameworks once, and converts one job at a time.
 
-A worker is a fresh process (spawned, for frameworks do not survive a fork) at the end of a pipe, in which its next job
-waits. That a worker has died is seen at its pipe, with the job that it had, which gets a second try in a new worker. A
-worker whose run was killed sees that at its pipe too, and ends.
+A worker is spawned, since frameworks do not survive a fork, and reads its jobs from a pipe, where the next one waits
+already. When a worker dies, its pipe closes, and the job that it had gets a second try in a new worker. When the run is
+killed, the pipe closes too, and the worker ends.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from typing import Any
 
 from convert.bulk.run import Engine, Outcome, Work, convert_job
 from convert.bulk.selection import Job
-from convert.console.signals import hold_signals
 from convert.errors import WorkerDied
 from convert.pipeline import load_frameworks
+from convert.signals import hold_signals
 
 # Every job takes and frees the same large buffers. Memory that goes back to the system in between costs page faults
 # when it is taken again: 12 ms for an inflated checkpoint of 9 MB. Other C libraries than glibc ignore these.
 MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**30)}
 _TRIES = 2
 _PATIENCE = 10.0  # seconds until a worker that was asked to end is ended
-_DEATHS_IN_A_ROW = 10  # then it is not the jobs
+_DEATHS_IN_A_ROW = 10  # then the jobs are not the reason
 _JOBS_AT_ONCE = 2  # one in work, one in the pipe
 
 
@@ -69,7 +69,7 @@ def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, Non
         while busy := [worker for worker in pool.workers if worker.jobs]:
             ready = wait([worker.pipe for worker in busy])
             outcomes = [_receive(pool, worker, again) for worker in busy if worker.pipe in ready]
-            # Before anybody looks at the outcomes, for a worker should not wait for them.
+            # Before the outcomes are yielded: no worker should wait until they are handled.
             _hand_out(pool, workers, waiting, again)
             yield from (outcome for outcome in outcomes if outcome)
     finally:
@@ -77,7 +77,7 @@ def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, Non
 
 
 def _hand_out(pool: _Pool, workers: int, waiting: Iterator[Job], again: list[Job]) -> None:
-    """Give jobs to the workers, the idlest first, and new ones where there are fewer than ``workers`` and all work."""
+    """Give jobs to the workers, the idlest first. Start one if none is idle and there are fewer than ``workers``."""
     while True:
         idlest = min(pool.workers, key=lambda worker: len(worker.jobs), default=None)
         has_room = len(pool.workers) < workers
@@ -94,7 +94,7 @@ def _hand_out(pool: _Pool, workers: int, waiting: Iterator[Job], again: list[Job
 
 def _send(worker: _Worker, job: Job) -> None:
     worker.jobs.append(job)
-    with suppress(OSError):  # it has died, which its pipe will tell
+    with suppress(OSError):  # it has died, as `_receive` will find
         worker.pipe.send(job)
 
 
@@ -104,20 +104,21 @@ def _start(work: Work) -> _Worker:
     context = get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_serve, args=(theirs, work), daemon=True)
-    with _deaf_to_interrupts():
+    with _block_interrupts():
         process.start()
     theirs.close()
     return _Worker(process, ours)
 
 
 @contextmanager
-def _deaf_to_interrupts() -> Iterator[None]:
-    """Start processes that do not hear Ctrl-C, which reaches every one: the first decides, the others would print.
+def _block_interrupts() -> Iterator[None]:
+    """Block Ctrl-C in processes that are started within the block.
 
-    They inherit that the signal is blocked. Here it waits until they are started, for a process that is half started
-    would print as well.
+    A terminal sends it to every process, but only the first is to act on it; the others would print a traceback. They
+    inherit the signal mask. Here the signal waits until they are started, since one that is half started would print
+    a traceback too.
     """
-    resource_tracker.ensure_running()  # its own start, which a first process brings, would let the signal through
+    resource_tracker.ensure_running()  # with the first process it would start too late, and unblock the signal
     with hold_signals(signal.SIGINT, signal.SIGTERM):
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
@@ -127,40 +128,42 @@ def _deaf_to_interrupts() -> Iterator[None]:
 
 
 def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
-    """Return a worker's outcome; None where the worker has died, and its jobs go to ``again`` for another try."""
+    """Return a worker's outcome. Return None if the worker has died; then its jobs go to ``again`` for another try."""
     try:
         outcome: Outcome = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join()
         pool.workers.remove(worker)
         job = worker.jobs.popleft()
-        again += worker.jobs  # they were not begun
-        return _bury(pool, job, worker.process.exitcode, again)
+        again += worker.jobs  # these were not started
+        return _record_death(pool, job, worker.process.exitcode, again)
     worker.jobs.popleft()
     pool.deaths_in_a_row = 0
     return outcome
 
 
-def _bury(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> Outcome | None:
+def _record_death(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> Outcome | None:
     pool.deaths_in_a_row += 1
     pool.deaths[job.folder] = pool.deaths.get(job.folder, 0) + 1
     if pool.deaths_in_a_row >= _DEATHS_IN_A_ROW:
-        raise WorkerDied(f"{pool.deaths_in_a_row} workers died one after another, the last {_describe(code)}: stopped")
+        raise WorkerDied(
+            f"{pool.deaths_in_a_row} workers died one after another, the last {_format_death(code)}: stopped"
+        )
     if pool.deaths[job.folder] < _TRIES:
         again.append(job)
         return None
-    reason = f"its worker died {_TRIES} times, the last time {_describe(code)}: try fewer --jobs if memory is short"
+    reason = f"its worker died {_TRIES} times, the last time {_format_death(code)}: try fewer --jobs if memory is short"
     return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
 
 
-def _describe(code: int | None) -> str:
+def _format_death(code: int | None) -> str:
     if code is None or code >= 0:
         return f"with exit code {code}"
     return f"by {signal.Signals(-code).name}"
 
 
 def _end(pool: _Pool) -> None:
-    """End the workers: the idle ones see their pipe closed, the others drop what they stage, and are gone at once."""
+    """End the workers. Idle ones end when their pipe closes, the others drop what they have staged and exit at once."""
     for worker in pool.workers:
         worker.pipe.close()
         if worker.jobs:
@@ -173,21 +176,21 @@ def _end(pool: _Pool) -> None:
 
 
 def _serve(pipe: Connection, work: Work) -> None:
-    """Convert what comes through the pipe until it is closed: a worker's whole life."""
-    # Converting computes nothing: a GPU would only be occupied.
+    """Convert the jobs from a pipe until it is closed. This is a worker's main function."""
+    # Converting computes nothing, and frameworks would occupy the GPU.
     os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
-    with suppress(Exception):  # the first job will tell
+    with suppress(Exception):  # the first job will report it
         load_frameworks(work.targets)
-    signal.signal(signal.SIGTERM, _leave)  # not before: an exception out of a half-made framework aborts with noise
+    signal.signal(signal.SIGTERM, _leave)  # not before: an exception out of a half-loaded framework aborts the process
     try:
         while True:
             pipe.send(convert_job(work, pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run is over, or was killed, and so is this worker
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run has ended or was killed
 
 
 def _leave(*_: Any) -> None:
-    """Leave once, and without a word where the exception comes out of a finaliser, which Python would print."""
+    """Exit once. Print nothing where the exception is raised within a finaliser, which Python would report."""
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     sys.unraisablehook = lambda _: None
     sys.exit(128 + signal.SIGTERM)

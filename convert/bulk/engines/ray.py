@@ -1,4 +1,4 @@
-"""A Ray cluster. Each task converts one job; Ray gives the tasks of a worker or node that is lost to another."""
+"""A Ray cluster. Each task converts one job. If a worker or node is lost, Ray gives its tasks to another."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def make_engine(address: str | None, workers: int) -> Engine:
 
 
 def _check_reachable(address: str) -> None:
-    """Try the address once, for Ray tries on for minutes. Forms without a port, such as ``auto``, are Ray's own."""
+    """Try the address once, since Ray would retry for minutes. Without a port, as in ``auto``, leave it to Ray."""
     host, _, port = address.rpartition("://")[2].rpartition(":")
     if not (host and port.isdecimal()):
         return
@@ -63,7 +63,7 @@ def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> G
             logging_level=logging.ERROR,
         )
     except (ConnectionError, RuntimeError, ValueError) as error:
-        raise WorkerDied(f"Ray cluster {address or 'of this computer'}: {storage.describe(error)}") from error
+        raise WorkerDied(f"Ray cluster {address or 'of this computer'}: {storage.format_error(error)}") from error
     try:
         yield from _run_tasks(work, iter(jobs))
     finally:
@@ -76,7 +76,7 @@ def _run_tasks(work: Work, waiting: Iterator[Job]) -> Iterator[Outcome]:
     running: dict[Any, Job] = {}
     while True:
         room = max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 1))) - len(running)
-        running |= {task.remote(shared, _anywhere(job)): job for job in islice(waiting, max(0, room))}
+        running |= {task.remote(shared, _to_absolute(job)): job for job in islice(waiting, max(0, room))}
         if not running:
             return
         done, _ = ray.wait(list(running))
@@ -88,12 +88,12 @@ def _fetch(reference: Any, job: Job) -> Outcome:
     try:
         outcome: Outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
-        reason = f"Ray lost it {_RETRIES + 1} times ({type(error).__name__}: {storage.describe(error)[:200]})"
+        reason = f"Ray lost it {_RETRIES + 1} times ({type(error).__name__}: {storage.format_error(error)[:200]})"
         return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
     return dataclasses.replace(outcome, job=job)
 
 
-def _anywhere(job: Job) -> Job:
-    """Return a job whose paths mean the same in every working folder."""
+def _to_absolute(job: Job) -> Job:
+    """Return a job with absolute paths, which mean the same in every working folder."""
     source = job.source if storage.is_url(job.source) else os.path.abspath(job.source)
     return dataclasses.replace(job, source=source, out=job.out if storage.is_url(job.out) else os.path.abspath(job.out))

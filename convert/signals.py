@@ -1,4 +1,4 @@
-"""Signals that wait, for what must not be cut in two."""
+"""Ctrl-C and SIGTERM: stop a command once, and never in the middle of what must be completed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_QUIET = 15.0  # seconds after a signal in which further ones are ignored: cleaning up takes no longer
+_QUIET = 15.0  # seconds for which further signals are ignored: the cleanup takes no longer
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Raise KeyboardInterrupt with the signal's number on Ctrl-C and on SIGTERM, and only once while that is heeded.
+    """Raise KeyboardInterrupt with the signal's number on Ctrl-C and on SIGTERM, and then ignore both for a while.
 
-    A second Ctrl-C, from a person in a hurry or from a CI that stops a job, must not disturb the cleaning up.
+    A second Ctrl-C, from an impatient user or from a CI that stops a job, must not interrupt the cleanup.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -31,7 +31,7 @@ def stop_on_signals() -> Iterator[None]:
     handlers = {}
     try:
         for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) != signal.SIG_IGN:  # a shell's job in the background is not for Ctrl-C
+            if signal.getsignal(number) != signal.SIG_IGN:  # as for a shell's background job
                 handlers[number] = signal.signal(number, stop)
         yield
     except KeyboardInterrupt:
@@ -46,10 +46,10 @@ def stop_on_signals() -> Iterator[None]:
 
 @contextmanager
 def hold_signals(*numbers: signal.Signals) -> Iterator[None]:
-    """Let signals wait until the end of the block, and then come.
+    """Hold signals back until the end of the block.
 
-    Not by a mask, which is one thread's own: another thread would take the signal, and its handler run all the same.
-    Handlers run in the main thread alone, so that elsewhere there is nothing to hold.
+    A signal mask would not do: it belongs to one thread, and another thread would receive the signal. Handlers run in
+    the main thread only, so other threads have nothing to hold back.
     """
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -1,0 +1,100 @@
+"""Imports run downwards: the floors of `convert`, and who may not know whom."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# The ground first. Each module or folder of `convert` stands on one floor, and imports from its own floor and below.
+FLOORS = (
+    ("errors", "names", "signals"),
+    ("files",),
+    ("agents",),
+    ("frameworks",),
+    ("formats", "networks"),
+    ("targets", "runtimes"),
+    ("artefacts",),
+    ("store",),
+    ("sources",),
+    ("pipeline", "loading"),
+    ("bulk",),
+    ("back",),
+    ("console",),
+    ("printing",),
+    ("cli",),
+    ("__init__", "__main__"),
+)
+HEIGHTS = {room: height for height, rooms in enumerate(FLOORS) for room in rooms}
+GROUND = "convert.__version__"  # which stands in `convert/__init__.py`
+
+# Imports that still run upwards. This list may only shrink.
+UPWARD = {
+    ("convert/targets/checkpoint.py", "convert.sources.atari_agents"),
+}
+
+# The judge shares no code with the judged.
+JUDGE = ("oracle.py", "compare.py", "tally.py", "originals")
+
+
+def find_imports(path: Path) -> set[str]:
+    """Return the modules and names that a file imports, those within functions and for type checkers too."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, f"{path}:{node.lineno}: a relative import, expected an absolute one"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def find_files(place: str) -> list[Path]:
+    path = ROOT / place
+    return sorted(path.rglob("*.py")) if path.is_dir() else [path]
+
+
+def find_room(module: str) -> str:
+    """Return the module or folder of `convert` that a dotted name stands in; the package itself where it names none."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in HEIGHTS else "__init__"
+
+
+def test_every_room_has_a_floor():
+    entries = (ROOT / "convert").iterdir()
+    rooms = {path.stem for path in entries if path.suffix == ".py" or (path / "__init__.py").exists()}
+    assert not rooms - HEIGHTS.keys()
+
+
+def test_imports_of_convert_run_downwards():
+    upward = set()
+    for path in find_files("convert"):
+        room = path.relative_to(ROOT / "convert").parts[0].removesuffix(".py")
+        for name in find_imports(path) - {GROUND}:
+            if name.split(".")[0] == "convert" and HEIGHTS[find_room(name)] > HEIGHTS[room]:
+                upward.add((path.relative_to(ROOT).as_posix(), name))
+    assert upward == UPWARD
+
+
+def test_convert_knows_nothing_of_its_check():
+    for path in find_files("convert"):
+        assert not [name for name in find_imports(path) if name.split(".")[0] == "runtime_check"], path
+
+
+@pytest.mark.parametrize("place", JUDGE)
+def test_the_judge_shares_no_code_with_the_judged(place):
+    files = find_files(f"runtime_check/{place}")
+    assert files
+    for path in files:
+        assert not [name for name in find_imports(path) if name.split(".")[0] == "convert"], path
+
+
+@pytest.mark.parametrize("room", sorted(HEIGHTS.keys() - {"__init__", "__main__"}))
+def test_contributing_says_what_belongs_in_every_room(room):
+    name = f"{room}/" if (ROOT / "convert" / room).is_dir() else f"{room}.py"
+    assert f"`{name}`" in (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("### Where things are")[2]
+    assert importlib.import_module(f"convert.{room}").__doc__
