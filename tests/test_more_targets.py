@@ -217,7 +217,7 @@ def test_a_litert_model_of_somebody_else_is_refused(tmp_path):
     with pytest.raises(
         UnreadableArtefact, match=r"not a LiteRT model of such an agent \(has the inputs .*, expected observation"
     ):
-        litert.read_network(tmp_path / "model.tflite", make_architecture(6))
+        litert.read_network(tmp_path / "model.tflite", make_architecture(6), "float32")
 
 
 class Evil:
@@ -365,7 +365,8 @@ def test_rounded_weights_are_close_and_cannot_be_read_back(written, source, targ
         convert.read_agent(folder, target)
     other = to_network(make_state(6 if source == PONG else 4, None if source == PONG else 51))
     assert "hidden.kernel is off by" in " ".join(litert.find_losses(folder / find_target(target).path, other))
-    network = litert.read_network(folder / find_target(target).path, convert.read_record(folder).agent.head)[0]
+    architecture, precision = convert.read_record(folder).agent.architecture, target.removeprefix("litert-")
+    network = litert.read_network(folder / find_target(target).path, architecture, precision)[0]
     head = convert.read_checkpoint(source).arrays["head.kernel"]
     assert np.array_equal(network.arrays["head.kernel"], head) == (target == "litert-int8")
 

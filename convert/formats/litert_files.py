@@ -8,6 +8,7 @@ the shapes of all that they compute have to be those of such an agent; and a new
 from __future__ import annotations
 
 import math
+import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ _MOST_OPERATORS = 50
 _LARGEST_SIZE = 2**16  # of an axis
 _LARGEST_TENSOR = 2**24  # values
 _IDENTIFIER = b"TFL3"
+_TEXT = re.compile(r"[\w:;/.-]{0,400}", re.ASCII)
 _ALIGNMENT = 16  # bytes, as the schema wants it of constants
 
 _SMALLEST_STEP = 1e-30
@@ -84,10 +86,16 @@ _OPTIONS: dict[str, tuple[int, Any, Any]] = {
 }
 
 
-def rebuild(data: bytes, architecture: Architecture) -> bytes:
+def rebuild(data: bytes, architecture: Architecture, precision: str) -> bytes:
     """Return a file that holds what was looked up of a file of TensorFlow's converter or of ours, and nothing else.
 
-    Of a file that this function made it makes the same again.
+    Of a file that this function made it makes the same again. All but the weights has one form: whatever a file of
+    float32 or float16 weights computes is told by its weights. In int8 the rounding of what is computed is the file's.
+
+    Args:
+        data: the file.
+        architecture: the agent's.
+        precision: of the weights: ``float32``, ``float16`` or ``int8``.
 
     Raises:
         ValueError: it is no LiteRT file of such an agent; an operator that no agent needs is named.
@@ -96,7 +104,7 @@ def rebuild(data: bytes, architecture: Architecture) -> bytes:
         raise ValueError(f"has {data[4:8]!r} where a LiteRT file has {_IDENTIFIER!r}")
     try:
         model = _read_model(data)
-        _check_graph(model, architecture)
+        _check_graph(model, architecture, precision)
     except (struct.error, IndexError, KeyError, TypeError, AttributeError, OverflowError) as error:
         raise ValueError(f"damaged ({type(error).__name__}: {show(str(error))})") from error
     builder = flatbuffers.Builder(len(data) + 2**16)
@@ -141,7 +149,9 @@ def _read_model(data: bytes) -> Any:
     # Buffers may lie in one place, and would each become a copy.
     if sum(buffer.DataLength() for buffer in buffers) > len(data):
         raise ValueError("has buffers of more bytes than the file holds")
-    model.buffers = [_read_buffer(buffer) for buffer in buffers]
+    # What TensorFlow notes of itself stands in buffers that no tensor names.
+    named = {tensor.buffer for tensor in model.subgraphs[0].tensors}
+    model.buffers = [_read_buffer(each) if index in named else _Buffer() for index, each in enumerate(buffers)]
     model.signatureDefs = [_read_signature(found.SignatureDefs(i)) for i in _range(found.SignatureDefsLength(), 1)]
     return model
 
@@ -177,7 +187,9 @@ def _read_numbers(length: Callable[[], int], number: Callable[[int], Any], most:
 
 def _read_text(text: bytes | None) -> str:
     shown = (text or b"").decode("utf-8", "replace")
-    return shown if len(shown) <= 1000 else ""
+    if not _TEXT.fullmatch(shown):
+        raise ValueError(f"has the name {show(shown)}, expected one such as TensorFlow gives")
+    return shown
 
 
 def _read_tensor(found: Any) -> Any:
@@ -249,10 +261,15 @@ def _read_name(found: Any) -> Any:
 
 @dataclass(frozen=True)
 class _Constant:
-    """A constant that an operator takes: the shapes that it may have, None if it may be left out, and its content."""
+    """A constant that an operator takes.
+
+    shapes: those that it may have, None if it may be left out. numbers: its content as integers. number: its only
+    value, in the float type that the file has it in. Where neither is given, it is a weight.
+    """
 
     shapes: tuple[tuple[int, ...] | None, ...]
     numbers: tuple[int, ...] | None = None
+    number: np.float32 | None = None
 
 
 @dataclass(frozen=True)
@@ -269,13 +286,16 @@ class _Step:
     options: Mapping[str, float] = field(default_factory=dict)
 
 
-def _check_graph(model: Any, architecture: Architecture) -> None:
-    """Raise unless a model computes what such an agent does, in its order, from what is there."""
+def _check_graph(model: Any, architecture: Architecture, precision: str) -> None:
+    """Raise unless a model computes what such an agent does, in its order, from what is there, and holds no more."""
     graph = model.subgraphs[0]
     for tensor in graph.tensors:
         _check_tensor(tensor, model.buffers)
+        if tensor.quantization is not None and precision != "int8":
+            raise ValueError(f"has a tensor {show(tensor.name)} that is rounded, among {precision} weights")
+    _check_all_used(model, graph)
     _check_ends(model, graph, architecture)
-    computed, sources = _follow(model, graph)
+    computed, sources = _follow(model, graph, precision)
     expected = list(_list_steps(architecture))
     found = [_format_step(name, [graph.tensors[index].shape for index in each.outputs]) for name, each in computed]
     wanted = [_format_step(step.name, step.gives.values()) for step in expected]
@@ -294,7 +314,7 @@ def _format_step(name: str, shapes: Iterable[Any]) -> str:
     return name + "".join(str(list(map(int, shape))) for shape in shapes)
 
 
-def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, int]]:
+def _follow(model: Any, graph: Any, precision: str) -> tuple[list[tuple[str, Any]], dict[int, int]]:
     """Return the operators that compute something, and for each tensor that only rounds another one that other one."""
     known = {index for index, tensor in enumerate(graph.tensors) if _is_constant(tensor, model.buffers)}
     known |= {-1, *graph.inputs}  # -1 stands for an input that is left out, such as a bias of zeros
@@ -315,11 +335,24 @@ def _follow(model: Any, graph: Any) -> tuple[list[tuple[str, Any]], dict[int, in
             computed.append((name, operator))
             continue
         (output,) = operator.outputs
+        is_weight = _is_constant(graph.tensors[operator.inputs[0]], model.buffers)
+        if precision == "float32" or (precision == "float16" and not is_weight):
+            raise ValueError(f"has a {name}, which no agent of {precision} weights needs")
         source, rounded = graph.tensors[operator.inputs[0]], graph.tensors[output]
         if list(rounded.shape) != list(source.shape) or (source.type, rounded.type) not in _ROUNDED_TYPES[name]:
             raise ValueError(f"has a {name} that changes a shape, or has other types")
         sources[output] = sources.get(operator.inputs[0], operator.inputs[0])
     return computed, sources
+
+
+def _check_all_used(model: Any, graph: Any) -> None:
+    """Raise where a file holds more than its operators take: it would be a place for anything."""
+    used = {index for operator in graph.operators for index in (*operator.inputs, *operator.outputs)}
+    if unused := set(range(len(graph.tensors))) - used:
+        raise ValueError(f"has a tensor {show(graph.tensors[min(unused)].name)} that nothing computes with")
+    codes = {operator.opcodeIndex for operator in graph.operators}
+    if codes != set(range(len(model.operatorCodes))):
+        raise ValueError("names operators that nothing uses")
 
 
 def _find_tensor(model: Any, sources: Mapping[int, int], index: int) -> tuple[Any, bytes] | None:
@@ -357,6 +390,11 @@ def _check_constant(expected: _Constant, operator: str, found: tuple[Any, bytes]
     shape = None if found is None else tuple(found[0].shape)
     if shape not in expected.shapes:
         raise ValueError(f"has a {operator} with a constant of shape {shape}, expected {expected.shapes[0]}")
+    if expected.number is not None and found is not None:
+        tensor, content = found
+        dtype = np.dtype("<f2" if tensor.type == schema.TensorType.FLOAT16 else "<f4")
+        if content != np.float32(expected.number).astype(dtype).tobytes():
+            raise ValueError(f"has a {operator} by {np.frombuffer(content, dtype)[:1]}, expected {expected.number}")
     if expected.numbers is not None and found is not None:
         tensor, content = found
         numbers = struct.unpack(f"<{len(content) // 4}i", content) if tensor.type == schema.TensorType.INT32 else None
@@ -412,7 +450,8 @@ def _check_rounding(tensor: Any) -> None:
 
 
 def _is_constant(tensor: Any, buffers: list[Any]) -> bool:
-    return 0 <= tensor.buffer < len(buffers) and buffers[tensor.buffer].data is not None
+    # The first buffer is empty in every file, and stands for none.
+    return 0 < tensor.buffer < len(buffers) and buffers[tensor.buffer].data is not None
 
 
 def _check_ends(model: Any, graph: Any, architecture: Architecture) -> None:
@@ -450,7 +489,8 @@ def _list_steps(architecture: Architecture) -> Iterator[_Step]:
     plane = [1, observation.size, observation.size, observation.frames]
     yield _Step("CAST", ("observation",), {"features": plane})
     if observation.scale != 1:
-        yield _Step("MUL", ("features", _Constant(_SCALAR)), {"features": plane}, _RELU)
+        reciprocal = np.float32(1) / np.float32(observation.scale)  # what the converter multiplies by
+        yield _Step("MUL", ("features", _Constant(_SCALAR, None, reciprocal)), {"features": plane}, _RELU)
     for index, (conv, side) in enumerate(zip(architecture.convs, sides_of(architecture), strict=True)):
         same = is_same_padding(conv, plane[1])
         if any(conv.padding) and not same:

@@ -66,13 +66,13 @@ def restore_biases(data: bytes, network: Network) -> bytes:
     return bytes(changed)
 
 
-def read_network(path: Path, architecture: Architecture) -> tuple[Network, Mapping[str, Float32]]:
+def read_network(path: Path, architecture: Architecture, precision: str) -> tuple[Network, Mapping[str, Float32]]:
     """Return the network that a file holds, as float32, and the largest rounding error of each of its `arrays`.
 
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
-    data = rebuild(path, architecture)
+    data = rebuild(path, architecture, precision)
     try:
         weights, support = _read_weights(data, architecture)
         return _to_network(weights, support, architecture), _to_rounding(weights, support, architecture)
@@ -80,7 +80,7 @@ def read_network(path: Path, architecture: Architecture) -> tuple[Network, Mappi
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error})") from error
 
 
-def rebuild(path: Path, architecture: Architecture) -> bytes:
+def rebuild(path: Path, architecture: Architecture, precision: str) -> bytes:
     """Return a file anew, from what was looked at, which is all there is.
 
     Raises:
@@ -88,7 +88,7 @@ def rebuild(path: Path, architecture: Architecture) -> bytes:
     """
     data = read_file(path, largest_file(architecture))
     try:
-        rebuilt = litert_files.rebuild(data, architecture)
+        rebuilt = litert_files.rebuild(data, architecture, precision)
     except ValueError as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error}): convert it again") from error
     if rebuilt != data:
@@ -96,9 +96,9 @@ def rebuild(path: Path, architecture: Architecture) -> bytes:
     return rebuilt
 
 
-def find_losses(path: Path, network: Network) -> list[str]:
+def find_losses(path: Path, network: Network, precision: str) -> list[str]:
     """Return the weights that are further from the network's than the file's own rounding explains."""
-    found, rounding = read_network(path, network.architecture)
+    found, rounding = read_network(path, network.architecture, precision)
     losses = []
     for name, expected in network.arrays.items():
         actual = found.arrays.get(name)

@@ -17,7 +17,7 @@ from convert.formats import litert_weights as litert
 PATH = "model.tflite"
 AXES = "NHWC"
 RUNTIME = "litert"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = True
@@ -28,7 +28,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     from convert.formats.tensorflow_lite import convert_to_float32  # reading needs no TensorFlow
 
     converted = litert.restore_biases(convert_to_float32(network), network)
-    path.write_bytes(litert_files.rebuild(converted, network.architecture))
+    path.write_bytes(litert_files.rebuild(converted, network.architecture, "float32"))
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -37,7 +37,7 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
-    return litert.read_network(path, agent.architecture)[0]
+    return litert.read_network(path, agent.architecture, "float32")[0]
 
 
 def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
@@ -46,4 +46,4 @@ def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None
     Raises:
         UnreadableArtefact: as `read` of float32 weights does.
     """
-    to.write_bytes(litert.rebuild(path, agent.architecture))
+    to.write_bytes(litert.rebuild(path, agent.architecture, "float32"))

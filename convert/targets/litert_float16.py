@@ -9,27 +9,22 @@ from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
 from convert.formats import litert_weights as litert
-from convert.targets.litert import rebuild
-
-__all__ = ["find_losses", "read", "rebuild", "write"]
 
 PATH = "model_float16.tflite"
 AXES = "NHWC"
 RUNTIME = "litert"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = False
 QUANTIZED = True
-
-find_losses = litert.find_losses
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model with its weights rounded to float16."""
     from convert.formats.tensorflow_lite import convert_to_float16  # reading needs no TensorFlow
 
-    path.write_bytes(litert_files.rebuild(convert_to_float16(network), network.architecture))
+    path.write_bytes(litert_files.rebuild(convert_to_float16(network), network.architecture, "float16"))
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
@@ -39,3 +34,17 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
         UnreadableArtefact: always.
     """
     raise UnreadableArtefact(f"{path}: its weights are rounded to float16: convert from a float32 artefact instead")
+
+
+def find_losses(path: Path, network: Network) -> list[str]:
+    """Return the weights that are further from the network's than rounding explains."""
+    return litert.find_losses(path, network, "float16")
+
+
+def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
+    """Write at ``to`` what was looked at of the file at ``path``, and nothing else: rounded weights read as no network.
+
+    Raises:
+        UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
+    """
+    to.write_bytes(litert.rebuild(path, agent.architecture, "float16"))

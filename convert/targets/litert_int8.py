@@ -15,20 +15,15 @@ from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
 from convert.formats import litert_weights as litert
-from convert.targets.litert import rebuild
-
-__all__ = ["find_losses", "read", "rebuild", "write"]
 
 PATH = "model_int8.tflite"
 AXES = "NHWC"
 RUNTIME = "litert"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 EXTRA = "litert"
 PACKAGES = ("ai_edge_litert", "flatbuffers", "tensorflow")
 IN_ALL = False
 QUANTIZED = True
-
-find_losses = litert.find_losses
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -36,7 +31,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     from convert.formats.tensorflow_lite import convert_to_int8  # reading needs no TensorFlow
 
     converted = convert_to_int8(network, read_calibration(agent.identity.game))
-    path.write_bytes(litert_files.rebuild(converted, network.architecture))
+    path.write_bytes(litert_files.rebuild(converted, network.architecture, "int8"))
 
 
 def find_obstacle(architecture: Architecture) -> str | None:
@@ -62,3 +57,17 @@ def read_calibration(game: str | None) -> NDArray[np.uint8]:
         if game is not None:
             return nhwc_from_nchw(recorded[game])
         return nhwc_from_nchw(np.stack([recorded[name][0] for name in sorted(recorded)]))
+
+
+def find_losses(path: Path, network: Network) -> list[str]:
+    """Return the weights that are further from the network's than rounding explains."""
+    return litert.find_losses(path, network, "int8")
+
+
+def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
+    """Write at ``to`` what was looked at of the file at ``path``, and nothing else: rounded weights read as no network.
+
+    Raises:
+        UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
+    """
+    to.write_bytes(litert.rebuild(path, agent.architecture, "int8"))
