@@ -10,7 +10,7 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from runtime_check.protocols import HEIGHT, PROTOCOLS, WIDTH, Episode, Protocol
+from runtime_check.protocols import PROTOCOLS, Episode, Protocol
 
 
 class ReleaseEnvironment:
@@ -27,7 +27,7 @@ class ReleaseEnvironment:
 
     def __init__(self, game: str, protocol: Protocol, num_actions: int, seed: int) -> None:
         self.action_space = Discrete(num_actions)
-        self.observation_space = Box(0, 255, (HEIGHT, WIDTH, 1), np.uint8)
+        self.observation_space = Box(0, 255, (protocol.height, protocol.width, 1), np.uint8)
         self.game_over = False
         self._game, self._protocol, self._seed = game, protocol, seed
         self._episodes = 0

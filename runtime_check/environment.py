@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import gymnasium
 import numpy as np
@@ -13,7 +13,7 @@ from gymnasium.error import ResetNeeded
 from numpy.typing import NDArray
 
 from convert.agents.games import load_games
-from runtime_check.protocols import FRAMES_PER_STEP, HEIGHT, PROTOCOLS, STACK, WIDTH, Episode
+from runtime_check.protocols import PROTOCOLS, Episode
 
 _SEEDS = 2**31  # what the emulator takes
 
@@ -25,7 +25,7 @@ class ReleaseEnvironment(gymnasium.Env):  # type: ignore[misc]
     the game's minimal set, in the order of an agent's head. ``info`` has the episode's ``seed`` and ``noops``.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 60 // FRAMES_PER_STEP}
+    metadata: dict[str, Any] = {"render_modes": ["rgb_array"], "render_fps": 15}  # noqa: RUF012 - as Gymnasium has it
 
     def __init__(self, game: str, protocol: str, render_mode: str | None = None) -> None:
         """Prepare an environment.
@@ -36,9 +36,11 @@ class ReleaseEnvironment(gymnasium.Env):  # type: ignore[misc]
             render_mode: ``rgb_array``, or None.
         """
         self.render_mode = render_mode
-        self.observation_space = gymnasium.spaces.Box(0, 255, (STACK, HEIGHT, WIDTH), np.uint8)
-        self.action_space = gymnasium.spaces.Discrete(len(load_games()[game].actions))
         self._game, self._protocol = game, PROTOCOLS[protocol]
+        shape = (self._protocol.stack, self._protocol.height, self._protocol.width)
+        self.observation_space = gymnasium.spaces.Box(0, 255, shape, np.uint8)
+        self.action_space = gymnasium.spaces.Discrete(len(load_games()[game].actions))
+        self.metadata = {**self.metadata, "render_fps": 60 // self._protocol.frame_skip}
         self._episode: Episode | None = None
 
     def reset(

@@ -1,19 +1,12 @@
-"""The two evaluation protocols of the release: from emulator frames to observations, pixel for pixel.
+"""From emulator frames to observations, pixel for pixel: what a protocol says, and what it means.
 
-============================  ========  =====================
-option                        modern    classic
-============================  ========  =====================
-sticky actions (probability)  0.25      0.0
-no-ops at reset               none      0–29, drawn by seed
-============================  ========  =====================
-
-Both: minimal action set, an action repeated for 4 frames, an episode of at most 108,000 frames that ends at
-game over and not at the loss of a life, rewards as the game gives them. ``modern`` is Machado et al. (2018),
+A `Protocol` is a value. `PROTOCOLS` holds those that are known, and an `Episode` interprets any of them. The release
+"Pretrained Atari Agents" has two, which differ in sticky actions and no-ops alone. ``modern`` is Machado et al. (2018),
 "Revisiting the Arcade Learning Environment"; ``classic`` is Mnih et al. (2015).
 
-A frame is resized first, and the maximum of the last two is taken after that; other wrappers pool first, and
-their pixels differ on most steps. Worked trace, where gN is emulator frame N in gray, resized to 84 × 84, and
-``|`` is the pixelwise maximum::
+In both, a frame is resized first, and the maximum of the last two is taken after that; other wrappers pool first, and
+their pixels differ on most steps. Worked trace, where gN is emulator frame N in gray, resized to 84 × 84, and ``|`` is
+the pixelwise maximum::
 
     a new episode    emulator frame 0           observation [0,     0,     0,       g0     ]
     step(a)          a is held, frames 1–4      observation [0,     0,     g0,      g3|g4  ]
@@ -31,8 +24,9 @@ import contextlib
 import hashlib
 import random
 import sys
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, reduce
+from itertools import permutations
 from pathlib import Path
 
 import cv2
@@ -43,10 +37,6 @@ from numpy.typing import NDArray
 from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.errors import CheckError, RomUnavailable
 
-FRAMES_PER_STEP = 4
-MAX_FRAMES = 108_000
-STACK, HEIGHT, WIDTH = 4, 84, 84
-
 # One resize of 84 × 84 is over before a second thread has started.
 cv2.setNumThreads(1)
 ALEInterface.setLoggerMode(LoggerMode.Error)
@@ -54,24 +44,94 @@ ALEInterface.setLoggerMode(LoggerMode.Error)
 
 @dataclass(frozen=True)
 class Protocol:
-    """How an agent is evaluated.
+    """How an agent is evaluated: what it sees, and what becomes of what it does.
 
-    repeat_action_probability: of a sticky action, in each frame. noop_range: the number of no-ops at reset is
-    drawn uniformly from 0 … noop_range - 1.
+    frame_skip: for how many frames an action is held.
+    pooled_frames: how many of these, the last ones, make a picture.
+    picture: the order of what is done to them: ``grey``, ``resize`` and ``pool``, the pixelwise maximum. Resized after
+        pooling, or each before it; pooled in grey, or each of red, green and blue.
+    grey: ``ale``, as the emulator shows them, which comes first; or ``opencv``, made of the colours.
+    interpolation: how OpenCV resizes: ``area`` or ``linear``.
+    height, width: of a picture.
+    stack: how many pictures an observation has, oldest first.
+    stack_start: what stands before the first: ``zeros``, or ``repeat`` for the first itself.
+    noops: the fewest and the most no-op frames at reset, drawn uniformly by the seed.
+    fire_at_reset: whether FIRE is pressed at reset.
+    repeat_action_probability: of a sticky action, in each frame.
+    life_loss: what the loss of a life does: ``nothing``.
+    max_frames: where an episode is truncated.
+    action_set: ``minimal``, ``full``, or ``either``, which the size of the agent's head tells.
+
+    Raises:
+        ValueError: an option has a value that is not supported.
     """
 
     name: str
+    frame_skip: int
+    pooled_frames: int
+    picture: tuple[str, str, str]
+    grey: str
+    interpolation: str
+    height: int
+    width: int
+    stack: int
+    stack_start: str
+    noops: tuple[int, int]
+    fire_at_reset: bool
     repeat_action_probability: float
-    noop_range: int
+    life_loss: str
+    max_frames: int
+    action_set: str
+
+    def __post_init__(self) -> None:
+        """Refuse what `Episode` does not do, by name."""
+        for option, supported in _SUPPORTED.items():
+            if (value := getattr(self, option)) not in supported:
+                known = ", ".join(map(repr, supported))
+                raise ValueError(f"protocol {self.name!r}: {option} {value!r} is not supported; supported: {known}")
+        ranges = (
+            ("pooled_frames", 1 <= self.pooled_frames <= self.frame_skip, f"1 to {self.frame_skip}"),
+            ("stack", self.stack >= 1, "1 or more"),
+            ("noops", 0 <= self.noops[0] <= self.noops[1], "the fewest and the most"),
+            ("repeat_action_probability", 0 <= self.repeat_action_probability <= 1, "0 to 1"),
+            ("picture", self.grey != "ale" or self.picture[0] == "grey", "grey first, where the emulator makes it"),
+        )
+        for option, is_good, expected in ranges:
+            if not is_good:
+                raise ValueError(f"protocol {self.name!r}: {option} is {getattr(self, option)!r}, expected {expected}")
 
 
-PROTOCOLS = {
-    protocol.name: protocol
-    for protocol in (
-        Protocol("modern", repeat_action_probability=0.25, noop_range=1),
-        Protocol("classic", repeat_action_probability=0.0, noop_range=30),
-    )
+_INTERPOLATIONS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+_SUPPORTED: dict[str, tuple[object, ...]] = {
+    "picture": tuple(permutations(("grey", "resize", "pool"))),
+    "grey": ("ale", "opencv"),
+    "interpolation": tuple(_INTERPOLATIONS),
+    "stack_start": ("zeros", "repeat"),
+    "fire_at_reset": (False,),
+    "life_loss": ("nothing",),
+    "action_set": ("minimal", "full", "either"),
 }
+
+_MODERN = Protocol(
+    name="modern",
+    frame_skip=4,
+    pooled_frames=2,
+    picture=("grey", "resize", "pool"),
+    grey="ale",
+    interpolation="area",
+    height=84,
+    width=84,
+    stack=4,
+    stack_start="zeros",
+    noops=(0, 0),
+    fire_at_reset=False,
+    repeat_action_probability=0.25,
+    life_loss="nothing",
+    max_frames=108_000,
+    action_set="either",
+)
+_CLASSIC = replace(_MODERN, name="classic", repeat_action_probability=0.0, noops=(0, 29))
+PROTOCOLS = {protocol.name: protocol for protocol in (_MODERN, _CLASSIC)}
 
 
 @dataclass(frozen=True)
@@ -110,27 +170,34 @@ def read_rom(game: str) -> Rom:
     return Rom(path, md5, tuple(action.name for action in ale.getMinimalActionSet()))
 
 
-def find_actions(game: str, count: int) -> tuple[str, ...]:
+def find_actions(game: str, count: int, action_set: str = "either") -> tuple[str, ...]:
     """Return the meanings of the actions of a head of this size, as the emulator orders them.
 
+    Args:
+        game: its name in the release's paths, such as ``SpaceInvaders``.
+        count: the size of the agent's head.
+        action_set: that of a protocol.
+
     Raises:
-        CheckError: the size is neither that of the game's minimal action set nor 18, the full one.
+        CheckError: the size is not that of the game's action set: of ``either``, of the minimal one or of all 18.
         RomUnavailable: there is no such game or ROM.
     """
-    minimal = read_rom(game).minimal_actions
-    if count == len(minimal):
-        return minimal
-    if count == len(FULL_ACTION_SET):
-        return FULL_ACTION_SET
-    raise CheckError(
-        f"{game}: the head has {count} actions, the game's minimal set {len(minimal)} and the full one "
-        f"{len(FULL_ACTION_SET)}: the agent is of another game"
+    sets = (
+        ("minimal", "the game's minimal set", read_rom(game).minimal_actions),
+        ("full", "the full one", FULL_ACTION_SET),
     )
+    allowed = [(text, actions) for name, text, actions in sets if action_set in (name, "either")]
+    for _, actions in allowed:
+        if len(actions) == count:
+            return actions
+    expected = " and ".join(f"{text} {len(actions)}" for text, actions in allowed)
+    raise CheckError(f"{game}: the head has {count} actions, {expected}: the agent is of another game")
 
 
 def draw_noops(protocol: Protocol, seed: int) -> int:
     """Return the number of no-ops with which an episode of this seed begins."""
-    return random.Random(seed).randrange(protocol.noop_range)  # noqa: S311 - no secret, a reset
+    fewest, most = protocol.noops
+    return random.Random(seed).randrange(fewest, most + 1)  # noqa: S311 - no secret, a reset
 
 
 class Episode:
@@ -139,9 +206,10 @@ class Episode:
     A fresh emulator each time, because a second ``reset_game()`` does not start as the first did in every game.
 
     Attributes:
-        observation: uint8[4, 84, 84], oldest frame first, 0–255. Changed in place by ``step``: copy to keep.
-        game_over: whether the episode has ended, by game over or at 108,000 frames.
-        truncated: whether it has ended at 108,000 frames.
+        observation: uint8[stack, height, width], [4, 84, 84] in the release's protocols, oldest frame first, 0–255.
+            Changed in place by ``step``: copy to keep.
+        game_over: whether the episode has ended, by game over or at the protocol's bound.
+        truncated: whether it has ended at the bound.
         noops: the number of no-op frames at its beginning.
     """
 
@@ -150,7 +218,7 @@ class Episode:
 
         Args:
             game: its name in the release's paths, such as ``SpaceInvaders``.
-            protocol: sticky actions and no-ops.
+            protocol: one of `PROTOCOLS`, or another value.
             seed: 0 … 2**31 - 1, of the emulator's sticky actions and of the number of no-ops.
             actions: how many the agent's head has, which tells the minimal action set from the full one.
             noops: their number, where a log tells it; drawn by the seed otherwise.
@@ -159,7 +227,8 @@ class Episode:
             CheckError: the number of actions fits neither action set of the game.
             RomUnavailable: there is no such game or ROM.
         """
-        names = find_actions(game, actions)
+        names = find_actions(game, actions, protocol.action_set)
+        self._protocol = protocol
         self.noops = draw_noops(protocol, seed) if noops is None else noops
         self._ale = _open_emulator(read_rom(game).path, protocol, seed)
         meanings = {action.name: action for action in self._ale.getLegalActionSet()}
@@ -169,26 +238,27 @@ class Episode:
             if self._ale.game_over():
                 self._ale.reset_game()
         self.game_over = self.truncated = False
-        self.observation: NDArray[np.uint8] = np.zeros((STACK, HEIGHT, WIDTH), np.uint8)
-        self.observation[-1] = self._read_frame()
+        self.observation: NDArray[np.uint8] = np.zeros((protocol.stack, protocol.height, protocol.width), np.uint8)
+        first = slice(None) if protocol.stack_start == "repeat" else -1
+        self.observation[first] = to_picture([self._read_frame()], protocol)
 
     def step(self, action: int) -> float:
-        """Hold an action for 4 frames and return the reward as the game gives it, unclipped.
+        """Hold an action for the protocol's frames and return the reward as the game gives it, unclipped.
 
         Args:
             action: its index in the agent's head.
         """
-        pooled = np.zeros((HEIGHT, WIDTH), np.uint8)
+        frames: list[NDArray[np.uint8]] = []
         reward = 0.0
-        for frame in range(FRAMES_PER_STEP):
+        for left in reversed(range(self._protocol.frame_skip)):
             reward += self._ale.act(self._actions[action])
-            if frame >= FRAMES_PER_STEP - 2:
-                np.maximum(pooled, self._read_frame(), out=pooled)
+            if left < self._protocol.pooled_frames:
+                frames.append(self._read_frame())
             self.game_over = self._ale.game_over()
             if self.game_over:
                 break
         self.observation[:-1] = self.observation[1:]
-        self.observation[-1] = pooled
+        self.observation[-1] = to_picture(frames, self._protocol) if frames else 0
         self.truncated = self._ale.game_truncated()
         return reward
 
@@ -197,15 +267,34 @@ class Episode:
         return np.asarray(self._ale.getScreenRGB(), np.uint8)
 
     def _read_frame(self) -> NDArray[np.uint8]:
-        frame = self._ale.getScreenGrayscale()
-        return np.asarray(cv2.resize(frame, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), np.uint8)
+        if self._protocol.grey == "ale":
+            return np.asarray(self._ale.getScreenGrayscale(), np.uint8)
+        return self.read_screen()
+
+
+def to_picture(frames: list[NDArray[np.uint8]], protocol: Protocol) -> NDArray[np.uint8]:
+    """Return the picture that a protocol makes of emulator frames, uint8[height, width].
+
+    Args:
+        frames: those to be pooled, at least one: uint8[210, 160] for the grey of the emulator, or with RGB last.
+        protocol: in which order to pool, resize and make grey, and how.
+    """
+    for step in protocol.picture:
+        if step == "pool":
+            frames = [reduce(np.maximum, frames)]
+        elif step == "resize":
+            size, interpolation = (protocol.width, protocol.height), _INTERPOLATIONS[protocol.interpolation]
+            frames = [np.asarray(cv2.resize(frame, size, interpolation=interpolation), np.uint8) for frame in frames]
+        elif protocol.grey == "opencv":
+            frames = [np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8) for frame in frames]
+    return frames[0]
 
 
 def _open_emulator(rom: Path, protocol: Protocol, seed: int) -> ALEInterface:
     ale = ALEInterface()
     ale.setInt("random_seed", seed)
     ale.setFloat("repeat_action_probability", protocol.repeat_action_probability)
-    ale.setInt("max_num_frames_per_episode", MAX_FRAMES)
+    ale.setInt("max_num_frames_per_episode", protocol.max_frames)
     ale.setBool("truncate_on_loss_of_life", False)
     ale.setInt("frame_skip", 1)  # actions are repeated here, where the frames between are seen
     ale.setBool("color_averaging", False)

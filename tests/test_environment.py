@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import warnings
+from dataclasses import replace
 from pathlib import Path
 
 import gymnasium
@@ -20,7 +21,6 @@ from gymnasium.utils.env_checker import check_env
 import convert
 from convert.agents.games import load_games
 from convert.agents.network import find_differences
-from runtime_check import protocols
 from runtime_check.environment import ReleaseEnvironment
 from runtime_check.protocols import PROTOCOLS, Episode
 from runtime_check.replay import EpisodeLog, Plan, Replay, replay_log
@@ -99,7 +99,8 @@ def test_an_episode_ends_terminated_at_game_over_and_truncated_at_the_bound(monk
     assert ends == (True, False)
     with pytest.raises(ResetNeeded, match="call reset"):
         env.step(0)
-    monkeypatch.setattr(protocols, "MAX_FRAMES", 80)
+    monkeypatch.setitem(PROTOCOLS, "classic", replace(PROTOCOLS["classic"], max_frames=80))
+    env = ReleaseEnvironment("Breakout", "classic")
     env.reset(seed=0)
     ends = [env.step(0)[2:4] for _ in range(20 - env.reset(seed=0)[1]["noops"] // 4)]
     assert ends[-1] == (False, True)

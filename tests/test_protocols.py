@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from ale_py import ALEInterface
@@ -11,7 +13,6 @@ from ale_py._ale_py import ALEVectorInterface  # its public wrapper needs gymnas
 
 from convert.agents.games import FULL_ACTION_SET, load_games
 from convert.errors import CheckError, RomUnavailable
-from runtime_check import protocols
 from runtime_check.protocols import PROTOCOLS, Episode, draw_noops, find_actions, read_rom
 from runtime_check.replay import Plan, Replay, from_json_line, replay_log, to_json_line
 
@@ -130,15 +131,147 @@ def test_an_episode_survives_the_loss_of_a_life_and_ends_at_game_over():
     assert lives >= {5, 4, 3, 2, 1}
 
 
-def test_an_episode_ends_at_the_protocols_bound(monkeypatch):
-    assert protocols.MAX_FRAMES == 108_000
-    monkeypatch.setattr(protocols, "MAX_FRAMES", 40)
-    episode = Episode("Pong", MODERN, 0, 6)
+def test_an_episode_ends_at_the_protocols_bound():
+    assert {protocol.max_frames for protocol in PROTOCOLS.values()} == {108_000}
+    episode = Episode("Pong", replace(MODERN, max_frames=40), 0, 6)
     steps = 0
     while not episode.game_over:
         episode.step(0)
         steps += 1
     assert steps == 10
+
+
+class Screens:
+    """The emulator's screens in colour, one by one, uint8[210, 160, 3]."""
+
+    def __init__(self, game: str, seed: int) -> None:
+        self._ale = ALEInterface()
+        self._ale.setInt("random_seed", seed)
+        self._ale.setFloat("repeat_action_probability", 0.0)
+        self._ale.loadROM(read_rom(game).path)
+        self._ale.reset_game()
+        self._actions = self._ale.getMinimalActionSet()
+
+    def see(self) -> np.ndarray:
+        return self._ale.getScreenRGB()
+
+    def act(self, action: int) -> np.ndarray:
+        self._ale.act(self._actions[action])
+        return self.see()
+
+
+def _grey(screen: np.ndarray) -> np.ndarray:
+    return cv2.cvtColor(screen, cv2.COLOR_RGB2GRAY)
+
+
+def _shrink(screen: np.ndarray, how: int = cv2.INTER_AREA) -> np.ndarray:
+    return cv2.resize(screen, (84, 84), interpolation=how)
+
+
+# What other wrappers make of the last two of four screens.
+OTHER_PICTURES = {
+    "Stable-Baselines3": (
+        {"grey": "opencv", "picture": ("pool", "grey", "resize")},
+        lambda one, two: _shrink(_grey(np.maximum(one, two))),
+    ),
+    "CleanRL": (
+        {"grey": "opencv", "picture": ("pool", "resize", "grey")},
+        lambda one, two: _grey(_shrink(np.maximum(one, two))),
+    ),
+    "Kaixhin/Rainbow": (
+        {"grey": "opencv", "interpolation": "linear"},
+        lambda one, two: np.maximum(_shrink(_grey(one), cv2.INTER_LINEAR), _shrink(_grey(two), cv2.INTER_LINEAR)),
+    ),
+    "no pooling": ({"grey": "opencv", "pooled_frames": 1}, lambda _, two: _shrink(_grey(two))),
+}
+
+
+@pytest.mark.parametrize("game", ["Pong", "MsPacman"])
+@pytest.mark.parametrize("wrapper", OTHER_PICTURES)
+def test_pictures_are_made_in_the_order_of_the_protocol(wrapper, game):
+    options, make_picture = OTHER_PICTURES[wrapper]
+    count = len(load_games()[game].actions)
+    screens = Screens(game, 3)
+    episode = Episode(game, replace(CLASSIC, **options, noops=(0, 0)), 3, count)
+    np.testing.assert_array_equal(episode.observation[-1], make_picture(screens.see(), screens.see()))
+    for action in np.random.default_rng(5).integers(count, size=60):
+        seen = [screens.act(int(action)) for _ in range(4)]
+        episode.step(int(action))
+        np.testing.assert_array_equal(episode.observation[-1], make_picture(*seen[2:]))
+
+
+@pytest.mark.parametrize("game", ["Pong", "Seaquest"])
+def test_frames_that_are_pooled_first_are_those_of_the_emulators_own_environment(game):
+    environment = ALEVectorInterface(
+        read_rom(game).path,
+        num_envs=1,
+        num_threads=1,
+        frame_skip=4,
+        maxpool=True,
+        stack_num=4,
+        noop_max=0,
+        use_fire_reset=False,
+        reward_clipping=False,
+        repeat_action_probability=0.25,
+    )
+    count = len(load_games()[game].actions)
+    episode = Episode(game, replace(MODERN, picture=("grey", "pool", "resize")), 3, count)
+    np.testing.assert_array_equal(episode.observation, environment.reset([0], [3])[0][0])
+    for action in np.random.default_rng(5).integers(count, size=100):
+        environment.send([int(action)], [1.0])
+        expected, reward, *_ = environment.recv()
+        assert episode.step(int(action)) == reward[0]
+        np.testing.assert_array_equal(episode.observation, expected[0])
+
+
+def test_a_protocol_says_how_long_actions_are_held_and_how_observations_are_stacked():
+    protocol = replace(
+        CLASSIC, frame_skip=3, pooled_frames=1, stack=2, stack_start="repeat", noops=(7, 7), height=80, width=96
+    )
+    screens, episode = Screens("Breakout", 1), Episode("Breakout", protocol, 1, 4)
+    assert episode.noops == 7
+    for _ in range(7):
+        first = screens.act(0)
+
+    def to_picture(screen):
+        return cv2.resize(_grey(screen), (96, 80), interpolation=cv2.INTER_AREA)
+
+    np.testing.assert_array_equal(episode.observation, [to_picture(first)] * 2)
+    for action in (1, 2, 3):
+        before = episode.observation[1].copy()
+        last = [screens.act(action) for _ in range(3)][-1]
+        episode.step(action)
+        np.testing.assert_array_equal(episode.observation, [before, to_picture(last)])
+
+
+def test_a_protocol_says_which_action_set_there_is():
+    assert find_actions("Pong", 6, "minimal") != find_actions("Pong", 18, "full") == FULL_ACTION_SET
+    with pytest.raises(CheckError, match="the head has 18 actions, the game's minimal set 6: the agent is of another"):
+        Episode("Pong", replace(MODERN, action_set="minimal"), 0, 18)
+    with pytest.raises(CheckError, match="the head has 6 actions, the full one 18: the agent is of another"):
+        Episode("Pong", replace(MODERN, action_set="full"), 0, 6)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("fire_at_reset", True, r"fire_at_reset True is not supported; supported: False"),
+        ("life_loss", "new stack", "life_loss 'new stack' is not supported; supported: 'nothing'"),
+        ("grey", "pil", "grey 'pil' is not supported; supported: 'ale', 'opencv'"),
+        ("interpolation", "bilinear", "interpolation 'bilinear' is not supported; supported: 'area', 'linear'"),
+        ("stack_start", "noise", "stack_start 'noise' is not supported"),
+        ("action_set", "legal", "action_set 'legal' is not supported"),
+        ("picture", ("grey", "resize"), r"picture \('grey', 'resize'\) is not supported"),
+        ("picture", ("pool", "grey", "resize"), r"picture is \('pool', 'grey', 'resize'\), expected grey first, where"),
+        ("pooled_frames", 5, "pooled_frames is 5, expected 1 to 4"),
+        ("stack", 0, "stack is 0, expected 1 or more"),
+        ("noops", (3, 1), r"noops is \(3, 1\), expected the fewest and the most"),
+        ("repeat_action_probability", 25, "repeat_action_probability is 25, expected 0 to 1"),
+    ],
+)
+def test_what_is_not_supported_is_refused_by_name(option, value, message):
+    with pytest.raises(ValueError, match=f"protocol 'modern': {message}"):
+        replace(MODERN, **{option: value})
 
 
 def _play(plan: Plan, width: int) -> tuple[dict, dict]:

@@ -82,24 +82,25 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
     except (OSError, ValueError) as error:
         raise CheckError(f"{error}: the source cannot be judged") from error
     covered = {backend.target for backend in list_backends()}
+    plan = Plan(
+        game,
+        PROTOCOLS[protocol],
+        oracle.actions,
+        options.seed,
+        options.episodes,
+        options.max_steps,
+        options.epsilon,
+    )
     return Case(
         folder,
         source,
         record,
         oracle,
         tuple(backends),
-        Plan(
-            game,
-            PROTOCOLS[protocol],
-            oracle.actions,
-            options.seed,
-            options.episodes,
-            options.max_steps,
-            options.epsilon,
-        ),
+        plan,
         read_rom(game).md5,
         Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
-        tuple(find_record_faults(folder, record, oracle)),
+        tuple(find_record_faults(folder, record, oracle, plan)),
         tuple(name for name in record.artifacts if name not in covered),
     )
 
@@ -267,7 +268,7 @@ def _format_tensors(tensors: Iterable[Tensor]) -> str:
     return "; ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.axes}" for tensor in tensors)
 
 
-def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str]:
+def find_record_faults(folder: Path, record: Record, oracle: Oracle, plan: Plan) -> list[str]:
     """Return where ``agent.json`` contradicts the checkpoint or the emulator, which would mislead a user.
 
     Raises:
@@ -281,8 +282,7 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle) -> list[str
         faults.append(f"agent.json: the network is {describe(found)}, the checkpoint's {describe(expected)}")
     elif found != expected:
         faults.append("agent.json: the support is not the checkpoint's")
-    if agent.identity.game is not None:
-        meanings = find_actions(agent.identity.game, oracle.actions)
-        if agent.action_meanings != meanings:
-            faults.append(f"agent.json: action_meanings are {agent.action_meanings}, the emulator's {meanings}")
+    meanings = find_actions(plan.game, oracle.actions, plan.protocol.action_set)
+    if agent.action_meanings != meanings:
+        faults.append(f"agent.json: action_meanings are {agent.action_meanings}, the emulator's {meanings}")
     return faults
