@@ -37,8 +37,10 @@ from onnx import helper
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
 import convert
+from convert.agents.network import Network
+from convert.errors import UnreadableArtefact
 from convert.formats import litert_files
-from convert.targets import find_target, list_targets
+from convert.targets import find_target, import_target, list_targets
 
 pytestmark = pytest.mark.slow
 
@@ -1234,6 +1236,27 @@ for _change in (
     ),
 ):
     _litert(_change, "LiteRT", "litert-int8")
+
+
+@pytest.mark.parametrize("target", ["keras", "nnx", "onnx", "safetensors", "tensorflow", "torch", "litert"])
+@pytest.mark.parametrize("value", [-100.0, np.nan, np.inf])
+def test_a_support_that_does_not_increase_is_refused(target, value, agents, tmp_path):
+    """It is part of these files; the record's is another."""
+    folder = _take(agents["c51"], target, tmp_path)
+    module, path, agent = import_target(target), folder / find_target(target).path, convert.read_record(folder).agent
+    network = module.read(path, agent)
+    support = network.arrays["head.support"].copy()
+    support[2] = value
+    arrays = {**network.arrays, "head.support": support}
+    if target != "litert":
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+        module.write(Network(network.architecture, arrays), agent, path)
+    else:
+        data = path.read_bytes()
+        assert network.arrays["head.support"].tobytes() in data
+        path.write_bytes(data.replace(network.arrays["head.support"].tobytes(), support.tobytes()))
+    with pytest.raises(UnreadableArtefact, match=re.escape(str(path)) + ".*(does not increase|not a|weights)"):
+        module.read(path, agent)
 
 
 @case("litert", "LiteRT")

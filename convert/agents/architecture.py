@@ -250,7 +250,7 @@ def _check_head(head: Head, units: int) -> None:
     if head.support is not None:
         if not 2 <= len(head.support) <= LARGEST_ATOMS:
             raise ValueError(f"support has {len(head.support)} values, expected 2 to {LARGEST_ATOMS}")
-        if any(low >= high for low, high in pairwise(head.support)):
+        if not all(low < high for low, high in pairwise(head.support)):  # which NaN is not
             raise ValueError("support does not increase")
     if head.quantiles is not None and not 1 <= head.quantiles <= LARGEST_ATOMS:
         raise ValueError(f"quantiles is {head.quantiles}, expected 1 to {LARGEST_ATOMS}")

@@ -51,19 +51,15 @@ def from_arrays(named: Mapping[str, Float32], architecture: Architecture) -> Net
     The values of a support are those of ``named``, where it has one, and else those of the architecture.
 
     Raises:
-        WeightMismatch: arrays are missing, unexpected or misshapen, all of which are named, or a support does not
-            increase.
+        ValueError: arrays are missing, unexpected or misshapen, all of which are named, or a support does not increase.
     """
     support = architecture.head.support
     if support is not None and SUPPORT not in named:
         named = {**named, SUPPORT: np.array(support, np.float32)}
     if problems := find_shape_problems({name: np.shape(array) for name, array in named.items()}, architecture):
-        raise WeightMismatch(f"{'; '.join(problems)}: not {describe(architecture)}")
+        raise ValueError(f"{'; '.join(problems)}: not {describe(architecture)}")
     if support is not None:
-        try:
-            architecture = with_support(architecture, tuple(named[SUPPORT].tolist()))
-        except ValueError as error:
-            raise WeightMismatch(str(error)) from error
+        architecture = with_support(architecture, tuple(named[SUPPORT].tolist()))
     return Network(architecture, MappingProxyType({name: named[name] for name in list_shapes(architecture)}))
 
 

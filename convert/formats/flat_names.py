@@ -44,8 +44,8 @@ def from_named(named: Mapping[str, Any], architecture: Architecture) -> Network:
     """Return the network of named arrays, the inverse of `to_named`.
 
     Raises:
-        ValueError: arrays are missing, unexpected, not float32, or misshapen; all are named.
-        WeightMismatch: a support does not increase.
+        ValueError: arrays are missing, unexpected, not float32, or misshapen, all of which are named; or a support does
+            not increase.
     """
     names = list_names(architecture)
     problems = [f"no {name}" for name in names if name not in named]

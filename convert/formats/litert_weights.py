@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from convert.agents.architecture import Architecture
 from convert.agents.network import SUPPORT, Float32, Network
-from convert.errors import UnreadableArtefact, WeightMismatch
+from convert.errors import UnreadableArtefact
 from convert.files.disk import read_file
 from convert.formats import litert_files
 from convert.formats.parameter_trees import from_params, list_layers, to_params
@@ -76,7 +76,7 @@ def read_network(path: Path, architecture: Architecture, precision: str) -> tupl
     try:
         weights, support = _read_weights(data, architecture)
         return _to_network(weights, support, architecture), _to_rounding(weights, support, architecture)
-    except (ValueError, KeyError, IndexError, TypeError, WeightMismatch) as error:
+    except (ValueError, KeyError, IndexError, TypeError) as error:
         raise UnreadableArtefact(f"{path}: not a LiteRT model of such an agent ({error})") from error
 
 

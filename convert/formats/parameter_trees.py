@@ -99,8 +99,8 @@ def from_params(params: Any, architecture: Architecture, support: Float32 | None
         support: other values than those of the architecture.
 
     Raises:
-        ValueError: the tree has other layers, or leaves that are not float32 arrays of the architecture's shapes.
-        WeightMismatch: the support does not increase.
+        ValueError: the tree has other layers, or leaves that are not float32 arrays of the architecture's shapes; or
+            the support does not increase.
     """
     tree = _check_tree(params, architecture)
     named = {} if support is None else {SUPPORT: support}

@@ -72,7 +72,7 @@ def read(data: bytes, name: str) -> Network:
     arrays = _to_arrays(state, name)
     try:
         network = from_arrays(arrays, _find_architecture({key: array.shape for key, array in arrays.items()}))
-    except WeightMismatch as error:
+    except ValueError as error:
         raise WeightMismatch(f"{name}: {error}: the file is damaged, take another copy") from error
     check_network(network, name)
     return network

@@ -77,7 +77,11 @@ def read(path: Path, agent: Agent) -> Network:
         raise UnreadableArtefact(f"{path}: not the weights of such an agent ({error}): convert it again") from error
     support = weights.pop(SUPPORT, None)
     tree = {name: dict(zip(("kernel", "bias"), arrays, strict=True)) for name, arrays in weights.items()}
-    return from_params({"params": tree}, agent.architecture, None if support is None else support[0][:, 0].copy())
+    values = None if support is None else support[0][:, 0].copy()
+    try:
+        return from_params({"params": tree}, agent.architecture, values)
+    except ValueError as error:
+        raise UnreadableArtefact(f"{path}: {error}: convert it again") from error
 
 
 def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:

@@ -15,6 +15,7 @@ from flax import nnx
 from convert.agents.agent import Agent
 from convert.agents.architecture import Architecture, erase_support
 from convert.agents.network import SUPPORT, Network, make_zeros
+from convert.errors import UnreadableArtefact
 from convert.formats import orbax_folders
 from convert.formats.flat_names import name_layer
 from convert.formats.parameter_trees import from_params, list_layers, to_params
@@ -47,7 +48,10 @@ def read(path: Path, agent: Agent) -> Network:
     found = orbax_folders.read(path, shapes if support is None else shapes | {"support": support.shape})
     names = _list_names(agent.architecture)
     params = {linen: {part: found[f"{ours}.{part}"] for part in expected[ours]} for linen, ours in names.items()}
-    return from_params({"params": params}, agent.architecture, found.get("support"))
+    try:
+        return from_params({"params": params}, agent.architecture, found.get("support"))
+    except ValueError as error:
+        raise UnreadableArtefact(f"{path}: {error}: convert the agent again") from error
 
 
 def _to_state(network: Network) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from onnx import TensorProto, helper
 from convert.agents.agent import Agent, Tensor
 from convert.agents.architecture import Architecture, Head, erase_support, list_shapes
 from convert.agents.network import Float32, Network, from_arrays
-from convert.errors import UnreadableArtefact, WeightMismatch
+from convert.errors import UnreadableArtefact
 from convert.files.disk import read_file
 from convert.files.documents import show
 from convert.files.protobufs import find_fields
@@ -51,7 +51,14 @@ def read(path: Path, agent: Agent) -> Network:
     """
     data = read_file(path, largest_file(agent.architecture))
     weights = extract(_find_template(erase_support(agent.architecture)), data, _serialize_metadata(agent))
-    return _read_model(data, agent, path) if weights is None else from_arrays(weights, agent.architecture)
+    return _read_model(data, agent, path) if weights is None else _to_network(weights, agent, path)
+
+
+def _to_network(weights: Mapping[str, Float32], agent: Agent, path: Path) -> Network:
+    try:
+        return from_arrays(weights, agent.architecture)
+    except ValueError as error:
+        raise UnreadableArtefact(f"{path}: {error}: convert the agent again") from error
 
 
 def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
@@ -63,10 +70,7 @@ def _read_model(data: bytes, agent: Agent, path: Path) -> Network:
         raise UnreadableArtefact(f"{path}: not an ONNX file ({show(str(error))}): convert the agent again") from error
     names = list_shapes(agent.architecture)
     weights = {tensor.name: _to_array(tensor) for tensor in model.graph.initializer if tensor.name in names}
-    try:
-        network = from_arrays(weights, agent.architecture)
-    except WeightMismatch as error:
-        raise UnreadableArtefact(f"{path}: {error}: convert the agent again") from error
+    network = _to_network(weights, agent, path)
     expected = _build_model(network)
     helper.set_model_props(expected, _metadata(agent))
     # Not by comparing messages: what this version of onnx does not know is kept in the bytes alone.

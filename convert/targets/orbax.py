@@ -37,7 +37,8 @@ def read(path: Path, agent: Agent) -> Network:
     shapes = list_leaf_shapes(agent.architecture)
     names = {f"params.{leaf.replace('/', '.')}": leaf for leaf in shapes}
     leaves = orbax_folders.read(path, {name: shapes[leaf] for name, leaf in names.items()})
-    return from_params(unflatten({names[name]: array for name, array in leaves.items()}), agent.architecture)
+    params = unflatten({names[name]: array for name, array in leaves.items()})
+    return from_params(params, agent.architecture)
 
 
 def prepare(path: Path, agent: Agent) -> Any:

@@ -100,7 +100,10 @@ def read(path: Path, agent: Agent) -> Network:
             f"{path / _VARIABLES}.*: not as TensorFlow writes the variables of this agent: damaged, or of "
             "another agent; convert it again"
         )
-    return _network_from_variables(variables, agent.architecture)
+    try:
+        return _network_from_variables(variables, agent.architecture)
+    except ValueError as error:
+        raise UnreadableArtefact(f"{path}: {error}: convert the agent again") from error
 
 
 class _Affine(tf.Module):  # type: ignore[misc]
