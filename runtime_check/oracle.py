@@ -9,7 +9,7 @@ Network Architectures for Deep Reinforcement Learning".
 ======================================  ==============================================================
 layer                                   what it computes
 ======================================  ==============================================================
-observation / scale                     frames × height × width
+observation / scale                     frames × size × size
 convolutions, each with ReLU            zeros are padded before and after, the same on both axes
 flatten in C,H,W; dense layers, ReLU    hidden widths
 head, ``single``                        A × n rows of outputs, those of one action beside each other
@@ -42,12 +42,11 @@ SINGLE, SHARED, SPLIT = "single", "shared", "split"
 
 @dataclass(frozen=True)
 class Observation:
-    """What the network sees: ``frames`` of height × width, divided by ``scale`` (255, or 1 for none)."""
+    """What the network sees: ``frames`` of size × size, divided by ``scale`` (255, or 1 for none)."""
 
     frames: int = 4
-    height: int = 84
-    width: int = 84
-    scale: float = 255.0
+    size: int = 84
+    scale: int = 255
 
 
 @dataclass(frozen=True, eq=False)
@@ -130,16 +129,15 @@ _DETAILS = {CATEGORICAL: "logits", QUANTILE: "quantiles"}
 
 def _find_problems(oracle: Oracle) -> list[str]:
     problems = []
-    channels, height, width = oracle.observation.frames, oracle.observation.height, oracle.observation.width
+    channels, side = oracle.observation.frames, oracle.observation.size
     for number, conv in enumerate(oracle.convs, 1):
         shape = conv.kernel.shape
         if len(shape) != 4 or shape[1] != channels or shape[2] != shape[3] or conv.bias.shape != shape[:1]:
             return [f"convolution {number} is {shape} with a bias {conv.bias.shape}, expected (n, {channels}, k, k)"]
-        height, width = ((side + sum(conv.padding) - shape[2]) // conv.stride + 1 for side in (height, width))
-        channels = shape[0]
-        if height < 1 or width < 1:
+        channels, side = shape[0], (side + sum(conv.padding) - shape[2]) // conv.stride + 1
+        if side < 1:
             return [f"convolution {number} has a kernel of {shape[2]}, larger than what it sees"]
-    features = channels * height * width
+    features = channels * side * side
     for number, dense in enumerate(oracle.hidden, 1):
         problems += _find_dense_problems(f"hidden layer {number}", dense, features)
         features = len(dense.bias)
@@ -181,7 +179,7 @@ def compute_q_values(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> Float64:
 
     Args:
         oracle: the network.
-        obs_nchw: uint8[N, frames, height, width], oldest frame first, 0–255.
+        obs_nchw: uint8[N, frames, size, size], oldest frame first, 0–255.
 
     Returns:
         float64[N, actions].
@@ -196,7 +194,7 @@ def compute_outputs(oracle: Oracle, obs_nchw: NDArray[np.uint8]) -> dict[str, Fl
 
     Args:
         oracle: the network.
-        obs_nchw: uint8[N, frames, height, width], oldest frame first, 0–255.
+        obs_nchw: uint8[N, frames, size, size], oldest frame first, 0–255.
 
     Returns:
         ``q_values`` float64[N, actions]; for a categorical head ``logits`` float64[N, actions, atoms], for a quantile

@@ -79,12 +79,19 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
     source = sources.find(agent)
     try:
         oracle = read_oracle(source)
+        to_architecture(oracle)  # whose bounds are those of all that is converted
     except (OSError, ValueError) as error:
         raise CheckError(f"{error}: the source cannot be judged") from error
+    seen, shown = oracle.observation, PROTOCOLS[protocol]
+    if (seen.frames, seen.size, seen.size) != (shown.stack, shown.height, shown.width):
+        raise CheckError(
+            f"{folder}: the network sees {seen.frames} frames of {seen.size} × {seen.size}, the protocol "
+            f"{protocol!r} shows {shown.stack} of {shown.height} × {shown.width}: the agent is of another protocol"
+        )
     covered = {backend.target for backend in list_backends()}
     plan = Plan(
         game,
-        PROTOCOLS[protocol],
+        shown,
         oracle.actions,
         options.seed,
         options.episodes,
@@ -239,7 +246,7 @@ def to_architecture(oracle: Oracle) -> Architecture:
     support = None if head.support is None else tuple(head.support.tolist())
     quantiles = head.size if head.kind == "quantile" else None
     return Architecture(
-        Observation(observation.frames, observation.height, int(observation.scale)),
+        Observation(observation.frames, observation.size, observation.scale),
         tuple(Conv(len(conv.kernel), conv.kernel.shape[-1], conv.stride, conv.padding) for conv in oracle.convs),
         tuple(len(layer.bias) for layer in oracle.hidden),
         Head(head.kind, head.actions, support, quantiles, head.streams),

@@ -46,7 +46,7 @@ class OriginalModule(Protocol):
     def read_eager(self, path: Path) -> torch.nn.Module:
         """Read the network as a module on the CPU.
 
-        It takes uint8[N, frames, height, width] and returns ``q_values`` float32[N, actions] and, where the head has
+        It takes uint8[N, frames, size, size] and returns ``q_values`` float32[N, actions] and, where the head has
         them, ``logits`` or ``quantiles``, as `compute_outputs` does.
 
         Raises:
