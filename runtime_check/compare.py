@@ -39,7 +39,7 @@ class Tolerance:
         return self.atol * self.scale + self.rtol * largest
 
 
-def scale_of(support: Float64 | None) -> float:
+def compute_scale(support: Float64 | None) -> float:
     """Return the scale of ``atol``: 1 for a Q head and the release's support, else the support's share of its span."""
     return 1.0 if support is None else float(support[-1] - support[0]) / _UNIT_SPAN
 

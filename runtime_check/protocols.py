@@ -134,6 +134,17 @@ _CLASSIC = replace(_MODERN, name="classic", repeat_action_probability=0.0, noops
 PROTOCOLS = {protocol.name: protocol for protocol in (_MODERN, _CLASSIC)}
 
 
+def find_protocol(name: str) -> Protocol:
+    """Return the protocol of this name.
+
+    Raises:
+        CheckError: there is none; the message lists all.
+    """
+    if name not in PROTOCOLS:
+        raise CheckError(f"no protocol {name!r} can be played: expected one of {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]
+
+
 @dataclass(frozen=True)
 class Rom:
     """A game's ROM as ale-py has it: the file, its md5, and the meanings of its minimal action set in order."""

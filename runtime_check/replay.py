@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckError
-from runtime_check.protocols import PROTOCOLS, Episode, Protocol
+from runtime_check.protocols import Episode, Protocol, find_protocol
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -168,7 +168,7 @@ def replay_log(log: EpisodeLog) -> Iterator[NDArray[np.uint8]]:
     Raises:
         CheckError: the log is not of a game that can be played here.
     """
-    episode = Episode(log.game, PROTOCOLS[log.protocol], log.seed, log.head_actions, log.noops)
+    episode = Episode(log.game, find_protocol(log.protocol), log.seed, log.head_actions, log.noops)
     for action in log.actions:
         yield episode.observation.copy()
         episode.step(action)
@@ -211,8 +211,7 @@ def from_json_line(line: str) -> EpisodeLog:
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckError(f"not a line of an episode log ({error!r}): {line[:80]!r}") from None
-    if log.protocol not in PROTOCOLS:
-        raise CheckError(f"no protocol {log.protocol!r} in the release: expected one of {', '.join(PROTOCOLS)}")
+    find_protocol(log.protocol)
     if not (0 <= log.seed < 2**31 and 0 <= log.noops < 10**4 and all(a < log.head_actions for a in log.actions)):
         raise CheckError(f"episode log of {log.game}, seed {log.seed}: seed, no-ops or actions out of range")
     return log

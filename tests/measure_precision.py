@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from convert.agents.identity import identify
-from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, scale_of
+from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, compute_scale
 from runtime_check.oracle import compute_outputs
 from runtime_check.originals import read_oracle
 from runtime_check.originals.atari_agents import read_state_dict
@@ -41,7 +41,7 @@ def main() -> None:
 def measure(path: Path, steps: int) -> None:
     identity = identify(path.as_posix())
     oracle, state = read_oracle(path), read_state_dict(path)
-    tolerance = Tolerance(DEFAULT_ATOL, DEFAULT_RTOL, scale_of(oracle.support))
+    tolerance = Tolerance(DEFAULT_ATOL, DEFAULT_RTOL, compute_scale(oracle.support))
     tallies = {name: Tally() for name in VARIANTS}
     replay = Replay(
         Plan(identity.game, PROTOCOLS[identity.protocol], oracle.actions, episodes=8, max_steps=steps, epsilon=0.01), 8

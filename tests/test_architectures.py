@@ -18,7 +18,7 @@ from convert.errors import TargetError
 from convert.pipeline import write_agent
 from convert.targets import import_target, list_targets
 from runtime_check import oracle as judge
-from runtime_check.compare import Tolerance, compare_outputs, scale_of
+from runtime_check.compare import Tolerance, compare_outputs, compute_scale
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def test_a_target_answers_as_the_oracle(name, target, folders):
         for output, values in expected.items():
             np.testing.assert_allclose(outputs[output], values, atol=2e-3 * np.abs(values).max())
         return
-    comparison = compare_outputs(outputs, expected, Tolerance(1e-5, 1e-5, scale_of(network.arrays.get(SUPPORT))))
+    comparison = compare_outputs(outputs, expected, Tolerance(1e-5, 1e-5, compute_scale(network.arrays.get(SUPPORT))))
     assert not comparison.kinds
     for output, values in expected.items():
         np.testing.assert_allclose(outputs[output], values, atol=1e-5 * np.abs(values).max())

@@ -12,8 +12,8 @@ from runtime_check.compare import (
     DEFAULT_RTOL,
     Tolerance,
     compare_outputs,
+    compute_scale,
     find_faults,
-    scale_of,
 )
 from runtime_check.tally import MAX_LISTED, Histogram, Profile, Tally, judge
 
@@ -38,7 +38,7 @@ def test_the_allowed_error_grows_with_the_largest_q_value_of_the_observation():
 
 @pytest.mark.parametrize(("support", "scale"), [(None, 1), ([-10, 10], 1), ([-1, 0, 1], 0.1), ([0, 400], 20)])
 def test_atol_scales_with_the_span_of_the_support(support, scale):
-    assert scale_of(None if support is None else np.float64(support)) == pytest.approx(scale)
+    assert compute_scale(None if support is None else np.float64(support)) == pytest.approx(scale)
     assert Tolerance(1e-3, 0.0, scale).allow(np.zeros((1, 2)))[0] == pytest.approx(1e-3 * scale)
 
 

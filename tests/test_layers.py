@@ -64,6 +64,36 @@ def find_room(module: str) -> str:
     return parts[1] if len(parts) > 1 and parts[1] in HEIGHTS else "__init__"
 
 
+# The same of `runtime_check`.
+CHECK_FLOORS = (
+    ("backends", "compare", "oracle", "protocols"),
+    ("calibration", "dopamine_env", "environment", "games", "originals", "replay", "tally"),
+    ("check",),
+    ("report",),
+    ("card", "cli"),
+    ("__init__", "__main__"),
+)
+
+
+def test_imports_of_the_check_run_downwards():
+    heights = {room: height for height, rooms in enumerate(CHECK_FLOORS) for room in rooms}
+    for path in find_files("runtime_check"):
+        room = path.relative_to(ROOT / "runtime_check").parts[0].removesuffix(".py")
+        for name in find_imports(path):
+            package, _, rest = name.partition(".")
+            if package == "runtime_check":
+                assert heights[rest.partition(".")[0]] <= heights[room], f"{path}: {name}"
+
+
+@pytest.mark.parametrize("room", [room for rooms in CHECK_FLOORS[:-1] for room in rooms])
+def test_contributing_says_what_belongs_in_every_room_of_the_check(room):
+    is_folder = (ROOT / "runtime_check" / room).is_dir()
+    name = f"{room}/" if is_folder else f"{room}.py"
+    assert f"`{name}`" in (ROOT / "CONTRIBUTING.md").read_text("utf-8").partition("| in `runtime_check/` |")[2]
+    path = ROOT / "runtime_check" / (f"{room}/__init__.py" if is_folder else name)
+    assert ast.get_docstring(ast.parse(path.read_text("utf-8")))
+
+
 def test_every_room_has_a_floor():
     entries = (ROOT / "convert").iterdir()
     rooms = {path.stem for path in entries if path.suffix == ".py" or (path / "__init__.py").exists()}

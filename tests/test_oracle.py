@@ -234,7 +234,7 @@ def test_the_source_is_judged_by_what_recognises_it(tmp_path, monkeypatch):
     """An original is one file, dropped in."""
     (tmp_path / "sb4.py").write_text(
         "from runtime_check.originals import atari_agents\n"
-        "def recognise(head): return head == b'SB4'\n"
+        "def recognise(head, name): return head == b'SB4'\n"
         "def read(path): return path.name\n"
     )
     (tmp_path / "agent.sb4").write_bytes(b"SB4")

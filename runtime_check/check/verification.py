@@ -21,11 +21,11 @@ from convert.targets import describe_tensors, find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.sources import Sources, find_change
-from runtime_check.compare import Tolerance, scale_of
+from runtime_check.compare import Tolerance, compute_scale
 from runtime_check.oracle import Conv as JudgedConv
 from runtime_check.oracle import Dense, Float64, Oracle
 from runtime_check.originals import read_oracle
-from runtime_check.protocols import PROTOCOLS, find_actions, read_rom
+from runtime_check.protocols import find_actions, find_protocol, read_rom
 from runtime_check.replay import Plan
 
 
@@ -76,13 +76,14 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         raise CheckError(
             f"{folder}: agent.json says neither game nor protocol: convert again with --identity FAMILY/Game"
         )
+    shown = find_protocol(protocol)
     source = sources.find(agent)
     try:
         oracle = read_oracle(source)
         to_architecture(oracle)  # whose bounds are those of all that is converted
     except (OSError, ValueError) as error:
         raise CheckError(f"{error}: the source cannot be judged") from error
-    seen, shown = oracle.observation, PROTOCOLS[protocol]
+    seen = oracle.observation
     if (seen.frames, seen.size, seen.size) != (shown.stack, shown.height, shown.width):
         raise CheckError(
             f"{folder}: the network sees {seen.frames} frames of {seen.size} × {seen.size}, the protocol "
@@ -106,7 +107,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         tuple(backends),
         plan,
         read_rom(game).md5,
-        Tolerance(options.atol, options.rtol, scale_of(oracle.support)),
+        Tolerance(options.atol, options.rtol, compute_scale(oracle.support)),
         tuple(find_record_faults(folder, record, oracle, plan)),
         tuple(name for name in record.artifacts if name not in covered),
     )

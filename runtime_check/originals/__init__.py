@@ -3,9 +3,9 @@
 A file of this package reads what a file of the same name in ``convert.sources`` reads, by its own means, and holds
 three functions, see `OriginalModule`:
 
-    recognise(head)    whether a file is of this source, told by its first bytes
-    read(path)         the network in float64, for the oracle
-    read_eager(path)   the network in torch, as its authors run it: the reference, which acts in a shadow replay
+    recognise(head, name)  whether a file is of this source, told by its first bytes
+    read(path)             the network in float64, for the oracle
+    read_eager(path)       the network in torch, as its authors run it: the reference, which acts in a shadow replay
 
 Weights go into the `Oracle` in PyTorch's order, whatever the order in the file: kernels [out, in, height, width], dense
 layers [out, in] with columns in C,H,W order, and the rows of one action beside each other. The file may be a
@@ -32,8 +32,13 @@ _HEAD = 512  # bytes
 class OriginalModule(Protocol):
     """What each module in this package holds."""
 
-    def recognise(self, head: bytes) -> bool:
-        """Say whether a file that begins with these bytes, up to 512, is of this source."""
+    def recognise(self, head: bytes, name: str) -> bool:
+        """Tell whether a file is of this source.
+
+        Args:
+            head: its first 512 bytes, or all of a shorter file.
+            name: its path, which only refines what the content tells.
+        """
 
     def read(self, path: Path) -> Oracle:
         """Read the network in float64.
@@ -71,7 +76,7 @@ def find_original(path: Path) -> OriginalModule:
         head = file.read(_HEAD)
     for name in list_originals():
         module = cast(OriginalModule, importlib.import_module(f"{__name__}.{name}"))
-        if module.recognise(head):
+        if module.recognise(head, str(path)):
             return module
     raise ValueError(f"{path}: begins with {head[:8]!r}, expected a file of {' or '.join(list_originals())}")
 
