@@ -39,6 +39,7 @@ from convert.errors import (
     UnexpectedError,
     UnwritableOutput,
 )
+from convert.sources import import_sources, read_file
 from convert.store.publication import (
     check_ours,
     describe_files,
@@ -257,17 +258,14 @@ def read_checkpoint(path: str | Path) -> Network:
 
 def load_frameworks(targets: Collection[str]) -> None:
     """Import what converting to these targets will import."""
-    from convert.sources import atari_agents  # noqa: F401
-
+    import_sources()
     for target in targets:
         import_target(target)
 
 
 def read_network(data: bytes, name: str) -> Network:
-    """Read the bytes of a checkpoint of the release; ``name`` is how messages call it."""
-    from convert.sources import atari_agents
-
-    return atari_agents.read(data, name)
+    """Read the bytes of a checkpoint; ``name`` is how messages call it."""
+    return read_file(data, name).network
 
 
 def describe_source(data: bytes, path: str) -> File:

@@ -158,7 +158,7 @@ def _names() -> list[str]:
 
 @cache
 def _read_constants(name: str) -> Target:
-    summary, constants = leaves.read_constants(__name__, name, _CONSTANTS)
+    summary, constants = leaves.read_constants(leaves.name_module(__name__, name), _CONSTANTS)
     return Target(
         name,
         summary,

@@ -16,9 +16,9 @@ from convert.agents.agent import Agent
 from convert.agents.identity import Identity
 from convert.agents.network import Network, arrays
 from convert.files.disk import check_names, read_files
+from convert.formats import atari_agents
 from convert.formats.flat_names import NAMES
 from convert.networks.torch import load_module
-from convert.sources import atari_agents
 
 PATH = "checkpoint"
 AXES = "NCHW"
