@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 
 from convert.agents.agent import Agent, Record
 from convert.agents.layout import nhwc_from_nchw
-from convert.agents.record import read_record
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
 from convert.loading import open_artefact
 from convert.runtimes import Runtime, Settings
+from convert.sources import read_record
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.compare import (

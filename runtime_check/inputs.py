@@ -14,6 +14,7 @@ from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, 
 from convert.agents.network import CategoricalHead, Float32, Network
 from convert.artefacts import Screened
 from convert.errors import CheckError, CheckpointError
+from convert.formats.atari_agents import locate
 from convert.store.publication import find_strangers
 from convert.store.storage import walk_links
 from convert.targets import describe_tensors, find_target, list_targets
@@ -93,8 +94,8 @@ class Sources:
                     "the one that was converted with --source"
                 )
             return self._root
-        candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
-        candidates += [self._root / source.path]
+        places = (locate(agent.identity), source.path)
+        candidates = [self._root / place for place in dict.fromkeys(places) if place]
         for path in candidates:
             if not _find_change(path, source):
                 return path

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from convert import __version__
 from convert.console.signals import hold_signals
 from convert.errors import UnwritableOutput
+from convert.formats.atari_agents import find_family
 from runtime_check import plots
 from runtime_check.check import Options
 from runtime_check.compare import Tolerance
@@ -58,7 +59,7 @@ def describe_result(result: AgentResult) -> Document:
         "verdict": AGREE if result.agrees else DISAGREE,
         "faults": result.faults,
         "error": None,
-        "family": agent.identity.family,
+        "family": find_family(agent.identity),
         "game": agent.identity.game,
         "seed": agent.identity.seed,
         "step": agent.identity.step,

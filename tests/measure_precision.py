@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from convert.agents.identity import identify
+from convert.sources import identify
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, scale_of
 from runtime_check.oracle import compute_outputs, read_oracle
 from runtime_check.originals.atari_agents import read_state_dict

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 from convert.agents.agent import Agent, File, HeadSpec
-from convert.agents.identity import Identity
 from convert.errors import RomUnavailable
+from convert.formats.atari_agents import make_identity
 from convert.runtimes import Description
 from runtime_check import report as report_module
 from runtime_check.backends import Bound, list_backends
@@ -38,7 +38,7 @@ def _make_result(
     tolerance: Tolerance = TOLERANCE,
     **backends: BackendResult,
 ) -> AgentResult:
-    identity = Identity("DQN_modern", "Pong", 0, 7)
+    identity = make_identity("DQN_modern", "Pong", 0, 7)
     result = AgentResult(
         folder=Path(folder),
         source=Path("model_7.gz"),

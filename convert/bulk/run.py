@@ -10,18 +10,20 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import cast
 
-from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Record
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Record
+from convert.agents.network import Network
 from convert.bulk.selection import Job
 from convert.errors import AtariConvertError, UnreadableCheckpoint, UnwritableOutput
 from convert.pipeline import (
-    convert_data,
-    describe_agent,
-    describe_source,
+    check_apart,
+    convert_network,
     find_stale,
-    read_network,
+    read_from_file,
+    read_from_folder,
     sum_up,
     to_known,
 )
+from convert.sources import locate
 from convert.store import journal, remote, storage
 from convert.store.journal import Journal, Seen
 from convert.store.publication import check_ours, find_record, is_settled
@@ -36,13 +38,15 @@ class Work:
     """What is to be done with each job.
 
     targets: names such as ``onnx``. overwrite: write again what is current. check_hashes: trust no journal and no
-    size, hash every file. anonymous: read sources at URLs without credentials.
+    size, hash every file. anonymous: read sources at URLs without credentials. artefact: the target whose artefact is
+    read of an agent's folder; None means the one whose weights have changed.
     """
 
     targets: tuple[str, ...]
     overwrite: bool = False
     check_hashes: bool = False
     anonymous: bool = False
+    artefact: str | None = None
 
 
 @dataclass(frozen=True)
@@ -124,18 +128,33 @@ def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
 
 def _convert_job(work: Work, job: Job) -> Outcome:
     _refuse_problem(job)
-    data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
+    if not storage.is_url(job.folder):
+        check_ours(Path(job.folder))
+    network, agent, stamp = _open(work, job)
     if storage.is_url(job.folder):
-        written, record, failures = remote.convert_data(data, job, work.targets, overwrite=work.overwrite)
+        written, record, failures = remote.convert_network(network, agent, job, work.targets, overwrite=work.overwrite)
     else:
-        folder = Path(job.folder)
-        conversion = convert_data(
-            data, job.source, folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
-        )
+        conversion = convert_network(network, agent, Path(job.folder), work.targets, overwrite=work.overwrite)
         written, record, failures = conversion.written, conversion.record, conversion.failures
     if failures:  # which the next run is to try again
         return Outcome(job, written, record, sum_up(record.agent, work.targets, written, failures))
     return Outcome(job, written, record, seen=_see(job, record, work.targets, stamp) if stamp else None)
+
+
+def _open(work: Work, job: Job) -> tuple[Network, Agent, str | None]:
+    """Return the network of a job, whose it is, and the stamp of the file that it was read from; a folder has none."""
+    if job.kind is None:
+        data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
+        return *read_from_file(data, job.source, job.identity, job.path), stamp
+    out, folder = (Path(place.removeprefix("local://")) for place in (job.out, job.folder))
+    if not storage.is_url(str(out)):
+        check_apart(Path(job.source), folder, out)
+    network, agent = read_from_folder(
+        Path(job.source), job.kind, job.identity if job.is_named else None, artefact=work.artefact
+    )
+    if agent.identity != job.identity:
+        raise UnreadableCheckpoint(f"{job.source}: changed since the run began: convert it when its training has ended")
+    return network, agent, None
 
 
 def _refuse_problem(job: Job) -> None:
@@ -146,14 +165,13 @@ def _refuse_problem(job: Job) -> None:
 def _plan_job(work: Work, job: Job) -> Outcome:
     _refuse_problem(job)
     if storage.is_url(job.folder):
-        return Outcome(job, remote.plan_conversion(job, work.targets, overwrite=work.overwrite))
+        agent = _open(work, job)[1] if job.kind else None
+        return Outcome(job, remote.plan_conversion(job, agent, work.targets, overwrite=work.overwrite))
     folder = Path(job.folder)
     check_ours(folder)
-    record = find_record(folder)
-    agent = remote.guess_agent(job, record)
+    agent = remote.guess_agent(job, find_record(folder))
     if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
-        data, _ = storage.read_source(job.source)
-        agent = describe_agent(read_network(data, job.source), job.identity, describe_source(data, job.path))
+        agent = _open(work, job)[1]
     stale = find_stale(folder, agent, work.targets, overwrite=work.overwrite, is_rehearsal=True)
     return Outcome(job, stale)
 
@@ -178,7 +196,7 @@ def _recall(jobs: Iterable[Job], work: Work, kept: Journal | None) -> Iterator[t
 def _is_as_seen(job: Job, work: Work, seen: Seen, list_files: Callable[[str], Mapping[str, Found]]) -> bool:
     if not storage.is_url(job.folder):
         find_file = _stamps_here(Path(job.folder))
-    elif job.identity.is_complete:  # the agents of a training run lie in one folder, and are listed at once
+    elif locate(job.identity):  # the agents of a training run lie in one folder, and are listed at once
         training_run, _, name = job.folder.rpartition("/")
         find_file = _stamps_at_url(list_files(training_run), f"{name}/")
     else:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import re
 import struct
 import zlib
+from dataclasses import dataclass
 from typing import Any
 
 import deflate
 import numpy as np
 
+from convert.agents.games import load_games
+from convert.agents.identity import Identity
 from convert.agents.network import Float32, Network, check_network, find_shape_problems, from_arrays
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
 from convert.files import torch_files
@@ -39,10 +42,55 @@ KEYS = {
     SUPPORT_KEY: "head.support",
 }
 
+ZOO = "atari-agents"
+
+
+@dataclass(frozen=True)
+class Family:
+    """A family of the release: its folder, the algorithm that trained it, the protocol it was trained under."""
+
+    name: str
+    algorithm: str
+    protocol: str
+
+
+FAMILIES = {
+    family.name: family
+    for family in (
+        Family("DQN_modern", "DQN", "modern"),
+        Family("MDQN_modern", "M-DQN", "modern"),
+        Family("C51_classic", "C51", "classic"),
+        Family("DQN_classic_adam", "DQN", "classic"),
+    )
+}
+_FAMILY_NAMES: dict[tuple[str | None, str | None], str] = {
+    (family.algorithm, family.protocol): family.name for family in FAMILIES.values()
+}
+
 _HEADER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _LOSSY = "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
 _MEBIBYTES = LARGEST // 2**20
+
+
+def make_identity(family: str, game: str, seed: int | None = None, step: int | None = None) -> Identity:
+    """Return the identity of an agent of the release."""
+    known = FAMILIES[family]
+    # Thousands of agents share a few names.
+    return Identity(ZOO, known.algorithm, load_games()[game].name, known.protocol, seed, step)
+
+
+def find_family(identity: Identity) -> str | None:
+    """Return the family that an algorithm and a protocol of the release make; None for an agent of another zoo."""
+    return _FAMILY_NAMES.get((identity.algorithm, identity.protocol)) if identity.zoo == ZOO else None
+
+
+def locate(identity: Identity) -> str | None:
+    """Return an agent's path in the release, ``FAMILY/Game/seed/model_STEP.gz``; None where that is not known."""
+    family = find_family(identity)
+    if family is None or not identity.is_complete:
+        return None
+    return f"{family}/{identity.game}/{identity.seed}/model_{identity.step}.gz"
 
 
 def read(data: bytes, name: str) -> Network:

@@ -30,18 +30,22 @@ name is the source's, its value is the module.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Collection
+import os
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from convert.agents.agent import File
-from convert.agents.identity import Identity
+from convert.agents.agent import RECORD_NAME, Agent, File, Record
+from convert.agents.identity import Identity, combine, find_conflict
 from convert.agents.network import Network
-from convert.errors import BrokenPlugin, UnknownSource, UnreadableCheckpoint
+from convert.agents.record import read_record as read_document
+from convert.errors import BrokenPlugin, RecordError, SelectionError, UnknownSource, UnreadableCheckpoint
 from convert.files.recognition import HEAD_SIZE, describe_content
 from convert.frameworks import leaves
+
+AGENT_FOLDER = "agent-folder"  # the source that reads what this tool writes
 
 _GROUP = "atari_convert.sources"
 _CONSTANTS = ("EXPECTED", "PATTERNS", "MARKS", "LAYOUT", "PACKAGES", "EXTRA")
@@ -52,8 +56,9 @@ class Checkpoint:
     """What a source holds.
 
     facts: what its content tells of who the agent is; what it does not tell is None.
-    source: the checkpoint that the agent came from, where that is not the file that was read.
-    derived_from: the checkpoint that the agent was trained on from, where its weights are others by now.
+    source: of a folder, the file that the agent came from, with its path as the record is to have it; of a file None,
+    for it is the source itself.
+    derived_from: the file that the agent was trained on from, where its weights are others by now.
     """
 
     network: Network
@@ -194,7 +199,7 @@ def recognise_file(head: bytes, name: str) -> str:
         if source.is_installed and cast(FileSource, import_source(source.name)).recognise(head, name):
             return source.name
     for source in files:
-        if not source.is_installed and name.endswith(suffixes_of(source)):
+        if not source.is_installed and name.endswith(_suffixes_of(source)):
             raise leaves.missing_extra(f"source {source.name!r}", source.packages, source.extra)
     expected = " or ".join(dict.fromkeys(source.expected for source in reversed(files)))
     if not head:
@@ -216,28 +221,130 @@ def recognise_folder(folder: Path, names: Collection[str]) -> str | None:
     return None
 
 
-def suffixes_of(source: Source) -> tuple[str, ...]:
-    """Return the suffixes in a source's patterns, such as ``.gz``."""
-    return tuple(f".{suffix}" for _, dot, suffix in (p.rpartition(".") for p in source.patterns) if dot)
+def choose_folder(folder: Path) -> str:
+    """Return the name of the source that reads a folder, or else of the one that can say best what is wrong with it."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        names = []
+    marked = (source.name for source in list_sources() if any(mark in names for mark in source.marks))
+    return recognise_folder(folder, names) or next(marked, AGENT_FOLDER)
+
+
+def identify(path: str) -> Identity:
+    """Return who an agent is, as the path of its file tells; an empty identity where no source knows the layout.
+
+    Args:
+        path: with ``/`` between its parts.
+    """
+    told = (function(path) for _, function in _find_functions("identify"))
+    return next((identity for identity in told if identity != Identity()), Identity())
+
+
+def choose_identity(name: str, path: str, given: Identity | None) -> Identity:
+    """Return who an agent is by the path of its file, and by what a user says besides.
+
+    Args:
+        name: how messages call the file.
+        path: its path, with ``/`` between the parts.
+        given: what the user says.
+
+    Raises:
+        SelectionError: the two contradict each other.
+    """
+    told = identify(path)
+    if given and (field := find_conflict(given, told)):
+        raise SelectionError(
+            f"{name}: --identity says {field} {getattr(given, field)}, but the path says {getattr(told, field)}: leave "
+            "--identity out, or copy the file to another place"
+        )
+    return combine(given or Identity(), told)
+
+
+def locate(identity: Identity) -> str | None:
+    """Return the path of an agent's file in its zoo's layout; None where the zoo has none, or too little is known."""
+    found = (function(identity) for zoo, function in _find_functions("locate") if zoo == identity.zoo)
+    return next(found, None)
+
+
+def parse_identity(text: str) -> Identity:
+    """Return what ``--identity`` means, by the first source that takes it.
+
+    Raises:
+        ValueError: none does; the message is that of the last one.
+    """
+    problem = ValueError(f"{text!r}: no source knows how to read an identity")
+    for _, function in _find_functions("parse_identity"):
+        try:
+            return cast(Identity, function(text))
+        except ValueError as error:
+            problem = error
+    raise problem
+
+
+def find_contradiction(agent: Agent) -> str | None:
+    """Return how an agent breaks the rules of its zoo, or, where that is not known, of any; None if it does not."""
+    zoo = agent.identity.zoo
+    found = (function(agent) for name, function in _find_functions("find_contradiction") if zoo in (None, name))
+    return next((problem for problem in found if problem), None)
+
+
+def read_record(folder: str | Path) -> Record:
+    """Read the ``agent.json`` of an agent's folder, and hold it against the rules of the agent's zoo.
+
+    Raises:
+        RecordError: there is none, it is damaged or of another format, or it contradicts itself.
+    """
+    record = read_document(folder)
+    check_rules(record.agent, str(Path(folder, RECORD_NAME)))
+    return record
+
+
+def check_rules(agent: Agent, name: str) -> None:
+    """Raise unless the agent of a record keeps to the rules of its zoo; ``name`` is the record's path.
+
+    Raises:
+        RecordError: it does not.
+    """
+    if problem := find_contradiction(agent):
+        raise RecordError(f"{name}: {problem}: the file is damaged, convert the agent again")
+
+
+def find_layout(name: str) -> str | None:
+    """Return the layout of paths that tells who a file's agent is; None where the file's suffix is of no such zoo."""
+    layouts = (source.layout for source in list_sources() if name.endswith(_suffixes_of(source)))
+    return next(layouts, None)
 
 
 @cache
 def list_patterns() -> tuple[str, ...]:
-    """Return the names of files that a search picks up."""
+    """Return the names of files that a search picks up, such as ``model_*.gz``."""
     return tuple(dict.fromkeys(pattern for source in reversed(list_sources()) for pattern in source.patterns))
 
 
+@cache
+def list_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of these names, such as ``.gz``."""
+    return tuple(dict.fromkeys(suffix for source in reversed(list_sources()) for suffix in _suffixes_of(source)))
+
+
 def strip_suffix(path: str) -> str:
-    """Return the path of a file without the suffix that the patterns of a source give it."""
-    for suffix in _suffixes():
-        if path.endswith(suffix):
-            return path.removesuffix(suffix)
-    return path
+    """Return the path of a file without the suffix that a source's patterns give it."""
+    suffix = next((suffix for suffix in list_suffixes() if path.endswith(suffix)), "")
+    return path.removesuffix(suffix)
+
+
+def _suffixes_of(source: Source) -> tuple[str, ...]:
+    parts = (pattern.rpartition(".") for pattern in source.patterns)
+    return tuple(f".{suffix}" for _, dot, suffix in parts if dot and suffix.isalnum())
 
 
 @cache
-def _suffixes() -> tuple[str, ...]:
-    return tuple(dict.fromkeys(suffix for source in list_sources() for suffix in suffixes_of(source)))
+def _find_functions(name: str) -> tuple[tuple[str, Callable[..., Any]], ...]:
+    """Return an optional function of each file source that holds it, with the source's name."""
+    sources = (source for source in list_sources() if source.patterns and source.is_installed)
+    modules = ((source.name, import_source(source.name)) for source in sources)
+    return tuple((source, getattr(module, name)) for source, module in modules if hasattr(module, name))
 
 
 @cache

@@ -14,7 +14,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 
 from convert import __version__
@@ -165,6 +165,5 @@ def version_of(target: str) -> str:
 
 
 def _describe(job: Job) -> str:
-    identity = job.identity
     source = job.source if storage.is_url(job.source) else os.path.abspath(job.source)
-    return json.dumps([source, identity.family, identity.game, identity.seed, identity.step])
+    return json.dumps([source, *astuple(job.identity)])

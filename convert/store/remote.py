@@ -38,13 +38,14 @@ _CURE = "agents are made on this computer first, and XDG_CACHE_HOME or TMPDIR ca
 _Listing = Mapping[str, Found]
 
 
-def convert_data(
-    data: bytes, job: Job, targets: Collection[str], *, overwrite: bool
+def convert_network(
+    network: Network, agent: Agent, job: Job, targets: Collection[str], *, overwrite: bool
 ) -> tuple[tuple[str, ...], Record, Mapping[str, AtariConvertError]]:
-    """Convert the bytes of a checkpoint into an agent's folder at a URL; what is current there is left alone.
+    """Convert a network into the agent's folder at a URL; what is current there is left alone.
 
     Args:
-        data: the checkpoint.
+        network: what was read.
+        agent: whose it is.
         job: its source and folder.
         targets: names such as ``onnx``.
         overwrite: write again what is current.
@@ -58,8 +59,6 @@ def convert_data(
     pipeline.check_targets(targets)
     files = storage.list_files(job.folder)
     record, is_exact = _find_record(job.folder, files)
-    network = pipeline.read_network(data, job.source)
-    agent = pipeline.describe_agent(network, job.identity, pipeline.describe_source(data, job.path))
     is_unfinished = UNFINISHED_NAME in files
     stale = pipeline.choose_stale(
         record,
@@ -91,11 +90,11 @@ def _write_aside(network: Network, agent: Agent, targets: Collection[str], folde
         raise UnwritableOutput(f"{job.folder}: {error}: {_CURE}") from error
 
 
-def plan_conversion(job: Job, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
-    """Return the targets that a run would write at a URL, by sizes alone."""
+def plan_conversion(job: Job, agent: Agent | None, targets: Collection[str], *, overwrite: bool) -> tuple[str, ...]:
+    """Return the targets that a run would write at a URL, by sizes alone; ``agent`` is None where it was not read."""
     files = storage.list_files(job.folder)
     record, is_exact = _find_record(job.folder, files)
-    agent = guess_agent(job, record)
+    agent = agent or guess_agent(job, record)
     return pipeline.choose_stale(
         record,
         agent,

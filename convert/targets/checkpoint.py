@@ -59,9 +59,7 @@ def prepare(path: Path, agent: Agent) -> torch.nn.Module:
 
 def name_checkpoint(identity: Identity) -> PurePosixPath:
     """Return the path of an agent's checkpoint in the release's layout."""
-    if not identity.is_complete:
-        return PurePosixPath("model_unknown.gz")
-    return PurePosixPath(f"{identity.folder}.gz")
+    return PurePosixPath(atari_agents.locate(identity) or "model_unknown.gz")
 
 
 def to_bytes(network: Network) -> bytes:

@@ -20,6 +20,7 @@ from convert.errors import UnreadableArtefact
 from convert.files.disk import read_file
 from convert.files.documents import show
 from convert.files.protobufs import find_fields
+from convert.formats.atari_agents import find_family
 from convert.formats.templates import (
     Form,
     Template,
@@ -134,7 +135,7 @@ def _build_model(network: Network) -> onnx.ModelProto:
 def _metadata(agent: Agent) -> dict[str, str]:
     identity = agent.identity
     known = {
-        "family": identity.family,
+        "family": find_family(identity),
         "algorithm": identity.algorithm,
         "protocol": identity.protocol,
         "game": identity.game,
