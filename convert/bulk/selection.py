@@ -5,7 +5,7 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from convert.errors import AtariConvertError, SelectionError, Unreachable
 from convert.formats.atari_agents import FAMILIES, find_family
 from convert.names import find_meant, spell
 from convert.sources import (
+    AGENT_FOLDER,
     choose_identity,
     import_source,
     list_patterns,
@@ -132,16 +133,21 @@ def find_jobs(
     if is_url(out):
         storage.spell(out)  # nothing could be written where it fails
     census = Census()
-    jobs = [
-        job
-        for source, must_exist in named
-        for job in _find_jobs_of(
-            source, out, identity, census, anonymous=anonymous, must_exist=must_exist, artefact=artefact
-        )
-    ]
-    found = {os.path.realpath(job.source) for job in jobs}
-    if identity and len(found) > 1:
-        raise SelectionError(f"--identity is for one agent, found {len(found)}")
+
+    def search(who: Identity | None) -> list[Job]:
+        return [
+            job
+            for source, must_exist in named
+            for job in _find_jobs_of(
+                source, out, who, census, anonymous=anonymous, must_exist=must_exist, artefact=artefact
+            )
+        ]
+
+    jobs = search(None)
+    if identity and jobs:
+        if len(found := {os.path.realpath(job.source) for job in jobs}) > 1:
+            raise SelectionError(f"--identity is for one agent, found {len(found)}")
+        jobs = search(identity)
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
         explanation = explain_nothing(census, [source for source, _ in named])
@@ -315,15 +321,11 @@ def _explain_missing(source: str) -> str:
 
 def _find_in_folder(folder: str, above: str, base: str, census: Census) -> Iterator[_Agent]:
     """Yield a folder itself, whose path is then relative to ``above``, or what a search below it finds."""
-    kind = _recognise(folder, os.listdir(folder))
+    kind = recognise_folder(Path(folder), os.listdir(folder))
     if kind:
         yield Found(folder), above, kind
     else:
         yield from ((found, base, kind) for found, kind in _walk(folder, census))
-
-
-def _recognise(folder: str, names: Collection[str]) -> str | None:
-    return recognise_folder(Path(folder), names)
 
 
 def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[_Agent]:
@@ -349,26 +351,25 @@ def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
 
 
 def _walk(top: str, census: Census) -> Iterator[tuple[Found, str | None]]:
-    """Yield the checkpoints in and below a folder, or else the agents' folders there, with what reads them.
+    """Yield the checkpoints in and below a folder, or else the agents' folders below it, with what reads them.
 
-    No artefact of a converted agent is a checkpoint.
+    No artefact of a converted agent is a checkpoint. An agent's folder without a readable record fails when it is read.
     """
     agents: list[tuple[Found, str | None]] = []
-    has_checkpoint = False
+    has_checkpoint, is_agent_itself = False, is_agent(os.listdir(top))
     for folder, folders, names in storage.walk_links(top, _refuse):
         inside = {*folders, *names}
-        census.add_folder(folder, inside)
-        kind = _recognise(folder, inside) if folder != top else None
-        if kind:
+        kind = recognise_folder(Path(folder), inside) or (AGENT_FOLDER if is_agent(inside) else None)
+        if kind and folder != top:
             agents.append((Found(folder), kind))
-        if kind or (folder != top and is_agent(inside)):
             folders.clear()
             continue
+        census.add_folder(folder, inside)
         census.add_files(f"{folder}/{name}" for name in names)
         for name in filter(_is_checkpoint, names):
             has_checkpoint = True
             yield _look_at(str(Path(folder, name))), None
-    if not has_checkpoint:
+    if not has_checkpoint and not is_agent_itself:
         yield from agents
 
 
