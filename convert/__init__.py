@@ -16,12 +16,11 @@ if TYPE_CHECKING:
     from convert.agents.agent import Agent, Record
     from convert.agents.identity import Identity
     from convert.agents.network import Network
-    from convert.agents.record import read_record
-    from convert.back import convert_agent, read_agent
     from convert.errors import AtariConvertError
     from convert.loading import LoadedAgent, load_agent
     from convert.networks.stacking import stack_params
-    from convert.pipeline import Conversion, convert_checkpoint, read_checkpoint
+    from convert.pipeline import Conversion, convert_checkpoint, read_agent, read_checkpoint
+    from convert.sources import read_record
 
 __version__ = "0.1.0"
 
@@ -33,7 +32,6 @@ __all__ = [
     "LoadedAgent",
     "Network",
     "Record",
-    "convert_agent",
     "convert_checkpoint",
     "load_agent",
     "read_agent",
@@ -50,12 +48,11 @@ _MODULES = {
     "LoadedAgent": "loading",
     "Network": "agents.network",
     "Record": "agents.agent",
-    "convert_agent": "back",
     "convert_checkpoint": "pipeline",
     "load_agent": "loading",
-    "read_agent": "back",
+    "read_agent": "pipeline",
     "read_checkpoint": "pipeline",
-    "read_record": "agents.record",
+    "read_record": "sources",
     "stack_params": "networks.stacking",
 }
 

@@ -37,6 +37,7 @@ Convert trained Atari agents. For example:
   atari-convert model_50000000.gz --to onnx        one checkpoint
   atari-convert RELEASE --to onnx,flax             every model_*.gz in and below a folder
   atari-convert RELEASE --to all --dry-run         show the plan without converting
+  atari-convert AGENT_FOLDER --to checkpoint       a converted agent, back in the release's format
   atari-convert --help                             every option
 
 The converted agents go to the folder converted."""
@@ -92,18 +93,11 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     help="Who the agent is. For a single file outside the release's layout.",
 )
 @click.option(
-    "--from-agent",
-    type=click.Path(exists=True, file_okay=False),
-    metavar="FOLDER",
-    help="Read a converted agent instead of SOURCE: its folder, or a base folder that Dopamine trained in. With "
-    "--to checkpoint, this converts back to the release's format.",
-)
-@click.option(
     "--from",
-    "from_target",
+    "artefact",
     metavar="TARGET",
     shell_complete=complete_from(list_target_names),
-    help="The artefact of --from-agent to read. Default: the one that has changed.",
+    help="The artefact to read where SOURCE is the folder of a converted agent. Default: the one that has changed.",
 )
 @click.option(
     "--files-from",
@@ -184,8 +178,7 @@ def main(
     to: tuple[str, ...],
     out: str,
     identity: str | None,
-    from_agent: str | None,
-    from_target: str | None,
+    artefact: str | None,
     files_from: IO[str] | None,
     families: tuple[str, ...],
     games: tuple[str, ...],
@@ -208,44 +201,34 @@ def main(
     """Convert pretrained Atari agents from gzipped PyTorch state dicts to ONNX, Flax, TensorFlow and more.
 
     SOURCE is a checkpoint, a folder to search for model_*.gz, or a pattern. Each can be a path or a URL (gs://, s3://,
-    https://). The default is the current folder. Each agent gets one folder, OUT/FAMILY/Game/seed/model_STEP, with
-    agent.json and the files of each target. Files that are up to date are left alone: rerun the same command to
-    resume. Repeatable options also take several values separated by commas.
+    https://). It can also be the local folder of a converted agent, a folder of such folders, or a base folder that
+    Dopamine trained in: with --to checkpoint, they are converted back to the release's format. The default is the
+    current folder. Each agent gets one folder, OUT/FAMILY/Game/seed/model_STEP, with agent.json and the files of each
+    target. Files that are up to date are left alone: rerun the same command to resume. Repeatable options also take
+    several values separated by commas.
 
     Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
     line is wrong; 130 interrupted; 143 terminated.
     """
     from convert import printing
+    from convert.bulk import run as bulk
     from convert.bulk.selection import Filter
     from convert.bulk.summary import Tally
     from convert.names import normalise_name
 
-    from_target = from_target and normalise_name(from_target)
+    artefact = artefact and normalise_name(artefact)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _raise_usage_errors():
         _check_summary(summary)
         targets = _choose_targets(to)
         who = _parse_identity(identity)
-        if from_agent or from_target:
-            _check_from(from_agent, from_target, sources, files_from, out)
-        if from_agent:
-            from convert import back
-
-            total = 1
-            work = back.run(
-                from_agent, out, targets, target=from_target, identity=who, overwrite=overwrite, dry_run=dry_run
-            )
-        else:
-            from convert.bulk import run as bulk
-
-            wanted = Filter(families, games, seeds, steps)
-            jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous)
-            run_on = _choose_engine(engine, ray_address, workers, jobs)
-            printing.print_unknown(jobs)
-            total = len(jobs)
-            task = bulk.Work(targets, overwrite, check_hashes, anonymous)
-            work = bulk.rehearse(jobs, task) if dry_run else bulk.run(jobs, task, run_on)
-    tally = Tally(total)
+        wanted = Filter(families, games, seeds, steps)
+        jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous, artefact)
+        run_on = _choose_engine(engine, ray_address, workers, jobs)
+        printing.print_unknown(jobs)
+        task = bulk.Work(targets, overwrite, check_hashes, anonymous, artefact)
+        work = bulk.rehearse(jobs, task) if dry_run else bulk.run(jobs, task, run_on)
+    tally = Tally(len(jobs))
     printer = (
         printing.JsonPrinter(dry_run=dry_run)
         if as_json
@@ -287,7 +270,7 @@ def _raise_usage_errors() -> Iterator[None]:
 
 
 def _parse_identity(text: str | None) -> Identity | None:
-    from convert.agents.identity import parse_identity
+    from convert.sources import parse_identity
 
     try:
         return parse_identity(text) if text else None
@@ -303,32 +286,25 @@ def _find_jobs(
     wanted: Filter,
     shard: str | None,
     anonymous: bool,
+    artefact: str | None,
 ) -> list[Job]:
     from convert.bulk import selection
+    from convert.targets import find_target
 
+    if artefact:
+        find_target(artefact)
     if not sources and files_from is None:
         sources = (".",)
     part = _parse_shard(shard)
-    jobs = selection.find_jobs(sources, out, identity, listed=files_from or (), anonymous=anonymous)
+    jobs = selection.find_jobs(sources, out, identity, listed=files_from or (), anonymous=anonymous, artefact=artefact)
+    file = next((job for job in jobs if not job.kind and not job.problem), None)
+    if artefact and file:
+        raise click.UsageError(
+            f"--from names the artefact to read in the folder of a converted agent, but {file.source} is no such folder"
+        )
     if not wanted.is_empty:
         jobs = selection.filter_jobs(jobs, wanted)
     return selection.take_shard(jobs, part) if part else jobs
-
-
-def _check_from(
-    folder: str | None, target: str | None, sources: tuple[str, ...], files_from: IO[str] | None, out: str
-) -> None:
-    from convert.store.storage import is_url
-    from convert.targets import find_target
-
-    if target:
-        find_target(target)
-    if folder is None:
-        raise click.UsageError("--from names the artefact of --from-agent to read: add --from-agent FOLDER")
-    if sources or files_from is not None:
-        raise click.UsageError("--from-agent is used instead of SOURCE: give one of the two")
-    if is_url(out):
-        raise click.UsageError("--from-agent needs a local folder as --out")
 
 
 def _parse_shard(text: str | None) -> tuple[int, int] | None:

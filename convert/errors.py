@@ -2,7 +2,7 @@
 
 AtariConvertError
 ├ CheckpointError     the user's file
-│ ├ UnreadableCheckpoint      not a gzip, truncated, too large, not torch, wants to run code, no such file
+│ ├ UnreadableCheckpoint      not of any source, truncated, too large, not torch, wants to run code, no such file
 │ ├ UnsupportedArchitecture   a network, but not a Nature-CNN of this release
 │ └ WeightMismatch            missing, unexpected, misshapen or non-finite weights, all named at once
 ├ TargetError         what was asked for, or where it should go
@@ -15,6 +15,8 @@ AtariConvertError
 ├ SelectionError      what was named holds no checkpoint, or two that would share a folder
 ├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
+├ UnknownSource       no source has this name
+├ BrokenPlugin        a module of another package that registers a source, and cannot be used
 ├ RoundTripError      our bug, never the user's file
 ├ TargetsFailed       at least one of several targets; the others are published
 ├ UnexpectedError     our bug as well, met in a run over many
@@ -99,6 +101,14 @@ class Unreachable(AtariConvertError):
 
 class RecordError(AtariConvertError):
     """An ``agent.json`` that is missing, damaged, or of another format."""
+
+
+class UnknownSource(AtariConvertError):
+    """No source has this name."""
+
+
+class BrokenPlugin(AtariConvertError):
+    """A module that another package registers cannot be used."""
 
 
 class RoundTripError(AtariConvertError):

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from convert.agents.agent import Agent
 from convert.agents.network import Float32
-from convert.agents.record import read_record
 from convert.artefacts import Screened, open_screened
 from convert.errors import ArtefactMissing
 from convert.runtimes import Answer, Runtime, Settings, import_runtime
+from convert.sources import read_record
 from convert.targets import describe_tensors, find_target, import_target
 
 

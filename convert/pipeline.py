@@ -8,8 +8,8 @@ import shutil
 import sys
 import traceback
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
+from pathlib import Path, PurePosixPath
 from typing import cast
 
 import numpy as np
@@ -20,21 +20,31 @@ from convert.agents.agent import (
     Artifact,
     File,
     Record,
-    find_contradiction,
     find_path_problem,
     name_actions,
 )
 from convert.agents.games import load_games
-from convert.agents.identity import Identity, identify
+from convert.agents.identity import Identity, combine, find_conflict, find_identity_problem
 from convert.agents.network import Network, find_differences
 from convert.artefacts import describes
 from convert.errors import (
     AtariConvertError,
     CheckpointError,
+    OutputExists,
     RoundTripError,
+    SelectionError,
     TargetsFailed,
     UnexpectedError,
     UnwritableOutput,
+)
+from convert.sources import (
+    choose_folder,
+    choose_identity,
+    find_contradiction,
+    import_source,
+    import_sources,
+    locate,
+    read_file,
 )
 from convert.store import find_store
 from convert.store.folders import Folder, describe_bytes
@@ -76,28 +86,40 @@ def convert_checkpoint(
     *,
     identity: Identity | None = None,
     path: str | None = None,
+    artefact: str | None = None,
     overwrite: bool = False,
 ) -> Conversion:
-    """Convert one checkpoint into an agent's folder. What is up to date there is left alone.
+    """Convert one agent into a folder. What is up to date there is left alone.
 
     Args:
-        source: a ``model_*.gz`` of the release.
+        source: a file, such as a ``model_*.gz`` of the release; or a folder: that of a converted agent, or a base
+            folder of Dopamine that was written by this tool or copied from one.
         folder: the agent's folder, a path or a URL. It is made if it is missing, and locked meanwhile if it is a path.
         targets: names such as ``onnx``.
-        identity: who the agent is; by default what the source's path tells.
-        path: the source's path for the record; by default the one in the release, or the file's name.
+        identity: who the agent is; by default what the source tells. It may not contradict the path of a file.
+        path: of a file, its path for the record; by default the one in its zoo, or the file's name.
+        artefact: of an agent's folder, the target whose artefact is read; by default the one whose weights have
+            changed, or else the first that can be read.
         overwrite: write again what is current.
 
     Raises:
+        OutputExists: the two folders are the same, or one is inside the other.
         TargetsFailed: of several targets, at least one failed; its ``conversion`` says what was published.
         AtariConvertError: see `convert.errors`; the folder is then as it was.
     """
     source = Path(source)
-    identity = identity or identify(source.absolute().as_posix())
-    data, _ = read_source(str(source))
-    path = path or _default_path(source, identity)
-    conversion = convert_data(data, str(source), folder, targets, identity=identity, path=path, overwrite=overwrite)
-    return raise_failures(conversion, targets)
+    check_targets(targets)
+    if source.is_dir():
+        if not is_url(str(folder)):
+            check_apart(source, Path(folder))
+        network, agent = read_from_folder(source, choose_folder(source), identity, artefact)
+    else:
+        if artefact is not None:
+            raise SelectionError(f"{source}: is no folder, and so holds no artefact {artefact!r}: leave it out")
+        who = choose_identity(str(source), source.absolute().as_posix(), identity)
+        data, _ = read_source(str(source))
+        network, agent = read_from_file(data, str(source), who, path or locate(who) or source.name)
+    return raise_failures(write_agent(network, agent, folder, targets, overwrite=overwrite), targets)
 
 
 def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversion:
@@ -134,27 +156,72 @@ def sum_up(
     return TargetsFailed(f"{agent.source.path}: could not write {', '.join(failures)}, {rest}: {reasons}")
 
 
-def convert_data(
-    data: bytes,
-    name: str,
-    folder: str | Path,
-    targets: Collection[str],
-    *,
-    identity: Identity,
-    path: str,
-    overwrite: bool = False,
-) -> Conversion:
-    """Convert the bytes of a checkpoint as `convert_checkpoint` does; ``name`` is how messages call it.
+def read_from_file(data: bytes, name: str, identity: Identity, path: str) -> tuple[Network, Agent]:
+    """Return the network in the content of a file, and whose it is.
 
-    Targets that fail are listed in the conversion, not raised.
+    Args:
+        data: the content.
+        name: how messages call the file.
+        identity: who the agent is; what it does not tell may be told by the content.
+        path: the file's path for the record.
 
     Raises:
-        AtariConvertError: nothing was published; see `convert.errors`.
+        CheckpointError: the content is damaged, or tells of another agent; see `describe_agent`.
     """
-    check_targets(targets)
-    network = read_network(data, name)
-    agent = describe_agent(network, identity, describe_source(data, path))
-    return write_agent(network, agent, folder, targets, overwrite=overwrite)
+    checkpoint = read_file(data, name)
+    if field := find_conflict(identity, checkpoint.facts):
+        raise CheckpointError(
+            f"{name}: holds an agent of {field} {getattr(checkpoint.facts, field)}, expected "
+            f"{getattr(identity, field)}: check its path or --identity"
+        )
+    who = combine(identity, checkpoint.facts)
+    return checkpoint.network, describe_agent(checkpoint.network, who, describe_source(data, path))
+
+
+def read_from_folder(
+    folder: Path, source: str, identity: Identity | None = None, artefact: str | None = None
+) -> tuple[Network, Agent]:
+    """Return the network in a folder, and whose it is.
+
+    Args:
+        folder: the folder.
+        source: the source that reads it, such as ``agent-folder``.
+        identity: who the agent is, in place of what the folder tells. The recorded path of its source changes with it.
+        artefact: the target whose artefact is read; by default the one whose weights have changed.
+
+    Raises:
+        AtariConvertError: the folder is damaged, or holds no such artefact; see `describe_agent`.
+    """
+    checkpoint = import_source(source).read(folder, artefact)
+    file, who = checkpoint.source, identity or checkpoint.facts
+    if who != checkpoint.facts:
+        file = replace(file, path=locate(who) or PurePosixPath(file.path).name)
+    return checkpoint.network, describe_agent(checkpoint.network, who, file, checkpoint.derived_from)
+
+
+def check_apart(source: Path, folder: Path, out: Path | None = None) -> None:
+    """Refuse to write an agent into the folder that it is read from.
+
+    Args:
+        source: the folder that is read.
+        folder: the agent's folder that is to be written.
+        out: the folder that receives the agents' folders.
+
+    Raises:
+        OutputExists: the two are the same, or one is inside the other.
+    """
+    read, written, top = source.resolve(), folder.resolve(), (out or folder).resolve()
+    if _holds(read, written) or _holds(written, read):
+        beside = read if _holds(read, top) else top
+        raise OutputExists(
+            f"{folder}: overlaps {source}, which is read: nothing was touched; choose an --out outside it, such as "
+            f"{beside.with_name(f'{beside.name}-back')}"
+        )
+
+
+def _holds(folder: Path, path: Path) -> bool:
+    """Return whether a path is a folder or lies inside it, whatever the spelling."""
+    return folder.exists() and any(above.exists() and above.samefile(folder) for above in (path, *path.parents))
 
 
 def write_agent(
@@ -247,28 +314,39 @@ def _remove(path: Path) -> None:
 
 
 def read_checkpoint(path: str | Path) -> Network:
-    """Read a checkpoint of the release: a gzipped PyTorch state dict.
+    """Read the network in a checkpoint file, such as a gzipped PyTorch state dict of the release.
 
     Raises:
-        CheckpointError: it cannot be read, or is not a network of the release; see `convert.errors`.
+        CheckpointError: it cannot be read, or no source reads such a file; see `convert.errors`.
     """
     data, _ = read_source(str(path))
-    return read_network(data, str(path))
+    return read_file(data, str(path)).network
+
+
+def read_agent(folder: str | Path, target: str | None = None) -> Network:
+    """Read an agent's network back from one of its float32 artefacts.
+
+    Args:
+        folder: an agent's folder, or a base folder of Dopamine that was written by this tool or copied from one.
+        target: which artefact; by default the one whose weights have changed, or else the first that can be read.
+
+    Raises:
+        ArtefactMissing: there is no such artefact.
+        RecordError: the folder has no readable record.
+        MissingExtra: the target's framework is not installed.
+        UnreadableArtefact: it is damaged, quantised, or of another network.
+        WeightMismatch: it holds weights that are not finite.
+    """
+    folder = Path(folder)
+    network: Network = import_source(choose_folder(folder)).read(folder, target).network
+    return network
 
 
 def load_frameworks(targets: Collection[str]) -> None:
     """Import what converting to these targets will import."""
-    from convert.sources import atari_agents  # noqa: F401
-
+    import_sources()
     for target in targets:
         import_target(target)
-
-
-def read_network(data: bytes, name: str) -> Network:
-    """Read the bytes of a checkpoint of the release; ``name`` is how messages call it."""
-    from convert.sources import atari_agents
-
-    return atari_agents.read(data, name)
 
 
 def describe_source(data: bytes, path: str) -> File:
@@ -280,13 +358,15 @@ def describe_agent(network: Network, identity: Identity, source: File, derived_f
     """Return who the network is.
 
     Raises:
-        CheckpointError: its family has another kind of head, or the path of its source tells another agent or has no
-            place in a record.
+        CheckpointError: the agent breaks the rules of its zoo, or its identity or the path of its source cannot be
+            recorded.
     """
-    meanings = name_actions(identity.game, network.head.actions)
-    agent = Agent(identity, network.architecture, source, meanings, derived_from)
     if problem := find_path_problem(source.path):
         raise CheckpointError(f"{source.path!r}: the path {problem}: rename the checkpoint")
+    if problem := find_identity_problem(identity):
+        raise CheckpointError(f"{source.path}: {problem}: check --identity")
+    meanings = name_actions(identity.game, network.head.actions)
+    agent = Agent(identity, network.architecture, source, meanings, derived_from)
     if problem := find_contradiction(agent):
         raise CheckpointError(f"{source.path}: {problem}: check its folder or --identity")
     return agent
@@ -384,10 +464,6 @@ def write_artifact(name: str, network: Network, agent: Agent, folder: Path) -> A
 def own_versions() -> dict[str, str]:
     """Return the versions of what reads checkpoints."""
     return {"atari-convert": __version__, "numpy": np.__version__}
-
-
-def _default_path(source: Path, identity: Identity) -> str:
-    return f"{identity.folder}.gz" if identity.is_complete else source.name
 
 
 def find_warnings(record: Record) -> list[str]:

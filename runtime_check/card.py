@@ -14,9 +14,9 @@ from typing import Any
 
 import click
 
-from convert.agents.record import read_record
 from convert.errors import AtariConvertError, CheckError
 from convert.formats.model_cards import Returns, to_model_card
+from convert.sources import read_record
 from convert.store.local import describe_files, inspect, open_folder, publish
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE

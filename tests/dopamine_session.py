@@ -21,7 +21,7 @@ from dopamine.jax.agents.rainbow.rainbow_agent import JaxRainbowAgent
 from flax.errors import ScopeParamShapeError
 
 import convert
-from convert.agents.identity import FAMILIES
+from convert.formats.atari_agents import FAMILIES, locate
 from convert.formats.parameter_trees import to_params
 from runtime_check.dopamine_env import ReleaseEnvironment
 from runtime_check.oracle import compute_q_values
@@ -150,11 +150,11 @@ def test_a_training_iteration_changes_the_weights_and_writes_the_next_checkpoint
     before, after = convert.read_checkpoint(source), convert.read_agent(base)
     assert (after.arrays["hidden.kernel"] != before.arrays["hidden.kernel"]).any()
     # And from there to PyTorch: the release's own format, with the trained weights.
-    conversion = convert.convert_agent(base, tmp_path / "back", ["checkpoint"])
+    conversion = convert.convert_checkpoint(base, tmp_path / "back", ["checkpoint"])
     agent = conversion.record.agent
     assert agent.identity.step == int(source.stem.removeprefix("model_")) + 200
     assert agent.derived_from.path == source.relative_to(AGENTS).as_posix()
-    back = convert.read_checkpoint(conversion.folder / "checkpoint" / f"{agent.identity.folder}.gz")
+    back = convert.read_checkpoint(conversion.folder / "checkpoint" / str(locate(agent.identity)))
     trained = jax.tree.map(np.asarray, runner._agent.online_params)
     jax.tree.map(np.testing.assert_array_equal, to_params(back), trained)
 

@@ -44,8 +44,8 @@ with atheris.instrument_imports(include=OURS):
     import convert.files.documents
     import convert.files.numpy_pickles
     import convert.files.torch_files
+    import convert.formats.atari_agents
     import convert.loading
-    import convert.sources.atari_agents
     import runtime_check.originals
     from convert.agents.agent import RECORD_NAME, Agent
     from convert.agents.record import from_json, read_record, to_json
@@ -323,7 +323,7 @@ def _checkpoint_seeds(seeds: Path) -> list[Parts]:
 
 
 def _read_checkpoint(parts: Parts, folder: Path) -> None:  # noqa: ARG001
-    convert.sources.atari_agents.read(parts.get("model.gz", b""), "model.gz")
+    convert.formats.atari_agents.read(parts.get("model.gz", b""), "model.gz")
 
 
 def _judge_checkpoint(parts: Parts, folder: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from convert.agents.identity import identify
+from convert.sources import identify
 from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL, Tolerance, compare_outputs, compute_scale
 from runtime_check.oracle import compute_outputs
 from runtime_check.originals import read_oracle

@@ -13,12 +13,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from convert.agents.agent import Agent, Artifact, File, Record, Tensor, find_contradiction, name_actions
+from convert.agents.agent import Agent, Artifact, File, Record, Tensor, name_actions
 from convert.agents.architecture import STREAMS, Architecture, Conv, Head, Observation, nature_cnn
 from convert.agents.games import FULL_ACTION_SET, load_games
-from convert.agents.identity import FAMILIES, Identity, identify, parse_identity
-from convert.agents.record import from_json, read_record, to_json
+from convert.agents.identity import Identity
+from convert.agents.record import from_json, to_json
 from convert.errors import RecordError
+from convert.formats.atari_agents import FAMILIES, find_family, locate, make_identity
+from convert.sources import identify, parse_identity, read_record
 
 SCHEMA = json.loads(files("convert.agents").joinpath("agent.schema.json").read_text("utf-8"))
 
@@ -58,13 +60,11 @@ architectures = st.builds(
     st.lists(st.sampled_from([2, 8, 64]), min_size=1, max_size=2).map(tuple),
     heads,
 )
-identities = st.builds(
-    Identity,
-    st.none() | st.sampled_from(sorted(FAMILIES)),
-    st.none() | st.sampled_from(sorted(load_games())),
-    st.none() | st.integers(0, 9),
-    st.none() | st.integers(0, 10**9),
-)
+games = st.sampled_from(sorted(load_games()))
+words = st.none() | st.from_regex(r"[A-Za-z0-9._-]{1,64}", fullmatch=True)
+seeds, steps = st.none() | st.integers(0, 9), st.none() | st.integers(0, 10**9)
+of_the_release = st.builds(make_identity, st.sampled_from(sorted(FAMILIES)), games, seeds, steps)
+identities = of_the_release | st.builds(Identity, words, words, st.none() | games, words, seeds, steps)
 records = st.builds(
     Record,
     st.builds(
@@ -74,7 +74,7 @@ records = st.builds(
         identities,
         architectures,
         recorded_files,
-    ).filter(lambda agent: find_contradiction(agent) is None),
+    ),
     st.dictionaries(st.sampled_from(["onnx", "litert-int8"]), artifacts, max_size=1),
     versions,
 )
@@ -87,11 +87,11 @@ def test_a_record_comes_back_from_its_text_and_fits_the_schema(record):
     jsonschema.validate(json.loads(text), SCHEMA)
 
 
-@given(identities)
+@given(of_the_release)
 def test_a_complete_identity_comes_back_from_its_path_and_from_its_text(identity):
     if identity.is_complete:
-        assert identify(f"/anywhere/{identity.folder}.gz") == identity
-        text = f"{identity.family}/{identity.game}/{identity.seed}/{identity.step}"
+        assert identify(f"/anywhere/{locate(identity)}") == identity
+        text = f"{find_family(identity)}/{identity.game}/{identity.seed}/{identity.step}"
         assert parse_identity(text) == identity
 
 
@@ -138,7 +138,7 @@ def test_a_wrong_identity_is_explained(text, message):
 
 
 def test_part_of_an_identity_is_enough():
-    assert parse_identity("C51_classic/Breakout/2") == Identity("C51_classic", "Breakout", 2, None)
+    assert parse_identity("C51_classic/Breakout/2") == make_identity("C51_classic", "Breakout", 2)
 
 
 def test_actions_are_named_by_the_minimal_or_the_full_set():
@@ -152,7 +152,7 @@ TENSORS = (Tensor("observation", "uint8", (None, 84), ("batch", "height")),)
 ARTIFACT = Artifact(1, (File("model.onnx", 3, "1" * 64),), TENSORS, TENSORS, {"atari-convert": "0.1.0"})
 RECORD = Record(
     Agent(
-        Identity("DQN_modern", "Pong", 0, 5),
+        make_identity("DQN_modern", "Pong", 0, 5),
         nature_cnn(Head("q", 6)),
         File("DQN_modern/Pong/0/model_5.gz", 1, "0" * 64),
         name_actions("Pong", 6),
@@ -162,7 +162,7 @@ RECORD = Record(
 )
 C51 = Record(
     Agent(
-        Identity("C51_classic", "Breakout", None, None),
+        make_identity("C51_classic", "Breakout"),
         nature_cnn(Head("categorical", 4, (-1.0, 0.5, 1.0))),
         File("model_5.gz", 1, "0" * 64),
         name_actions("Breakout", 4),
@@ -206,10 +206,10 @@ OUTSIDE_OF_THE_SCHEMA = [
     (_replaced(*HEAD, "streams", by="double"), "'double', expected"),
     (_replaced(*HEAD, "support", by=[0, "1"], record=C51), "support holds '1'"),
     (_replaced(*HEAD, "support", by=[0, 1e300, 2e300], record=C51), "a number is outside the range of float32"),
-    (_replaced("family", by="DQN_classic_adam", record=C51), "algorithm is 'C51', expected 'DQN'"),
-    (_replaced("family", by="Rainbow"), "no family 'Rainbow'"),
-    (_replaced("protocol", by="classic"), "protocol is 'classic', expected 'modern'"),
-    (_replaced("algorithm", by=None), "algorithm is None, expected 'DQN'"),
+    (_replaced("zoo", by="my zoo"), "zoo is 'my zoo', expected"),
+    (_replaced("family", by="DQN_modern"), "unknown field 'family'"),
+    (_replaced("protocol", by=4), "protocol is 4, expected a text"),
+    (_replaced("algorithm", by="D" * 65), "algorithm is 'DD.*, expected"),
     (_replaced("seed", by=-1), "seed is -1, expected 0 to"),
     (_replaced("step", by=10**15), "step is 1000000000000000, expected 0 to"),
     (_replaced("step", by=5.5), "step is 5.5, expected an integer"),
@@ -321,25 +321,29 @@ def test_layout_and_order_of_a_record_are_free_and_so_is_the_way_to_write_a_numb
             {"game": "Boxing", "rom_id": "boxing"},
             "claims to be DQN_modern/Boxing/0/5, but the path of its source says DQN_modern",
         ),
-        (
-            {"family": "MDQN_modern", "algorithm": "M-DQN"},
-            "claims to be MDQN_modern/Pong/0/5, but the path of its source says",
-        ),
-        ({"family": "DQN_classic_adam", "protocol": "classic"}, "claims to be DQN_classic_adam/Pong/0/5"),
-        (
-            {"family": "C51_classic", "algorithm": "C51", "protocol": "classic"},
-            "has a q head, expected that of C51",
-        ),
+        ({"algorithm": "M-DQN"}, "claims to be MDQN_modern/Pong/0/5, but the path of its source says"),
+        ({"protocol": "classic"}, "claims to be DQN_classic_adam/Pong/0/5"),
+        ({"algorithm": "C51", "protocol": "classic"}, "has a q head, expected that of C51"),
+        ({"algorithm": "C51"}, "has algorithm C51 and protocol modern, expected those of a family"),
+        ({"algorithm": None}, "has algorithm None and protocol modern, expected those of a family"),
+        ({"zoo": None}, "claims to be ./Pong/0/5, but the path of its source says"),
         ({"seed": 1}, "claims to be DQN_modern/Pong/1/5, but the path of its source says DQN_modern/Pong/0/model_5"),
         ({"step": 6}, "claims to be DQN_modern/Pong/0/6"),
         ({"step": None}, r"claims to be DQN_modern/Pong/0/\?, "),
     ],
 )
-def test_a_record_that_tells_of_another_agent_than_the_path_of_its_source_is_refused(changes, message):
+def test_a_record_that_breaks_the_rules_of_the_release_is_refused(changes, message, tmp_path):
     document = json.loads(to_json(RECORD)) | changes
     document["action_meanings"] = None
-    with pytest.raises(RecordError, match=message):
-        from_json(json.dumps(document), "agent.json")
+    (tmp_path / "agent.json").write_text(json.dumps(document))
+    with pytest.raises(RecordError, match=rf"agent\.json: {message}.*: the file is damaged, convert the agent again"):
+        read_record(tmp_path)
+
+
+def test_an_agent_of_another_zoo_keeps_to_no_rules_of_the_release(tmp_path):
+    document = json.loads(to_json(RECORD)) | {"zoo": "mine", "algorithm": "PQN", "protocol": "v5", "seed": 7}
+    (tmp_path / "agent.json").write_text(json.dumps(document))
+    assert read_record(tmp_path).agent.identity == Identity("mine", "PQN", "Pong", "v5", 7, 5)
 
 
 JUNK = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.just([]) | st.just({})

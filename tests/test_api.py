@@ -11,7 +11,7 @@ from builders import AGENTS, PONG, make_state, to_network
 
 import convert
 
-EXPECTED = {"convert_agent", "convert_checkpoint", "load_agent", "read_agent", "read_checkpoint", "stack_params"}
+EXPECTED = {"convert_checkpoint", "load_agent", "read_agent", "read_checkpoint", "stack_params"}
 
 
 def _python(code: str, **options: object) -> str:

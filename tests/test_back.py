@@ -22,7 +22,15 @@ from convert.agents import layout
 from convert.agents.agent import name_actions
 from convert.agents.network import find_differences
 from convert.cli import main
-from convert.errors import ArtefactMissing, OutputExists, UnreadableArtefact, WeightMismatch
+from convert.errors import (
+    ArtefactMissing,
+    OutputExists,
+    RecordError,
+    SelectionError,
+    UnreadableArtefact,
+    WeightMismatch,
+)
+from convert.formats.atari_agents import locate
 from convert.networks.linen import NatureC51, NatureDQN
 from runtime_check.oracle import compute_q_values
 from runtime_check.originals import read_oracle
@@ -62,7 +70,7 @@ def _run(*arguments):
 
 def test_a_trained_agent_returns_to_the_releases_format_as_one_of_its_own(trained, tmp_path):
     source, base, bias = trained
-    result = _run("--from-agent", base, "--to", "checkpoint", "--to", "flax", "-o", tmp_path / "out")
+    result = _run(base, "--to", "checkpoint", "--to", "flax", "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     family, game, seed, _ = source.parts[-4:]
     step = int(source.stem.removeprefix("model_")) + TRAINED
@@ -88,7 +96,7 @@ def test_a_trained_agent_returns_to_the_releases_format_as_one_of_its_own(traine
     actual = convert.load_agent(folder, "checkpoint")(observations)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=5e-6 * np.abs(expected).max())
 
-    again = _run("--from-agent", base, "--to", "checkpoint", "-o", tmp_path / "out")
+    again = _run(base, "--to", "checkpoint", "-o", tmp_path / "out")
     assert "0 converted, 1 current, 0 failed" in again.output
 
 
@@ -97,11 +105,11 @@ def test_an_agent_that_was_not_trained_stays_who_it_is(agents, tmp_path):
     # An evaluation by Dopamine's Runner writes a further checkpoint of the same weights.
     shutil.copy(base / "checkpoints/ckpt.0", base / "checkpoints/ckpt.1")
     (base / "checkpoints/sentinel_checkpoint_complete.1").write_text("done")
-    conversion = convert.convert_agent(base, tmp_path / "out", ["checkpoint"])
+    conversion = convert.convert_checkpoint(base, tmp_path / "out", ["checkpoint"])
     original = convert.read_record(agents[PONG]).agent
     assert conversion.record.agent == original
     assert original.derived_from is None
-    written = conversion.folder / "checkpoint" / f"{original.identity.folder}.gz"
+    written = conversion.folder / "checkpoint" / str(locate(original.identity))
     assert find_differences(convert.read_checkpoint(written), convert.read_checkpoint(PONG)) == []
 
 
@@ -114,15 +122,13 @@ def test_a_changed_artefact_is_taken_and_its_step_asked_for(agents, tmp_path):
     shutil.rmtree(folder / "huggingface")
     safetensors.write(network, record.agent, folder / "huggingface")
     assert find_differences(convert.read_agent(folder), network) == []
-    result = _run("--from-agent", folder, "--to", "checkpoint", "-o", tmp_path / "out")
+    result = _run(folder, "--to", "checkpoint", "-o", tmp_path / "out")
     assert "of a step that is not known: --identity tells it" in result.output
     agent = convert.read_record(tmp_path / "out/agent").agent
     assert (agent.identity.step, agent.derived_from) == (None, record.agent.source)
 
     identity = ("--identity", "DQN_modern/Pong/0/400000")
-    result = _run(
-        "--from-agent", folder, "--from", "safetensors", "--to", "checkpoint", *identity, "-o", tmp_path / "out"
-    )
+    result = _run(folder, "--from", "safetensors", "--to", "checkpoint", *identity, "-o", tmp_path / "out")
     assert result.exit_code == 0, result.output
     path = "DQN_modern/Pong/0/model_400000"
     assert (tmp_path / "out" / path / "checkpoint" / f"{path}.gz").is_file()
@@ -150,7 +156,7 @@ def test_trained_weights_that_are_not_finite_are_refused(trained, tmp_path):
     (base / "checkpoints/ckpt.1").write_bytes(pickle.dumps(document))
     with pytest.raises(WeightMismatch, match="512 values that are not finite"):
         convert.read_agent(base)
-    result = _run("--from-agent", base, "--to", "checkpoint", "-o", tmp_path / "out")
+    result = _run(base, "--to", "checkpoint", "-o", tmp_path / "out")
     assert result.exit_code == 1
     assert "failed: " in result.output
     assert not (tmp_path / "out").exists()
@@ -161,7 +167,7 @@ def test_an_artefact_of_another_agent_is_refused(agents, tmp_path):
     other = save_checkpoint(tmp_path / "other.gz", make_state(9))
     convert.convert_checkpoint(other, tmp_path / "other", ["flax"])
     shutil.copy(tmp_path / "other/params.msgpack", folder)
-    with pytest.raises(UnreadableArtefact, match=r"params.msgpack: has 9 actions, its record 6: of another agent"):
+    with pytest.raises(UnreadableArtefact, match=r"params.msgpack: has a q head of 9 actions, .*: of another agent"):
         convert.read_agent(folder)
 
 
@@ -185,9 +191,11 @@ def test_the_folder_that_is_read_is_never_written(way, agents, tmp_path, monkeyp
     before = {path: path.lstat().st_mtime_ns for path in (tmp_path, *tmp_path.rglob("*"))}
     if way == "python":
         with pytest.raises(OutputExists, match=r"overlaps .*, which is read: .*choose an --out outside it"):
-            convert.convert_agent(read, out, ["checkpoint"], overwrite=True)
+            convert.convert_checkpoint(
+                read, Path(out, "DQN_modern/Pong/0/model_328492"), ["checkpoint"], overwrite=True
+            )
     else:
-        command = ("--from-agent", read, "--to", "checkpoint", "--to", "dopamine")
+        command = (read, "--to", "checkpoint", "--to", "dopamine")
         result = _run(*command, "-o", out, *options)
         assert result.exit_code == 1
         assert "which is read" in result.output
@@ -200,16 +208,16 @@ def test_the_folder_that_is_read_is_never_written(way, agents, tmp_path, monkeyp
 
 def test_another_identity_brings_its_own_path_and_action_meanings(agents, tmp_path):
     identity = ("--identity", "MDQN_modern/Bowling/1/7")
-    result = _run("--from-agent", agents[PONG], "--from", "flax", "--to", "flax", *identity, "-o", tmp_path)
+    result = _run(agents[PONG], "--from", "flax", "--to", "flax", *identity, "-o", tmp_path)
     assert result.exit_code == 0, result.output
     agent = convert.read_record(tmp_path / "MDQN_modern/Bowling/1/model_7").agent
     assert agent.source.path == "MDQN_modern/Bowling/1/model_7.gz"
     assert agent.source.sha256 == convert.read_record(agents[PONG]).agent.source.sha256
     assert agent.action_meanings == name_actions("Bowling", 6)
     partial = ("--identity", "DQN_modern/Pong")
-    assert _run("--from-agent", agents[PONG], "--to", "flax", *partial, "-o", tmp_path).exit_code == 0
+    assert _run(agents[PONG], "--to", "flax", *partial, "-o", tmp_path).exit_code == 0
     assert convert.read_record(tmp_path / agents[PONG].name).agent.source.path == "model_328492.gz"
-    result = _run("--from-agent", agents[PONG], "--to", "flax", "--identity", "C51_classic/Pong/1/7", "-o", tmp_path)
+    result = _run(agents[PONG], "--to", "flax", "--identity", "C51_classic/Pong/1/7", "-o", tmp_path)
     assert result.exit_code == 1
     assert "has a q head, expected that of C51_classic" in result.output
 
@@ -217,30 +225,38 @@ def test_another_identity_brings_its_own_path_and_action_meanings(agents, tmp_pa
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--from", "flax"], "--from names the artefact of --from-agent to read: add --from-agent FOLDER"),
-        (["--from-agent", ".", "--from", "flux"], "no target 'flux'; did you mean flax?"),
-        (["--from-agent", ".", "somewhere.gz"], "--from-agent is used instead of SOURCE"),
-        (["--from-agent", ".", "-o", "memory://x"], "--from-agent needs a local folder as --out"),
-        (["--from-agent", "nowhere"], "Directory 'nowhere' does not exist"),
+        (
+            [PONG, "--from", "flax"],
+            f"--from names the artefact to read in the folder of a converted agent, but {PONG}",
+        ),
+        ([PONG, "--from", "flux"], "no target 'flux'; did you mean flax?"),
+        (["nowhere"], "'nowhere' does not exist"),
     ],
 )
 def test_a_wrong_command_line_is_refused(arguments, told):
     result = _run(*arguments, "--to", "checkpoint")
     assert result.exit_code == 2
-    assert told in result.output
+    assert told in " ".join(result.output.split())
 
 
-def test_a_folder_without_a_record_or_an_artefact_is_named(agents, tmp_path):
-    result = _run("--from-agent", tmp_path, "--to", "checkpoint", "-o", tmp_path / "out")
-    assert result.exit_code == 1
-    assert "no agent.json: not a folder that atari-convert wrote" in result.output
+def test_a_folder_without_a_record_or_an_artefact_is_named(agents, trained, tmp_path):
+    with pytest.raises(RecordError, match=r"no agent.json: not a folder that atari-convert wrote"):
+        convert.read_agent(tmp_path)
     with pytest.raises(ArtefactMissing, match="holds dopamine, flax, safetensors, torch, not keras"):
         convert.read_agent(agents[PONG], "keras")
+    with pytest.raises(SelectionError, match=r"is no folder, and so holds no artefact 'flax': leave it out"):
+        convert.convert_checkpoint(PONG, tmp_path / "out", ["flax"], artefact="flax")
+    _, base, _ = trained
+    with pytest.raises(ArtefactMissing, match="is a base folder of Dopamine: it holds dopamine, not flax"):
+        convert.read_agent(base, "flax")
+    (base / "origin.json").unlink()
+    with pytest.raises(ArtefactMissing, match=r"no readable origin.json: copy it from the dopamine/ folder"):
+        convert.read_agent(base)
 
 
 def test_a_dry_run_says_what_it_would_write(trained, tmp_path):
     _, base, _ = trained
-    result = _run("--from-agent", base, "--to", "checkpoint", "--dry-run", "-o", tmp_path / "out")
+    result = _run(base, "--to", "checkpoint", "--dry-run", "-o", tmp_path / "out")
     assert "would write checkpoint" in result.output
     assert not (tmp_path / "out").exists()
 

@@ -13,9 +13,9 @@ import pytest
 from test_oracle import ARCHITECTURES, make_oracle
 
 import runtime_check
-from convert.agents.identity import Identity
 from convert.agents.network import Network, from_arrays
 from convert.errors import CheckError
+from convert.formats.atari_agents import make_identity
 from convert.pipeline import describe_agent, describe_source, write_agent
 from convert.targets import import_target, list_targets
 from runtime_check import Options, originals
@@ -108,7 +108,7 @@ def write(tmp_path, monkeypatch):
         source = tmp_path / "agent.npz"
         source.write_bytes(buffer.getvalue())
         oracle = rebuild(source)
-        identity = Identity("C51_classic" if oracle.head.kind == "categorical" else "DQN_modern", "Pong", 0, 7)
+        identity = make_identity("C51_classic" if oracle.head.kind == "categorical" else "DQN_modern", "Pong", 0, 7)
         network = _to_network(oracle)
         agent = describe_agent(network, identity, describe_source(buffer.getvalue(), "agent.npz"))
         conversion = write_agent(network, agent, tmp_path / "agent", _list_targets(oracle, targets))
@@ -156,7 +156,7 @@ def test_the_recipe_of_contributing_judges_a_source_as_printed(tmp_path, monkeyp
         arrays[name] = array
     np.savez(tmp_path / "agent.npz", **arrays)
     data = (tmp_path / "agent.npz").read_bytes()
-    agent = describe_agent(network, Identity("DQN_modern", "Pong", 0, 7), describe_source(data, "agent.npz"))
+    agent = describe_agent(network, make_identity("DQN_modern", "Pong", 0, 7), describe_source(data, "agent.npz"))
     write_agent(network, agent, tmp_path / "agent", QUICK)
     _assert_agrees(tmp_path / "agent", tmp_path / "agent.npz", Options(max_steps=10))
     for damage, message in (
@@ -177,7 +177,7 @@ def test_other_weights_of_a_stream_are_named(write):
     data = source.read_bytes()
     (folder / "agent.json").unlink()
     (folder / "model.onnx").unlink()
-    agent = describe_agent(network, Identity("C51_classic", "Pong", 0, 7), describe_source(data, "agent.npz"))
+    agent = describe_agent(network, make_identity("C51_classic", "Pong", 0, 7), describe_source(data, "agent.npz"))
     write_agent(network, agent, folder, ["onnx"])
     reasons = runtime_check.check_agent(folder, source, Options(max_steps=3)).backends["onnxruntime"].reasons
     assert "other weights than the checkpoint's: bias of the value stream" in reasons

@@ -237,7 +237,7 @@ def test_a_check_that_cannot_be_done_exits_with_2(arguments, message, converted,
     assert message in done.output
 
 
-WHO = ("family", "algorithm", "protocol", "game", "rom_id", "seed", "step", "action_meanings")
+WHO = ("zoo", "algorithm", "protocol", "game", "rom_id", "seed", "step", "action_meanings")
 NOBODY = {**dict.fromkeys(WHO), "path": "mine.gz"}
 
 

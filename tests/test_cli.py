@@ -69,9 +69,9 @@ def test_the_record_says_everything_and_fits_its_schema(converted):
     document = json.loads(text)
     jsonschema.validate(document, SCHEMA)
     jsonschema.validate(json.loads((converted / "C51_classic/Breakout/0/model_187420/agent.json").read_text()), SCHEMA)
-    told = {key: document[key] for key in ("family", "algorithm", "protocol", "game", "rom_id", "seed", "step")}
+    told = {key: document[key] for key in ("zoo", "algorithm", "protocol", "game", "rom_id", "seed", "step")}
     assert told == {
-        "family": "DQN_modern",
+        "zoo": "atari-agents",
         "algorithm": "DQN",
         "protocol": "modern",
         "game": "Pong",
@@ -143,18 +143,18 @@ def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkey
     assert "1 .gz, 1 .yml), none named model_*.gz: name other .gz files one by one" in complain("runs")
 
 
-def test_a_folder_of_a_converted_agent_is_named_with_the_way_to_read_it(converted, tmp_path):
+def test_what_is_no_source_any_more_is_named_with_the_way_to_read_it(converted, tmp_path):
     folder = converted / PONG_FOLDER
-    message = run(folder, "--to", "flax", code=2).stderr
-    assert f"{folder}: converted already" in message
-    assert f"--from-agent {folder}" in message
-    message = run(converted, "--to", "flax", code=2).stderr
-    assert "model_187420 and 1 more: converted already" in message or "model_328492 and 1 more: conv" in message
+    message = run(f"local://{folder}", "--to", "flax", "-o", tmp_path / "out", code=2).stderr
+    assert "converted already: name the checkpoint that was converted, or a local copy of it" in message
     run(PONG, "--to", "dopamine", "-o", tmp_path)
     base = shutil.copytree(tmp_path / PONG_FOLDER / "dopamine", tmp_path / "base")
-    assert f"convert its latest checkpoint with --from-agent {base}" in run(base, "--to", "flax", code=2).stderr
     (base / "origin.json").unlink()
     assert f"{base} is a base folder of Dopamine without origin.json" in run(base, "--to", "flax", code=2).stderr
+    damaged = tmp_path / PONG_FOLDER / "agent.json"
+    damaged.write_text("{")
+    message = run(damaged.parent, "--to", "flax", "-o", tmp_path / "out", code=2).stderr
+    assert "converted already, but without a readable agent.json: convert the checkpoint again" in message
 
 
 def test_files_outside_the_layout_keep_their_relative_place(tmp_path):
@@ -237,7 +237,8 @@ LIES = {
     "actions": (("architecture", "head", "actions"), 18),
     "meanings": (("action_meanings",), ["FIRE", "NOOP", "RIGHT", "LEFT", "RIGHTFIRE", "LEFTFIRE"]),
     "protocol": (("protocol",), "classic"),
-    "family": (("family",), "MDQN_modern"),
+    "zoo": (("zoo",), None),
+    "algorithm": (("algorithm",), "M-DQN"),
     "path": (("source", "path"), "DQN_modern/Pong/1/model_328492.gz"),
     "version": (("artifacts", "flax", "versions", "atari-convert"), "0.0.1"),
     "format": (("artifacts", "flax", "format_version"), 7),
@@ -265,21 +266,23 @@ def test_a_record_that_lies_is_written_again(lie, options, tmp_path):
     assert "0 converted, 1 current" in run(PONG, "--to", "flax", "-o", tmp_path, *options).stdout
 
 
-def test_part_of_an_identity_leaves_no_path_that_tells_of_another(tmp_path):
-    run(PONG, "--to", "flax", "--identity", "MDQN_modern/Pong", "-o", tmp_path)
-    run(PONG.parents[3], "--to", "flax", "--game", "Pong", "-o", tmp_path)
-    assert _tree(tmp_path) == [
-        f"{PONG_FOLDER}/agent.json",
-        f"{PONG_FOLDER}/params.msgpack",
-        "model_328492/agent.json",
-        "model_328492/params.msgpack",
-    ]
-    document = json.loads((tmp_path / "model_328492/agent.json").read_text())
-    assert (document["family"], document["step"], document["source"]["path"]) == (
-        "MDQN_modern",
-        None,
-        "model_328492.gz",
-    )
+@pytest.mark.parametrize(
+    ("identity", "told"),
+    [
+        ("MDQN_modern/Pong", "--identity says algorithm M-DQN, but the path says DQN"),
+        ("DQN_modern/Breakout", "--identity says game Breakout, but the path says Pong"),
+        ("DQN_modern/Pong/0/328493", "--identity says step 328493, but the path says 328492"),
+    ],
+)
+def test_an_identity_that_contradicts_the_path_is_refused(identity, told, tmp_path):
+    message = " ".join(run(PONG, "--to", "flax", "--identity", identity, "-o", tmp_path, code=2).stderr.split())
+    assert f"{PONG}: {told}: leave --identity out" in message
+    assert not list(tmp_path.iterdir())
+
+
+def test_part_of_an_identity_leaves_the_rest_to_the_path(tmp_path):
+    run(PONG, "--to", "flax", "--identity", "DQN_modern/Pong", "-o", tmp_path)
+    assert _tree(tmp_path) == [f"{PONG_FOLDER}/agent.json", f"{PONG_FOLDER}/params.msgpack"]
 
 
 def test_json_is_one_document(release, tmp_path):
@@ -336,7 +339,7 @@ def test_quiet_and_verbose(tmp_path):
         ),
         ([PONG, "--to", "onx"], "no target 'onx'; did you mean onnx? Known: "),
         (["nowhere", "--to", "onnx"], "'nowhere' does not exist"),
-        ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one checkpoint, found 2"),
+        ([AGENTS, "--to", "onnx", "--identity", "DQN_modern/Pong"], "--identity is for one agent, found 2"),
         ([PONG, "--to", "onnx", "--identity", "DQN_modern/Pnog"], "no game 'Pnog' in the release; did you mean Pong?"),
         ([PONG, "--to", "onnx", "--out", PONG], "is a file"),
     ],

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from convert.agents.games import load_games
-from convert.agents.identity import FAMILIES
+from convert.formats.atari_agents import FAMILIES
 from convert.targets import list_targets
 from runtime_check.backends import list_backends
 
@@ -40,7 +40,7 @@ def _complete(line: str, shell: str = "bash") -> list[str]:
         ("atari-convert x.gz --to lite", ["litert", "litert-float16", "litert-int8"]),
         ("atari-convert x.gz --to onnx,T", ["onnx,tensorflow", "onnx,torch"]),
         ("atari-convert x.gz --to onnx,onn", []),
-        ("atari-convert --from-agent x --from ", TARGETS),
+        ("atari-convert x --from ", TARGETS),
         ("atari-convert --game ms", ["MsPacman"]),
         ("atari-convert --game ", list(load_games())),
         ("atari-convert --family ", list(FAMILIES)),

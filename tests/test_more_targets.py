@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 import convert
 from convert.agents import layout
 from convert.agents.architecture import list_shapes
-from convert.agents.identity import Identity, identify
+from convert.agents.identity import Identity
 from convert.agents.network import SUPPORT, find_differences, from_arrays
 from convert.artefacts import open_screened
 from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
@@ -32,6 +32,7 @@ from convert.files import numpy_pickles
 from convert.formats import litert_weights as litert
 from convert.formats.model_cards import Returns, read_returns, to_model_card
 from convert.pipeline import describe_agent, describe_source
+from convert.sources import identify
 from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
 from runtime_check.oracle import compute_q_values

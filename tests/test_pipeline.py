@@ -14,17 +14,19 @@ import torch
 from builders import PONG, make_state, save_checkpoint
 
 import convert
-from convert.agents.identity import Identity, parse_identity
+from convert.agents.identity import Identity
 from convert.agents.record import to_json
 from convert.errors import (
     ArtefactMissing,
     CheckpointError,
     OutputExists,
     RecordError,
+    SelectionError,
     TargetError,
     TargetsFailed,
     UnwritableOutput,
 )
+from convert.sources.atari_agents import parse_identity
 from convert.store.local import describe_files
 from convert.targets import find_target
 
@@ -130,7 +132,10 @@ def test_what_another_version_wrote_is_replaced(folder, pristine, change):
 
 def test_an_identity_is_recorded_and_another_one_is_a_change(folder):
     identity = parse_identity("MDQN_modern/Pong/1/5")
-    conversion = convert.convert_checkpoint(PONG, folder, ["onnx"], identity=identity)
+    with pytest.raises(SelectionError, match="--identity says algorithm M-DQN, but the path says DQN: leave"):
+        convert.convert_checkpoint(PONG, folder, ["onnx"], identity=identity)
+    mine = Path(shutil.copy(PONG, folder.parent / "mine.gz"))
+    conversion = convert.convert_checkpoint(mine, folder, ["onnx"], identity=identity)
     assert set(conversion.written) == {"onnx", "flax", "tensorflow"}
     record = convert.read_record(folder)
     assert record.agent.identity == identity
@@ -152,10 +157,10 @@ def test_a_family_with_another_head_is_refused(tmp_path):
     assert not (tmp_path / "agent").exists()
 
 
-@pytest.mark.parametrize("run", [convert.convert_checkpoint, convert.convert_agent])
-def test_one_name_is_not_taken_for_a_collection_of_letters(folder, tmp_path, run):
-    with pytest.raises(TypeError, match=r"targets is 'onnx', expected a collection of names such as \['onnx'\]"):
-        run(folder if run is convert.convert_agent else PONG, tmp_path / "out", "onnx")
+def test_one_name_is_not_taken_for_a_collection_of_letters(folder, tmp_path):
+    for source in (PONG, folder):
+        with pytest.raises(TypeError, match=r"targets is 'onnx', expected a collection of names such as \['onnx'\]"):
+            convert.convert_checkpoint(source, tmp_path / "out", "onnx")
 
 
 @pytest.mark.parametrize("content", ["notes", '{"name": "somebody else\'s agent.json"}'])

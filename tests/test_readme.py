@@ -54,7 +54,7 @@ def test_every_option_in_the_readme_exists(command):
 def test_the_readme_lists_every_function_of_the_api():
     functions = [name for name in convert.__all__ if inspect.isfunction(getattr(convert, name))]
     assert [name for name in functions if f"`{name}`" not in README] == []
-    assert "convert_agent" in functions
+    assert "read_agent" in functions
 
 
 def test_the_readmes_line_turns_bashs_completion_on():

@@ -15,8 +15,8 @@ import pytest
 from builders import make_architecture
 
 from convert.agents.agent import Agent, File
-from convert.agents.identity import Identity
 from convert.errors import RomUnavailable
+from convert.formats.atari_agents import make_identity
 from convert.runtimes import Description
 from runtime_check.backends import Bound, list_backends
 from runtime_check.check.exhibits import Exhibit, add_exhibit
@@ -56,7 +56,7 @@ def _make_result(
         tally.add(comparison, np.zeros(steps, np.int64), np.arange(steps))
         backends[name] = BackendResult(name, own, bound, description, tally=tally)
     backends["reference"].shadow_returns.add(3.0)
-    identity = Identity("DQN_modern", "Pong", 0, 7)
+    identity = make_identity("DQN_modern", "Pong", 0, 7)
     result = AgentResult(
         folder=Path(folder),
         source=Path("model_7.gz"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from convert.agents.identity import Identity
 from convert.bulk.selection import FINAL_STEP, Filter, Job, filter_jobs, find_jobs, parse_shard, take_shard
 from convert.errors import SelectionError
+from convert.formats.atari_agents import find_family, locate, make_identity
 
 
 def _make(root: Path, *paths: str, size: int = 10) -> Path:
@@ -24,8 +25,8 @@ def _make(root: Path, *paths: str, size: int = 10) -> Path:
 
 
 def _job(family: str, game: str, seed: int, step: int, size: int = 1) -> Job:
-    identity = Identity(family, game, seed, step)
-    return Job(f"root/{identity.folder}.gz", f"{identity.folder}.gz", "out", identity, size)
+    identity = make_identity(family, game, seed, step)
+    return Job(f"root/{locate(identity)}", str(locate(identity)), "out", identity, size)
 
 
 RELEASE = [
@@ -39,7 +40,7 @@ RELEASE = [
 
 def _kept(**wanted: tuple[str, ...]) -> set[tuple]:
     return {
-        (job.identity.family, job.identity.game, job.identity.seed, job.identity.step)
+        (find_family(job.identity), job.identity.game, job.identity.seed, job.identity.step)
         for job in filter_jobs(RELEASE, Filter(**wanted))
     }
 

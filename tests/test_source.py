@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 import convert
 from convert.agents.network import find_differences
 from convert.errors import CheckpointError, UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
-from convert.sources import atari_agents
+from convert.formats import atari_agents
 
 
 @pytest.mark.parametrize(("actions", "atoms"), [(3, None), (6, None), (18, None), (3, 51), (18, 51)])

@@ -7,6 +7,7 @@ import io
 import itertools
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +22,9 @@ import convert
 from convert import targets
 from convert.agents import layout
 from convert.agents.agent import name_actions
-from convert.agents.identity import Identity
 from convert.agents.network import SUPPORT, find_differences
 from convert.errors import MissingExtra, RoundTripError, UnknownTarget, UnreadableArtefact
+from convert.formats.atari_agents import make_identity
 from convert.pipeline import describe_agent, describe_source
 from runtime_check.oracle import compute_q_values
 from runtime_check.originals import read_oracle
@@ -131,7 +132,9 @@ def _kernels_for(permutation: str, network: convert.Network) -> list[np.ndarray]
 
 def _agent_of(state, game="Pong"):
     network = to_network(state)
-    return network, describe_agent(network, Identity("DQN_modern", game), describe_source(b"x", "m.gz"))
+    return network, describe_agent(
+        network, replace(make_identity("DQN_modern", "Pong"), game=game), describe_source(b"x", "m.gz")
+    )
 
 
 def test_onnx_is_one_valid_file_that_says_who_it_is(converted):

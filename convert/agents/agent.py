@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 from convert.agents.architecture import Architecture, Head
 from convert.agents.games import FULL_ACTION_SET, load_games
-from convert.agents.identity import LARGEST_NUMBER, Identity, identify
+from convert.agents.identity import Identity
 
 RECORD_NAME = "agent.json"
 UNFINISHED_NAME = ".atari-convert-new"  # stands in an agent's folder while the folder is written
@@ -51,8 +51,8 @@ def find_path_problem(path: str) -> str | None:
 class Agent:
     """An agent: who it is, what its network is, and which checkpoint it came from.
 
-    source.path is relative to the release's root, or to the folder that was searched. derived_from: the checkpoint
-    of the release that it was trained on from, for an agent that came back with other weights.
+    source.path is relative to the root of its zoo, or to the folder that was searched. derived_from: the checkpoint
+    that it was trained on from, for an agent that came back with other weights.
     """
 
     identity: Identity
@@ -65,24 +65,6 @@ class Agent:
     def head(self) -> Head:
         """The head of its architecture."""
         return self.architecture.head
-
-
-def find_contradiction(agent: Agent) -> str | None:
-    """Return how an agent contradicts itself; None if it does not.
-
-    Its head must be of the kind that its family has, and its identity that of its source's path, if that path is in the
-    release's layout.
-    """
-    identity, head, path = agent.identity, agent.head, agent.source.path
-    if identity.algorithm and (identity.algorithm == "C51") != (head.kind == "categorical"):
-        return f"has a {head.kind} head, expected that of {identity.family} ({identity.algorithm})"
-    if max(identity.seed or 0, identity.step or 0) > LARGEST_NUMBER:
-        return f"has seed {identity.seed} and step {identity.step}, expected at most {LARGEST_NUMBER}"
-    told = identify(path)
-    if told != Identity() and told != identity:
-        found = "/".join("?" if part is None else str(part) for part in astuple(identity))
-        return f"claims to be {found}, but the path of its source says {told.folder}"
-    return None
 
 
 @dataclass(frozen=True)

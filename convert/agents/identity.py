@@ -1,106 +1,82 @@
-"""Who an agent is: what the layout of its release tells of it."""
+"""Who an agent is, as data. What a zoo's names and paths mean is told by its source, see `convert.sources`."""
 
 from __future__ import annotations
 
 import difflib
 import re
-import sys
-from dataclasses import dataclass
-from pathlib import PurePosixPath
+from dataclasses import astuple, dataclass, fields
 
 from convert.agents.games import load_games
 
 LARGEST_NUMBER = 10**15 - 1  # of 15 digits, which every reader of JSON holds exactly
-
-
-@dataclass(frozen=True)
-class Family:
-    """A family of the release: its folder, the algorithm that trained it, the protocol it was trained under."""
-
-    name: str
-    algorithm: str
-    protocol: str
-
-
-FAMILIES = {
-    family.name: family
-    for family in (
-        Family("DQN_modern", "DQN", "modern"),
-        Family("MDQN_modern", "M-DQN", "modern"),
-        Family("C51_classic", "C51", "classic"),
-        Family("DQN_classic_adam", "DQN", "classic"),
-    )
-}
+WORD = re.compile(r"[A-Za-z0-9._-]{1,64}", re.ASCII)
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Where an agent stands in the release. What is not known is None. step: in agent steps, of 4 frames each."""
+    """Who an agent is. What is not known is None.
 
-    family: str | None = None
+    zoo: where it was published, such as ``atari-agents``: the name of the source that knows its rules.
+    algorithm: what trained it, such as ``M-DQN``. game: CamelCase, such as ``SpaceInvaders``.
+    protocol: how observations and episodes were made when it was trained, such as ``modern``.
+    seed: of the training run. step: in agent steps, of 4 frames each.
+    """
+
+    zoo: str | None = None
+    algorithm: str | None = None
     game: str | None = None
+    protocol: str | None = None
     seed: int | None = None
     step: int | None = None
 
     @property
     def is_complete(self) -> bool:
-        return None not in (self.family, self.game, self.seed, self.step)
-
-    @property
-    def algorithm(self) -> str | None:
-        return FAMILIES[self.family].algorithm if self.family else None
-
-    @property
-    def protocol(self) -> str | None:
-        return FAMILIES[self.family].protocol if self.family else None
+        return None not in (self.zoo, self.algorithm, self.game, self.protocol, self.seed, self.step)
 
     @property
     def rom_id(self) -> str | None:
         return load_games()[self.game].rom_id if self.game else None
 
-    @property
-    def folder(self) -> PurePosixPath:
-        """Its folder in the release and under the output, ``FAMILY/Game/seed/model_STEP``, when complete."""
-        return PurePosixPath(f"{self.family}/{self.game}/{self.seed}/model_{self.step}")
+
+def combine(one: Identity, other: Identity) -> Identity:
+    """Return what two identities tell together; where both tell something, what the first one tells."""
+    values = zip(astuple(one), astuple(other), strict=True)
+    return Identity(*(theirs if ours is None else ours for ours, theirs in values))
 
 
-_NUMBER = r"(0|[1-9]\d{0,14})"
-_LAYOUT = re.compile(rf"(?:^|.*/)([^/]+)/([^/]+)/{_NUMBER}/model_{_NUMBER}\.gz", re.ASCII | re.DOTALL)
+def find_conflict(one: Identity, other: Identity) -> str | None:
+    """Return the name of the first field that both tell and that differs; None where there is none."""
+    names = (field.name for field in fields(Identity))
+    return next((name for name in names if _differ(getattr(one, name), getattr(other, name))), None)
 
 
-def identify(path: str) -> Identity:
-    """Return the identity that a path in the release's layout tells; an empty one for any other path.
-
-    Args:
-        path: with ``/`` between its parts, such as ``…/DQN_modern/Pong/0/model_50000000.gz``.
-    """
-    match = _LAYOUT.fullmatch(path)
-    if match is None or match[1] not in FAMILIES or match[2] not in load_games():
-        return Identity()
-    family, game = sys.intern(match[1]), sys.intern(match[2])  # thousands of agents share a few names
-    return Identity(family, game, int(match[3]), int(match[4]))
+def _differ(one: object, other: object) -> bool:
+    return None not in (one, other) and one != other
 
 
-def parse_identity(text: str) -> Identity:
-    """Return the identity that ``FAMILY/Game[/SEED[/STEP]]`` tells.
-
-    Raises:
-        ValueError: another form, a family or a game that the release does not have.
-    """
-    parts = text.strip("/").split("/")
-    if not 2 <= len(parts) <= 4 or not all(re.fullmatch(_NUMBER, part, re.ASCII) for part in parts[2:]):
-        raise ValueError(f"{text!r} is not FAMILY/Game[/SEED[/STEP]], such as DQN_modern/Pong/0/50000000")
-    check_known("family", parts[0], list(FAMILIES))
-    check_known("game", parts[1], list(load_games()))
-    seed, step, *_ = (*map(int, parts[2:]), None, None)
-    return Identity(parts[0], parts[1], seed, step)
+def find_identity_problem(identity: Identity) -> str | None:
+    """Return why an identity cannot be recorded; None if it can."""
+    for name in ("zoo", "algorithm", "protocol"):
+        value = getattr(identity, name)
+        if value is not None and not WORD.fullmatch(value):
+            return f"{name} is {value!r}, expected {WORD.pattern}"
+    for name in ("seed", "step"):
+        value = getattr(identity, name)
+        if value is not None and not 0 <= value <= LARGEST_NUMBER:
+            return f"{name} is {value}, expected 0 to {LARGEST_NUMBER}"
+    try:
+        if identity.game is not None:
+            check_known("game", identity.game, list(load_games()))
+    except ValueError as error:
+        return str(error)
+    return None
 
 
 def check_known(kind: str, name: str, known: list[str]) -> None:
-    """Raise unless the release has a family or game of this name.
+    """Raise unless a name is among those that are known.
 
     Raises:
-        ValueError: it has none; the message names the closest one.
+        ValueError: it is not; the message names the closest one.
     """
     if name not in known:
         folded = {other.casefold(): other for other in known}

@@ -18,12 +18,11 @@ from convert.agents.agent import (
     File,
     Record,
     Tensor,
-    find_contradiction,
     find_path_problem,
 )
 from convert.agents.architecture import Architecture, Conv, Head, Observation
 from convert.agents.games import FULL_ACTION_SET, load_games
-from convert.agents.identity import FAMILIES, LARGEST_NUMBER, Identity, check_known
+from convert.agents.identity import LARGEST_NUMBER, WORD, Identity, check_known
 from convert.errors import RecordError, UnreadableArtefact
 from convert.files.bounds import LARGEST
 from convert.files.disk import read_file
@@ -44,7 +43,7 @@ def _to_document(record: Record) -> dict[str, Any]:
     meanings = agent.action_meanings
     return {
         "format_version": RECORD_FORMAT,
-        "family": identity.family,
+        "zoo": identity.zoo,
         "algorithm": identity.algorithm,
         "protocol": identity.protocol,
         "game": identity.game,
@@ -136,8 +135,7 @@ def from_json(text: str, name: str) -> Record:
         name: how messages call it, such as its path.
 
     Raises:
-        RecordError: it is not JSON, its format is another, a field is missing, unknown or wrong, or it contradicts
-            itself.
+        RecordError: it is not JSON, its format is another, or a field is missing, unknown or wrong.
     """
     try:
         document = read_json(text)
@@ -151,8 +149,8 @@ def from_json(text: str, name: str) -> Record:
     try:
         _check_bounds(document)
         record = _record_from_json(document)
-        # Unknown fields, and fields that follow from others, such as the protocol from the family.
-        problem = _find_difference(document, _to_document(record)) or find_contradiction(record.agent)
+        # Unknown fields, and fields that follow from others, such as the ROM id from the game.
+        problem = _find_difference(document, _to_document(record))
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         problem = f"no field {error}" if isinstance(error, KeyError) else str(error)
     if problem:
@@ -195,13 +193,13 @@ def _find_difference(found: Any, expected: Any, name: str = "") -> str | None:
 
 def _record_from_json(document: dict[str, Any]) -> Record:
     identity = Identity(
-        _optional(document, "family", _name),
+        _optional(document, "zoo", _word),
+        _optional(document, "algorithm", _word),
         _optional(document, "game", _name),
+        _optional(document, "protocol", _word),
         _optional(document, "seed", _number),
         _optional(document, "step", _number),
     )
-    if identity.family is not None:
-        check_known("family", identity.family, list(FAMILIES))
     if identity.game is not None:
         check_known("game", identity.game, list(load_games()))
     architecture = _architecture_from_json(_field(document, "architecture", dict))
@@ -314,6 +312,10 @@ def _match(pattern: re.Pattern[str], text: str, what: str) -> str:
 
 def _name(document: dict[str, Any], key: str) -> str:
     return _match(_NAME, _field(document, key, str), key)
+
+
+def _word(document: dict[str, Any], key: str) -> str:
+    return _match(WORD, _field(document, key, str), key)
 
 
 def _number(document: dict[str, Any], key: str, lowest: int = 0, highest: int = LARGEST_NUMBER) -> int:

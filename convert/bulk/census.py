@@ -1,4 +1,4 @@
-"""What a search for checkpoints met instead: to say why nothing was found, and what to do next."""
+"""What a search for agents met instead: to say why nothing was found, and what to do next."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Collection, Container, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
 from convert.files.recognition import HEAD_SIZE, describe_content
+from convert.sources import list_patterns, list_suffixes
 from convert.store.storage import is_url
 
 _SHOWN = 4
@@ -18,7 +18,10 @@ _NEXT = "name a checkpoint (model_STEP.gz), or a folder of the release"
 
 @dataclass
 class Census:
-    """What a search met: folders, files by suffix with one of each, converted agents, base folders of Dopamine."""
+    """What a search met: folders, files by suffix with one of each, agents' folders and base folders of Dopamine.
+
+    Of the latter two, those that cannot be read are of interest: any other would have been found.
+    """
 
     folders: int = 0
     suffixes: Counter[str] = field(default_factory=Counter)
@@ -55,24 +58,17 @@ def explain_nothing(census: Census, searched: Sequence[str]) -> str:
     if census.agents:
         agent, *others = census.agents
         more = f" and {len(others)} more" if others else ""
-        return (
-            f"{agent}{more}: converted already: name the checkpoint that was converted, or convert from an artefact "
-            f"with --from-agent {agent}"
-        )
+        if is_url(agent):
+            return f"{agent}{more}: converted already: name the checkpoint that was converted, or a local copy of it"
+        return f"{agent}{more}: converted already, but without a readable {RECORD_NAME}: convert the checkpoint again"
     if census.dopamine:
-        return _explain_dopamine(census.dopamine[0])
+        return (
+            f"{census.dopamine[0]} is a base folder of Dopamine without origin.json, so it was not written by "
+            "atari-convert: only such base folders, or copies of them that were trained on, can be read"
+        )
     below = census.folders - len(searched)
     where = f"searched {places}" + (f" and {_count(below, 'folder')} below it" if below > 0 else "")
     return f"{where}, {_describe_files(census)}"
-
-
-def _explain_dopamine(base: str) -> str:
-    if Path(base, "origin.json").is_file():
-        return f"{base} is a base folder of Dopamine: convert its latest checkpoint with --from-agent {base}"
-    return (
-        f"{base} is a base folder of Dopamine without origin.json, so it was not written by atari-convert: "
-        "only such base folders, or copies of them that were trained on, can be read (--from-agent)"
-    )
 
 
 def _name_place(place: str) -> str:
@@ -87,8 +83,9 @@ def _describe_files(census: Census) -> str:
     kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in common]
     rest = total - sum(count for _, count in common)
     text = f"{_count(total, 'file')} ({', '.join(kinds)}{f', {rest} others' if rest else ''})"
-    if ".gz" in census.suffixes:
-        return f"{text}, none named model_*.gz: name other .gz files one by one"
+    for suffix in list_suffixes():
+        if suffix in census.suffixes:
+            return f"{text}, none named {' or '.join(list_patterns())}: name other {suffix} files one by one"
     sample = census.samples[common[0][0]]
     return f"{text}: {_NEXT}" if is_url(sample) else f"{text}; {sample} is {_describe_file(sample)}: {_NEXT}"
 

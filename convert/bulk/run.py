@@ -6,21 +6,24 @@ import json
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator
 from contextlib import closing, nullcontext, suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import lru_cache, partial
+from pathlib import Path
 
 from convert.agents.agent import Agent, Record, name_actions
+from convert.agents.network import Network
 from convert.bulk.selection import Job
 from convert.errors import AtariConvertError, UnreadableCheckpoint, UnwritableOutput
 from convert.pipeline import (
-    convert_data,
-    describe_agent,
-    describe_source,
+    check_apart,
     find_stale,
-    read_network,
+    read_from_file,
+    read_from_folder,
     sum_up,
     to_known,
+    write_agent,
 )
+from convert.sources import locate
 from convert.store import find_store, journal, storage
 from convert.store.folders import ListFiles
 from convert.store.journal import Journal, Seen
@@ -33,13 +36,15 @@ class Work:
     """What is to be done with each job.
 
     targets: names such as ``onnx``. overwrite: write again what is current. check_hashes: trust no journal and no
-    size, hash every file. anonymous: read sources at URLs without credentials.
+    size, hash every file. anonymous: read sources at URLs without credentials. artefact: the target whose artefact is
+    read of an agent's folder; None means the one whose weights have changed.
     """
 
     targets: tuple[str, ...]
     overwrite: bool = False
     check_hashes: bool = False
     anonymous: bool = False
+    artefact: str | None = None
 
 
 @dataclass(frozen=True)
@@ -121,16 +126,30 @@ def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:
 
 def _convert_job(work: Work, job: Job) -> Outcome:
     _check_problem(job)
-    data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
-    conversion = convert_data(
-        data, job.source, job.folder, work.targets, identity=job.identity, path=job.path, overwrite=work.overwrite
-    )
+    network, agent, stamp = _open(work, job)
+    conversion = write_agent(network, agent, job.folder, work.targets, overwrite=work.overwrite)
     written, record, failures = conversion.written, conversion.record, conversion.failures
     if failures:  # which the next run is to try again
         return Outcome(job, written, record, sum_up(record.agent, work.targets, written, failures))
     find_stamp = find_store(job.folder).find_stamps(job.folder)
     seen = journal.look_at(record, work.targets, stamp, find_stamp) if stamp else None
     return Outcome(job, written, record, seen=seen)
+
+
+def _open(work: Work, job: Job) -> tuple[Network, Agent, str | None]:
+    """Return the network of a job, whose it is, and the stamp of the file that it was read from; a folder has none."""
+    if job.kind is None:
+        data, stamp = storage.read_source(job.source, anonymous=work.anonymous)
+        return *read_from_file(data, job.source, job.identity, job.path), stamp
+    out, folder = (Path(place.removeprefix("local://")) for place in (job.out, job.folder))
+    if not storage.is_url(str(out)):
+        check_apart(Path(job.source), folder, out)
+    network, agent = read_from_folder(
+        Path(job.source), job.kind, job.identity if job.is_named else None, artefact=work.artefact
+    )
+    if agent.identity != job.identity:
+        raise UnreadableCheckpoint(f"{job.source}: changed since the run began: convert it when its training has ended")
+    return network, agent, None
 
 
 def _check_problem(job: Job) -> None:
@@ -142,9 +161,8 @@ def _plan_job(work: Work, job: Job) -> Outcome:
     _check_problem(job)
     found = find_store(job.folder).inspect(job.folder)
     agent = _guess_agent(job, found.record)
-    if not storage.is_url(job.source) and (agent or not os.path.isfile(job.source)):
-        data, _ = storage.read_source(job.source)
-        agent = describe_agent(read_network(data, job.source), job.identity, describe_source(data, job.path))
+    if job.kind or (not storage.is_url(job.source) and (agent or not os.path.isfile(job.source))):
+        agent = _open(work, job)[1]
     return Outcome(job, find_stale(found, agent, work.targets, overwrite=work.overwrite, is_rehearsal=True))
 
 
@@ -175,7 +193,7 @@ def _recall(jobs: Iterable[Job], work: Work, kept: Journal | None) -> Iterator[t
 
 def _is_as_seen(job: Job, work: Work, seen: Seen, list_files: ListFiles) -> bool:
     # The agents of a training run have one folder, and are listed at once.
-    list_around = list_files if job.identity.is_complete else None
+    list_around = list_files if locate(job.identity) else None
     find_stamp = find_store(job.folder).find_stamps(job.folder, list_around)
     source = job.stamp or storage.find_stamp(job.source, anonymous=work.anonymous)
     return journal.is_current(seen, work.targets, source, find_stamp)
@@ -185,4 +203,4 @@ def _to_key(job: Job) -> str:
     """Return what the journal knows a job's source by: where it is, and whose it is said to be."""
     identity = job.identity
     source = job.source if storage.is_url(job.source) else os.path.abspath(job.source)
-    return json.dumps([source, identity.family, identity.game, identity.seed, identity.step])
+    return json.dumps([source, *astuple(identity)])

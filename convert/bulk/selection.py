@@ -1,4 +1,4 @@
-"""Which checkpoints: find them, filter them, give each its folder, cut the whole into shards."""
+"""Which agents: find their files and folders, filter them, give each its output folder, cut the whole into shards."""
 
 from __future__ import annotations
 
@@ -11,10 +11,21 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from convert.agents.games import load_games
-from convert.agents.identity import FAMILIES, Identity, check_known, identify
+from convert.agents.identity import Identity, check_known
 from convert.bulk.census import Census, explain_nothing, is_agent
-from convert.errors import SelectionError, Unreachable
+from convert.errors import AtariConvertError, SelectionError, Unreachable
+from convert.formats.atari_agents import FAMILIES, find_family
 from convert.names import find_meant, normalise_name
+from convert.sources import (
+    AGENT_FOLDER,
+    choose_identity,
+    import_source,
+    list_patterns,
+    list_suffixes,
+    locate,
+    recognise_folder,
+    strip_suffix,
+)
 from convert.store import storage
 from convert.store.storage import Found, is_url, normalise, path_of
 from convert.targets import list_targets
@@ -24,15 +35,18 @@ FINAL_STEP = 50_000_000  # agent steps; the last checkpoint of a finished run of
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One checkpoint to convert.
+    """One agent to convert.
 
     source: a local path or a URL.
-    path: the source's path for the record, ``/`` between parts: that of the release, or relative to what was searched.
+    path: the source's path, ``/`` between parts: that of its zoo, or relative to what was searched. That of a file
+        goes into the record; that of a folder has no suffix.
     out: the folder or URL that receives the agents' folders.
     identity: who the agent is.
     size: in bytes; 0 where a server did not tell.
     stamp: what tells this content of a remote source from another, such as its ETag; None where nothing does.
     problem: why this one cannot be converted, where its name alone tells; it fails when its turn comes.
+    kind: of a folder, the source that reads it, such as ``agent-folder``; None of a file.
+    is_named: whether a user gave the identity, so that it takes the place of what a folder tells.
     """
 
     source: str
@@ -42,11 +56,13 @@ class Job:
     size: int = 0
     stamp: str | None = None
     problem: str | None = None
+    kind: str | None = None
+    is_named: bool = False
 
     @property
     def folder(self) -> str:
         """The agent's folder, a path or a URL."""
-        return storage.join(self.out, self.path.removesuffix(".gz"))
+        return storage.join(self.out, self.path if self.kind else strip_suffix(self.path))
 
 
 @dataclass(frozen=True)
@@ -86,20 +102,27 @@ def find_jobs(
     *,
     listed: Iterable[str] = (),
     anonymous: bool = False,
+    artefact: str | None = None,
 ) -> list[Job]:
-    """Return a job for each checkpoint, in the order of their folders.
+    """Return a job for each agent, in the order of their folders.
+
+    A folder that a source recognises, such as that of a converted agent, is one agent. Any other folder is searched for
+    checkpoints. Agents' folders below it are passed over, unless there is no checkpoint at all: then they are what it
+    holds.
 
     Args:
-        sources: checkpoints; folders, searched for ``model_*.gz``; patterns of the shell; each a path or a URL.
+        sources: checkpoints, agents' folders, folders to search, and patterns of the shell; each a path or a URL.
         out: the folder or URL that receives the agents' folders.
-        identity: who the agent is, for one checkpoint outside the release's layout.
+        identity: who the agent is, for one source that does not tell.
         listed: lines, each a source or empty. What is named here and cannot be found fails when its turn comes, for
             one of thousands should not stop the rest.
         anonymous: read URLs without credentials.
+        artefact: the target whose artefact is read of an agent's folder.
 
     Raises:
-        SelectionError: no checkpoint is found, a source does not exist, an identity is given for several, two would
-            share an output folder, or a file's name leaves none.
+        SelectionError: no agent is found, a source does not exist, an identity is given for several or contradicts a
+            path, two agents would share an output folder, one would be written where another is read, or a file's name
+            leaves none.
         Unreachable: a source at a URL could not be listed, for the network failed.
         MissingExtra: what reads a source's URL, or writes to that of the output, is not installed.
     """
@@ -110,17 +133,26 @@ def find_jobs(
     if is_url(out):
         storage.canonical_url(out)  # nothing could be written where it fails
     census = Census()
-    jobs = [
-        job
-        for source, must_exist in named
-        for job in _find_jobs_of(source, out, identity, census, anonymous=anonymous, must_exist=must_exist)
-    ]
-    found = {os.path.realpath(job.source) for job in jobs}
-    if identity and len(found) > 1:
-        raise SelectionError(f"--identity is for one checkpoint, found {len(found)}")
+
+    def search(who: Identity | None) -> list[Job]:
+        return [
+            job
+            for source, must_exist in named
+            for job in _find_jobs_of(
+                source, out, who, census, anonymous=anonymous, must_exist=must_exist, artefact=artefact
+            )
+        ]
+
+    jobs = search(None)
+    if identity and jobs:
+        if len(found := {os.path.realpath(job.source) for job in jobs}) > 1:
+            raise SelectionError(f"--identity is for one agent, found {len(found)}")
+        jobs = search(identity)
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
-        raise SelectionError(f"no model_*.gz found: {explain_nothing(census, [source for source, _ in named])}")
+        explanation = explain_nothing(census, [source for source, _ in named])
+        raise SelectionError(f"no {' or '.join(list_patterns())} found: {explanation}")
+    _refuse_overlaps(jobs)
     return jobs
 
 
@@ -136,7 +168,7 @@ def filter_jobs(jobs: list[Job], wanted: Filter) -> list[Job]:
         kept = _keep_steps(kept, wanted.steps)
     if not kept:
         found = _list_steps(jobs) if wanted.steps else _list_kinds(jobs)
-        raise SelectionError(f"none of the checkpoints found fits {wanted}: they are {found}")
+        raise SelectionError(f"none of the agents found fits {wanted}: they are {found}")
     return kept
 
 
@@ -146,7 +178,7 @@ def _list_steps(jobs: list[Job]) -> str:
 
 
 def _list_kinds(jobs: list[Job]) -> str:
-    kinds = dict.fromkeys(f"{job.identity.family or '?'}/{job.identity.game or '?'}" for job in jobs)
+    kinds = dict.fromkeys(f"{find_family(job.identity) or '?'}/{job.identity.game or '?'}" for job in jobs)
     return ", ".join(list(kinds)[:5]) + (" …" if len(kinds) > 5 else "")
 
 
@@ -190,9 +222,16 @@ def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
 
 
 def _find_jobs_of(
-    source: str, out: str, identity: Identity | None, census: Census, *, anonymous: bool, must_exist: bool
+    source: str,
+    out: str,
+    identity: Identity | None,
+    census: Census,
+    *,
+    anonymous: bool,
+    must_exist: bool,
+    artefact: str | None,
 ) -> Iterator[Job]:
-    """Yield a job for each checkpoint of a source; one that fails for a source that is not as it must be."""
+    """Yield a job for each agent of a source; one that fails for a source that is not as it must be."""
     try:
         _check_name(source)
     except SelectionError as error:
@@ -200,9 +239,12 @@ def _find_jobs_of(
             raise
         yield _make_failing_job(source, out, error)
         return
-    for found, base in _find_files(source, census, anonymous=anonymous, must_exist=must_exist):
+    for found, base, kind in _find_agents(source, census, anonymous=anonymous, must_exist=must_exist):
         try:
-            yield _make_job(found, base, out, identity)
+            if kind:
+                yield _make_folder_job(found.name, kind, base, out, identity, artefact)
+            else:
+                yield _make_job(found, base, out, identity)
         except SelectionError as error:
             if must_exist:
                 raise
@@ -237,28 +279,32 @@ def _shorten(name: str) -> str:
     return name if len(name) <= 200 else f"{name[:200]}…"
 
 
-def _find_files(source: str, census: Census, *, anonymous: bool, must_exist: bool) -> Iterator[tuple[Found, str]]:
-    """Yield each checkpoint with the folder that its path is relative to; count what else a search meets."""
+# What was found, the folder that its path is relative to, and of a folder the source that reads it.
+_Agent = tuple[Found, str, str | None]
+
+
+def _find_agents(source: str, census: Census, *, anonymous: bool, must_exist: bool) -> Iterator[_Agent]:
+    """Yield each agent; count what else a search meets."""
     try:
         yield from _find_at_url(source, census, anonymous=anonymous) if is_url(source) else _find_here(source, census)
     except (SelectionError, Unreachable):
         if must_exist:
             raise
-        yield Found(source), os.path.dirname(source)
+        yield Found(source), os.path.dirname(source), None
 
 
-def _find_here(source: str, census: Census) -> Iterator[tuple[Found, str]]:
+def _find_here(source: str, census: Census) -> Iterator[_Agent]:
     if os.path.isdir(source):
-        yield from ((found, source) for found in _walk(source, census))
+        yield from _find_in_folder(source, os.path.dirname(os.path.abspath(source)), source, census)
     elif os.path.exists(source):
-        yield _look_at(source), os.path.dirname(source)
+        yield _look_at(source), os.path.dirname(source), None
     elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
         base = _fixed_part(source, _MAGIC)
         for match in matches:
             if os.path.isdir(match):
-                yield from ((found, base) for found in _walk(match, census))
-            elif match.endswith(".gz"):
-                yield _look_at(match), base
+                yield from _find_in_folder(match, base, base, census)
+            elif match.endswith(list_suffixes()):
+                yield _look_at(match), base, None
             else:
                 census.add_files([match])
     else:
@@ -273,21 +319,30 @@ def _explain_missing(source: str) -> str:
     return ": name a checkpoint, or a folder of the release"
 
 
-def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[tuple[Found, str]]:
+def _find_in_folder(folder: str, above: str, base: str, census: Census) -> Iterator[_Agent]:
+    """Yield a folder itself, whose path is then relative to ``above``, or what a search below it finds."""
+    kind = recognise_folder(Path(folder), os.listdir(folder))
+    if kind:
+        yield Found(folder), above, kind
+    else:
+        yield from ((found, base, kind) for found, kind in _walk(folder, census))
+
+
+def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[_Agent]:
     magic = _MAGIC_HTTP if source.startswith(("http://", "https://")) else _MAGIC
     if magic.search(source):
         fixed = _fixed_part(source, magic)
         base = storage.canonical_url(fixed, anonymous=anonymous)
         matches = storage.find_matches(fixed, source.removeprefix(fixed), anonymous=anonymous)
-        matches = [found for found in matches if found.name.endswith(".gz")]
+        matches = [found for found in matches if found.name.endswith(list_suffixes())]
         if not matches:
             raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
-        yield from ((found, base) for found in matches)
-    elif path_of(source).endswith(".gz"):
-        yield Found(source), os.path.dirname(source)
+        yield from ((found, base, None) for found in matches)
+    elif path_of(source).endswith(list_suffixes()):
+        yield Found(source), os.path.dirname(source), None
     else:
         base = storage.canonical_url(source, anonymous=anonymous)
-        yield from ((found, base) for found in _walk_url(source, census, anonymous=anonymous))
+        yield from ((found, base, None) for found in _walk_url(source, census, anonymous=anonymous))
 
 
 def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
@@ -295,17 +350,27 @@ def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
     return "".join(magic.split(pattern, maxsplit=1)[0].rpartition("/")[:2])
 
 
-def _walk(top: str, census: Census) -> Iterator[Found]:
-    """Yield the checkpoints in and below a folder, but for those that are artefacts of converted agents."""
+def _walk(top: str, census: Census) -> Iterator[tuple[Found, str | None]]:
+    """Yield the checkpoints in and below a folder, or else the agents' folders below it, with what reads them.
+
+    No artefact of a converted agent is a checkpoint. An agent's folder without a readable record fails when it is read.
+    """
+    agents: list[tuple[Found, str | None]] = []
+    has_checkpoint, is_agent_itself = False, is_agent(os.listdir(top))
     for folder, folders, names in storage.walk_links(top, _refuse):
-        census.add_folder(folder, [*folders, *names])
-        if folder != top and is_agent([*folders, *names]):
+        inside = {*folders, *names}
+        kind = recognise_folder(Path(folder), inside) or (AGENT_FOLDER if is_agent(inside) else None)
+        if kind and folder != top:
+            agents.append((Found(folder), kind))
             folders.clear()
             continue
+        census.add_folder(folder, inside)
         census.add_files(f"{folder}/{name}" for name in names)
-        for name in names:
-            if _is_checkpoint(name):
-                yield _look_at(str(Path(folder, name)))
+        for name in filter(_is_checkpoint, names):
+            has_checkpoint = True
+            yield _look_at(str(Path(folder, name))), None
+    if not has_checkpoint and not is_agent_itself:
+        yield from agents
 
 
 def _look_at(path: str) -> Found:
@@ -315,6 +380,8 @@ def _look_at(path: str) -> Found:
 def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
     """Yield the checkpoints in and below a folder at a URL, as `_walk` does."""
     for place, folders, files in storage.walk(top, anonymous=anonymous):
+        if is_agent(folders.keys() | files.keys()):
+            census.add_folder(storage.join(top, place) if place else top, folders.keys() | files.keys())
         if place and is_agent(folders.keys() | files.keys()):
             folders.clear()
             continue
@@ -323,7 +390,7 @@ def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
 
 
 def _is_checkpoint(name: str) -> bool:
-    return name.startswith("model_") and name.endswith(".gz")
+    return any(fnmatchcase(name, pattern) for pattern in list_patterns())
 
 
 def _refuse(error: OSError) -> None:
@@ -333,16 +400,55 @@ def _refuse(error: OSError) -> None:
 def _make_job(found: Found, base: str, out: str, identity: Identity | None) -> Job:
     name, base = path_of(found.name), path_of(base)
     place = name if is_url(name) else Path(name).absolute().as_posix()
-    identity = identity or identify(place)
-    if identity.is_complete:
-        path = f"{identity.folder}.gz"
-    else:
+    who = choose_identity(found.name, place, identity)
+    path = locate(who)
+    if path is None:
         path = name[len(base) :].lstrip("/") if is_url(name) else Path(name).relative_to(base).as_posix()
-        if identify(path) != Identity():  # --identity says otherwise, so this path would mislead
-            path = path.rpartition("/")[2]
-        if any(part in ("", ".", "..") for part in path.removesuffix(".gz").split("/")):
-            raise SelectionError(f"{found.name}: its name without .gz is no name for a folder: rename it")
-    return Job(_printable(found.name), _printable(path), out, identity, found.size, found.stamp)
+        if any(part in ("", ".", "..") for part in strip_suffix(path).split("/")):
+            suffix = path.removeprefix(strip_suffix(path)) or "a suffix"
+            raise SelectionError(f"{found.name}: its name without {suffix} is no name for a folder: rename it")
+    return Job(_printable(found.name), _printable(path), out, who, found.size, found.stamp)
+
+
+def _make_folder_job(
+    folder: str, kind: str, base: str, out: str, identity: Identity | None, artefact: str | None
+) -> Job:
+    who = identity or _identify_folder(folder, kind, artefact)
+    path = strip_suffix(locate(who) or os.path.relpath(folder, base or "."))
+    if path.split("/")[0] in ("", ".", ".."):
+        path = Path(folder).absolute().name
+    if not path:
+        raise SelectionError(f"{folder}: has no name for the agent's folder: name a folder below it")
+    return Job(_printable(folder), _printable(path), out, who, kind=kind, is_named=identity is not None)
+
+
+def _identify_folder(folder: str, kind: str, artefact: str | None) -> Identity:
+    """Return who the agent in a folder is. Where that cannot be read, reading it in earnest will tell why."""
+    try:
+        identity: Identity = import_source(kind).identify(Path(folder), artefact)
+    except AtariConvertError:
+        return Identity()
+    return identity
+
+
+def _refuse_overlaps(jobs: list[Job]) -> None:
+    """Refuse to write an agent where another one is read. Where it is itself read, its job fails.
+
+    Raises:
+        SelectionError: an agent's folder would be that of another one that is read, inside it, or around it.
+    """
+    read = {os.path.realpath(job.source): job.source for job in jobs if job.kind}
+    if not read:
+        return
+    above = {str(parent): source for path, source in read.items() for parent in Path(path).parents}
+    for job in jobs:
+        written = os.path.realpath(job.folder.removeprefix("local://"))
+        places = (written, *map(str, Path(written).parents))
+        other = next((read[place] for place in places if place in read), above.get(written))
+        if other not in (None, job.source):
+            raise SelectionError(
+                f"{job.source}: would be written to {job.folder}, but {other} is read: choose another --out"
+            )
 
 
 def _printable(name: str) -> str:
@@ -385,7 +491,7 @@ def _check_filter(wanted: Filter) -> None:
 
 def _matches(identity: Identity, wanted: Filter) -> bool:
     return (
-        _fits(identity.family, wanted.families)
+        _fits(find_family(identity), wanted.families)
         and _fits(identity.game, wanted.games)
         and _fits(identity.seed, wanted.seeds)
     )
@@ -396,7 +502,8 @@ def _fits(value: object, patterns: tuple[str, ...]) -> bool:
 
 
 def _run_of(job: Job) -> tuple[object, ...]:
-    return job.identity.family, job.identity.game, job.identity.seed
+    identity = job.identity
+    return identity.zoo, identity.algorithm, identity.protocol, identity.game, identity.seed
 
 
 def _has_step(step: int | None, latest: int, wanted: tuple[str, ...]) -> bool:

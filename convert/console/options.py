@@ -55,6 +55,6 @@ def list_game_names() -> list[str]:
 
 def list_family_names() -> list[str]:
     """Return the families of the release."""
-    from convert.agents.identity import FAMILIES
+    from convert.formats.atari_agents import FAMILIES
 
     return list(FAMILIES)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from convert.agents.agent import Agent
 from convert.agents.architecture import Architecture, Head
+from convert.formats.atari_agents import find_family
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
         metadata="\n".join(metadata),
         who=who,
         played=played,
-        family=identity.family or "unknown family",
+        family=find_family(identity) or "unknown family",
         seed=_or_unknown(identity.seed),
         step=_or_unknown(identity.step),
         protocol=identity.protocol or "unknown",

@@ -10,12 +10,12 @@ import ast
 import pkgutil
 from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager
-from importlib.machinery import ModuleSpec
+from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-from convert.errors import MissingExtra
+from convert.errors import BrokenPlugin, MissingExtra
 
 
 def list_names(path: Iterable[str]) -> list[str]:
@@ -28,14 +28,42 @@ def name_module(package: str, name: str) -> str:
     return f"{package}.{name.replace('-', '_')}"
 
 
-def read_constants(package: str, name: str, wanted: Collection[str]) -> tuple[str, dict[str, Any]]:
-    """Read a module's source without running it.
+def find_modules(package: str, path: Iterable[str], group: str) -> dict[str, str]:
+    """Return modules by name: those that other packages register as entry points, then those of a package.
+
+    A name that the package has itself is not given to another package.
+
+    Args:
+        package: the package's name.
+        path: its ``__path__``.
+        group: the group of entry points.
+    """
+    own = {name: name_module(package, name) for name in list_names(path)}
+    registered = {entry.name: entry.module for entry in sorted(entry_points(group=group)) if entry.name not in own}
+    return registered | own
+
+
+def read_constants(module: str, wanted: Collection[str]) -> tuple[str, dict[str, Any]]:
+    """Read a module's source without running it; of a module in a package, the package is imported.
 
     Returns:
         The first line of its docstring, and the literal constants that are wanted, those that it has.
+
+    Raises:
+        BrokenPlugin: there is no such module, or it is not Python source with literal constants.
     """
-    spec = cast(ModuleSpec, find_spec(name_module(package, name)))
-    tree = ast.parse(Path(cast(str, spec.origin)).read_text("utf-8"))
+    try:
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:
+            raise ModuleNotFoundError(f"No module named {module!r}")
+        return _take_constants(ast.parse(Path(spec.origin).read_text("utf-8")), wanted)
+    except (ImportError, OSError, ValueError, SyntaxError) as error:
+        raise BrokenPlugin(
+            f"{module}: cannot be used ({error}): update or uninstall the package that brings it"
+        ) from error
+
+
+def _take_constants(tree: ast.Module, wanted: Collection[str]) -> tuple[str, dict[str, Any]]:
     constants = {
         statement.targets[0].id: ast.literal_eval(statement.value)
         for statement in tree.body
@@ -51,14 +79,15 @@ def find_missing(packages: Iterable[str]) -> tuple[str, ...]:
     return tuple(package for package in packages if not _is_importable(package))
 
 
-def missing_extra(what: str, packages: Collection[str], extra: str) -> MissingExtra:
-    """Return the error that says how to install the packages that something needs."""
-    missing = ", ".join(find_missing(packages) or packages)
-    return MissingExtra(f"{what} needs {missing}: pip install 'atari-convert[{extra}]'")
+def missing_extra(what: str, packages: Collection[str], extra: str | None) -> MissingExtra:
+    """Return the error that says how to install the packages that something needs: by an extra, or by themselves."""
+    missing = find_missing(packages) or packages
+    how = f"'atari-convert[{extra}]'" if extra else " ".join(missing)
+    return MissingExtra(f"{what} needs {', '.join(missing)}: pip install {how}")
 
 
 @contextmanager
-def explain_missing(what: str, packages: Collection[str], extra: str) -> Iterator[None]:
+def explain_missing(what: str, packages: Collection[str], extra: str | None) -> Iterator[None]:
     """Turn a failed import of one of these packages into the error that says how to install it.
 
     Any other missing module is a bug, and must look like one.

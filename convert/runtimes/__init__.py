@@ -102,9 +102,10 @@ def import_runtime(name: str) -> RuntimeModule:
     Raises:
         MissingExtra: its framework is not installed; the message says what to install.
     """
-    _, constants = read_constants(__name__, name, ("EXTRA", "PACKAGES"))
+    module = name_module(__name__, name)
+    _, constants = read_constants(module, ("EXTRA", "PACKAGES"))
     with explain_missing(f"runtime {name!r}", constants["PACKAGES"], constants["EXTRA"]):
-        return cast(RuntimeModule, importlib.import_module(name_module(__name__, name)))
+        return cast(RuntimeModule, importlib.import_module(module))
 
 
 def choose_gpu(settings: Settings, name: str, *, has_gpu: bool) -> bool:

@@ -1,224 +1,87 @@
-"""The release "Pretrained Atari Agents" (2022): gzip of ``torch.save({"estimator_state": state_dict, …})``.
+"""The release "Pretrained Atari Agents" (2022): gzipped PyTorch state dicts in FAMILY/Game/seed/model_STEP.gz.
 
-Nothing in a file is trusted: it inflates within a bound, and its pickle may build tensors and nothing else.
+A family is an algorithm and a protocol, see `convert.formats.atari_agents`.
 """
 
 from __future__ import annotations
 
 import re
-import struct
-import zlib
-from collections.abc import Mapping
-from typing import Any
 
-import deflate
-import numpy as np
+from convert.agents.agent import Agent
+from convert.agents.games import load_games
+from convert.agents.identity import Identity, check_known
+from convert.formats import atari_agents
+from convert.formats.atari_agents import FAMILIES, find_family, make_identity
+from convert.sources import Checkpoint
 
-from convert.agents.architecture import (
-    LARGEST_ACTIONS,
-    LARGEST_ATOMS,
-    Architecture,
-    Head,
-    list_shapes,
-    make_head,
-    nature_cnn,
-)
-from convert.agents.network import Float32, Network, check_network, from_arrays, name_array
-from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
-from convert.files import torch_files
-from convert.files.bounds import LARGEST
-from convert.files.documents import join, show
-from convert.files.pickles import PickleRefused
-from convert.files.recognition import HEAD_SIZE, describe_content
-from convert.files.torch_files import Tensor
+EXPECTED = "a gzipped checkpoint of this release"
+PATTERNS = ("model_*.gz",)
+LAYOUT = "FAMILY/Game/seed/model_STEP.gz"
 
-STATE_KEY = "estimator_state"
-SUPPORT_KEY = "_AtariNet__support"
-# Python's name mangling of the release's class is part of its keys.
-KEYS = {
-    **{
-        f"_AtariNet__features.{2 * index}.{torch_name}": f"convs.{index}.{name}"
-        for index in range(3)
-        for torch_name, name in (("weight", "kernel"), ("bias", "bias"))
-    },
-    "_AtariNet__head.0.weight": "hidden.kernel",
-    "_AtariNet__head.0.bias": "hidden.bias",
-    "_AtariNet__head.2.weight": "head.kernel",
-    "_AtariNet__head.2.bias": "head.bias",
-    SUPPORT_KEY: "head.support",
-}
-
-_HEADER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
-_LOSSY = "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
-_MEBIBYTES = LARGEST // 2**20
+_NUMBER = r"(0|[1-9]\d{0,14})"
+_PATH = re.compile(rf"(?:^|.*/)([^/]+)/([^/]+)/{_NUMBER}/model_{_NUMBER}\.gz", re.ASCII | re.DOTALL)
 
 
-def read(data: bytes, name: str) -> Network:
-    """Read the bytes of a checkpoint file.
+def recognise(head: bytes, name: str) -> bool:  # noqa: ARG001
+    """Recognise a gzip file. What is inside is looked at by `read`, which says what is wrong with it."""
+    return head.startswith(b"\x1f\x8b")
+
+
+def read(data: bytes, name: str) -> Checkpoint:
+    """Read a checkpoint. Its content does not tell who the agent is.
+
+    Raises:
+        CheckpointError: it cannot be read, or is not a network of the release; see `convert.errors`.
+    """
+    return Checkpoint(atari_agents.read(data, name), Identity())
+
+
+def identify(path: str) -> Identity:
+    """Return the identity that a path in the release's layout tells; an empty one for any other path.
 
     Args:
-        data: the gzip file's content.
-        name: how messages call it, such as its path.
+        path: with ``/`` between its parts, such as ``…/DQN_modern/Pong/0/model_50000000.gz``.
+    """
+    match = _PATH.fullmatch(path)
+    if match is None or match[1] not in FAMILIES or match[2] not in load_games():
+        return Identity()
+    return make_identity(match[1], match[2], int(match[3]), int(match[4]))
+
+
+locate = atari_agents.locate  # shared with the target that writes this format
+
+
+def parse_identity(text: str) -> Identity:
+    """Return the identity that ``FAMILY/Game[/SEED[/STEP]]`` tells.
 
     Raises:
-        UnreadableCheckpoint: not a gzip, truncated, too large when inflated, not a torch checkpoint, or its
-            pickle wants to run code.
-        WeightMismatch: weights are missing, unexpected, of a dtype that float32 cannot hold, or not finite.
-        UnsupportedArchitecture: its layers are not those of the release.
+        ValueError: another form, a family or a game that the release does not have.
     """
-    raw = inflate(data, name)
-    state = _load_state(raw, name)
-    arrays = _to_arrays(state, name)
-    try:
-        network = from_arrays(arrays, _find_architecture({key: array.shape for key, array in arrays.items()}))
-    except ValueError as error:
-        raise WeightMismatch(f"{name}: {error}: the file is damaged, take another copy") from error
-    check_network(network, name)
-    return network
+    parts = text.strip("/").split("/")
+    if not 2 <= len(parts) <= 4 or not all(re.fullmatch(_NUMBER, part, re.ASCII) for part in parts[2:]):
+        raise ValueError(f"{text!r} is not FAMILY/Game[/SEED[/STEP]], such as DQN_modern/Pong/0/50000000")
+    check_known("family", parts[0], list(FAMILIES))
+    check_known("game", parts[1], list(load_games()))
+    seed, step, *_ = (*map(int, parts[2:]), None, None)
+    return make_identity(parts[0], parts[1], seed, step)
 
 
-def inflate(data: bytes, name: str) -> bytes:
-    """Return the content of a gzip file of at most `LARGEST` bytes inflated, whose checksum is right.
+def find_contradiction(agent: Agent) -> str | None:
+    """Return how an agent of the release contradicts itself; None if it does not.
 
-    Raises:
-        UnreadableCheckpoint: it is empty, not a gzip, damaged, truncated, or larger.
+    Its algorithm and protocol are those of a family, its head is of the kind that this family has, and its identity is
+    that of its source's path, if that path is in the release's layout.
     """
-    if not data:
-        raise UnreadableCheckpoint(f"{name}: the file is empty, expected a gzipped checkpoint: take another copy")
-    if not data.startswith(b"\x1f\x8b"):
-        found = describe_content(data[:HEAD_SIZE], name)
-        raise UnreadableCheckpoint(f"{name}: {found}, expected a gzipped checkpoint of this release")
-    return _inflate_at_once(data) or _inflate_or_explain(data, name)
-
-
-def _inflate_at_once(data: bytes) -> bytes | None:
-    """Inflate a whole and sound file with libdeflate, twice as fast as zlib; None for any other."""
-    # A second stream may have the same checksum and size as the first: where one could begin, zlib tells where the
-    # first one ends. By chance that is so in one file of twenty.
-    if len(data) < 18 or _HEADER.search(data, 1):  # less than a header and a trailer
-        return None
-    checksum, size = struct.unpack("<II", data[-8:])
-    if size > LARGEST:
-        return None
-    try:
-        raw = bytes(deflate.gzip_decompress(data))
-    except (deflate.DeflateError, ValueError):
-        return None
-    # libdeflate stops after the first stream; only where the file ends there too, its end describes that stream.
-    return raw if (deflate.crc32(raw), len(raw)) == (checksum, size) else None
-
-
-def _inflate_or_explain(data: bytes, name: str) -> bytes:
-    inflater = zlib.decompressobj(wbits=31)
-    try:
-        raw = inflater.decompress(data, LARGEST)
-    except zlib.error as error:
-        raise UnreadableCheckpoint(f"{name}: damaged gzip ({error}): take another copy") from error
-    if len(raw) == LARGEST and not inflater.eof:
-        raise UnreadableCheckpoint(f"{name}: inflates to over {_MEBIBYTES} MiB, expected about 7 MB: not a checkpoint")
-    if not inflater.eof:
-        raise UnreadableCheckpoint(f"{name}: truncated after {len(data)} bytes: take another copy")
-    if inflater.unused_data:
-        raise UnreadableCheckpoint(f"{name}: {len(inflater.unused_data)} bytes after the end of the gzip stream")
-    return raw
-
-
-def _load_state(raw: bytes, name: str) -> dict[Any, Any]:
-    try:
-        checkpoint = torch_files.read(raw)
-    except PickleRefused as error:
-        raise UnreadableCheckpoint(f"{name}: refused: its pickle {error}") from error
-    except ValueError as error:
-        raise UnreadableCheckpoint(f"{name}: not a PyTorch checkpoint ({error}): take another copy") from error
-    if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
-        found = _list_names(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
-        raise UnreadableCheckpoint(f"{name}: holds {found}, expected {STATE_KEY!r}: not a checkpoint of this release")
-    state = checkpoint[STATE_KEY]
-    if not isinstance(state, dict):
-        raise UnreadableCheckpoint(f"{name}: {STATE_KEY} is a {type(state).__name__}, expected a state dict")
-    return state
-
-
-def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
-    problems = [f"no {key}" for key in KEYS if key not in state and key != SUPPORT_KEY]
-    problems += [f"unexpected {show(key)}" for key in state if key not in KEYS]
-    tensors = {}
-    for key in KEYS.keys() & state.keys():
-        problem = _find_tensor_problem(state[key])
-        if problem:
-            problems.append(f"{key} {problem}")
-        else:
-            tensors[key] = state[key]
-    shape_problems = _find_shape_problems({KEYS[key]: tensor.shape for key, tensor in tensors.items()})
-    if not problems and not shape_problems:
-        arrays = {key: tensor.to_numpy() for key, tensor in tensors.items()}
-        problems = [f"{key} {_LOSSY}" for key, array in arrays.items() if not _is_float32(array)]
-    if problems:
-        raise WeightMismatch(f"{name}: {join(sorted(problems) + shape_problems)}: not a state dict of this release")
-    if shape_problems:
-        raise UnsupportedArchitecture(f"{name}: {join(shape_problems)}: not a Nature-CNN of this release")
-    return {KEYS[key]: array.astype(np.float32, copy=False) for key, array in arrays.items()}
-
-
-def _find_architecture(shapes: Mapping[str, tuple[int, ...]]) -> Architecture:
-    """Return the architecture that shapes tell, whose head has been looked at."""
-    (atoms,) = shapes.get("head.support", (None,))
-    return nature_cnn(make_head(shapes["head.bias"][0] // (atoms or 1), atoms))
-
-
-def _find_shape_problems(shapes: Mapping[str, tuple[int, ...]]) -> list[str]:
-    """Return how the shapes of arrays differ from the release's; arrays that are not there are passed over.
-
-    The number of actions is free up to that of ALE, and so is, within reason, the number of atoms of a support, of
-    which the head is a multiple.
-    """
-    expected = list_shapes(nature_cnn(Head("q", 1)))
-    trunk = {key: shape for key, shape in expected.items() if not key.startswith("head")}
-    problems = [
-        f"{name_array(key)} is {shapes[key]}, expected {shape}"
-        for key, shape in trunk.items()
-        if key in shapes and shapes[key] != shape
-    ]
-    return problems + _find_head_problems(shapes, expected["head.kernel"][1])
-
-
-def _find_head_problems(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> list[str]:
-    kernel, bias, support = (shapes.get(f"head.{part}") for part in ("kernel", "bias", "support"))
-    if kernel is not None and (len(kernel) != 2 or kernel[0] < 1 or kernel[1] != hidden):
-        return [f"head is {kernel}, expected (actions, {hidden}) or (actions x atoms, {hidden})"]
-    problems = []
-    if kernel is not None and bias is not None and bias != kernel[:1]:
-        problems.append(f"bias of the head is {bias}, expected {kernel[:1]}")
-    if support is not None and (len(support) != 1 or not 2 <= support[0] <= LARGEST_ATOMS):
-        return [*problems, f"support is {support}, expected one row of 2 to {LARGEST_ATOMS} atoms"]
-    atoms = 1 if support is None else support[0]
-    if kernel is not None and kernel[0] % atoms:
-        problems.append(f"head has {kernel[0]} rows, expected a multiple of the {atoms} atoms of its support")
-    elif kernel is not None and kernel[0] // atoms > LARGEST_ACTIONS:
-        of = "without a support" if support is None else f"with {atoms} atoms each"
-        problems.append(f"head has {kernel[0] // atoms} actions {of}, expected at most {LARGEST_ACTIONS}")
-    return problems
-
-
-def _find_tensor_problem(value: Any) -> str | None:
-    if not isinstance(value, Tensor):
-        kind = value.name if isinstance(value, torch_files.Foreign) else type(value).__name__
-        return f"is a {kind:.80}, expected a dense tensor"
-    if value.problem:
-        return value.problem
-    return None if value.dtype in _FLOATS else f"is {value.dtype}, expected float32"
-
-
-def _is_float32(array: np.ndarray[Any, Any]) -> bool:
-    """Tell whether float32 holds each value exactly; NaN and infinity, which are found elsewhere, pass."""
-    if array.dtype != np.float64:
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = array.astype(np.float32).astype(np.float64)
-    return bool(np.array_equal(rounded[np.isfinite(array)], array[np.isfinite(array)]))
-
-
-def _list_names(checkpoint: dict[Any, Any]) -> str:
-    names = [repr(show(key)) for key in list(checkpoint)[:6]]
-    return ", ".join(names[:5]) + (" …" if len(names) > 5 else "") if names else "nothing"
+    identity, head = agent.identity, agent.head
+    family = find_family(identity)
+    if identity.zoo is not None:
+        if family is None:
+            return f"has algorithm {identity.algorithm} and protocol {identity.protocol}, expected those of a family"
+        if (identity.algorithm == "C51") != (head.kind == "categorical"):
+            return f"has a {head.kind} head, expected that of {family} ({identity.algorithm})"
+    told = identify(agent.source.path)
+    if told not in (Identity(), identity):
+        found = (family, identity.game, identity.seed, identity.step)
+        claimed = "/".join("?" if part is None else str(part) for part in found)
+        return f"claims to be {claimed}, but the path of its source says {str(locate(told)).removesuffix('.gz')}"
+    return None

@@ -23,6 +23,10 @@ and holds two functions, see `TargetModule`. Three more are optional:
         where the runtime does not open ``path`` itself: returns what it runs, such as a module with its weights; the
         runtime's ``run`` says what it takes
 
+    read_trained(path, agent)
+        where people train on in the artefact itself, so that it is no longer what ``write`` wrote: returns a `Trained`;
+        without it, ``read`` reads such an artefact too
+
 Dashes in a target's name are underscores in its module's.
 """
 
@@ -65,6 +69,20 @@ class QuantizedModule(TargetModule, Protocol):
 
     def find_losses(self, path: Path, network: Network) -> list[str]:
         """Return the weights that are further from the network's than rounding explains."""
+
+
+@dataclass(frozen=True, eq=False)
+class Trained:
+    """What an artefact holds in which people may have trained on.
+
+    step: the agent step that training has reached; None where the format does not tell.
+    is_changed: whether the weights are others than those that were written; None where only the checksums of the files
+    tell.
+    """
+
+    network: Network
+    step: int | None = None
+    is_changed: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -175,7 +193,7 @@ def _names() -> list[str]:
 
 @cache
 def _read_constants(name: str) -> Target:
-    summary, constants = leaves.read_constants(__name__, name, _CONSTANTS)
+    summary, constants = leaves.read_constants(leaves.name_module(__name__, name), _CONSTANTS)
     return Target(
         name,
         summary,

@@ -17,9 +17,9 @@ from convert.agents.architecture import Architecture, is_dqn_or_c51
 from convert.agents.identity import Identity
 from convert.agents.network import Network
 from convert.files.disk import check_names, read_files
+from convert.formats import atari_agents
 from convert.formats.flat_names import list_names
 from convert.networks.torch import load_module
-from convert.sources import atari_agents
 
 PATH = "checkpoint"
 AXES = "NCHW"
@@ -65,9 +65,7 @@ def prepare(path: Path, agent: Agent) -> torch.nn.Module:
 
 def name_checkpoint(identity: Identity) -> PurePosixPath:
     """Return the path of an agent's checkpoint in the release's layout."""
-    if not identity.is_complete:
-        return PurePosixPath("model_unknown.gz")
-    return PurePosixPath(f"{identity.folder}.gz")
+    return PurePosixPath(atari_agents.locate(identity) or "model_unknown.gz")
 
 
 def to_bytes(network: Network) -> bytes:

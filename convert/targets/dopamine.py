@@ -26,6 +26,7 @@ from convert.files import numpy_pickles
 from convert.files.disk import check_names, read_file, read_files, write_files
 from convert.files.documents import LARGEST_DOCUMENT, read_json
 from convert.formats.parameter_trees import from_params, support_of, to_params
+from convert.targets import Trained
 
 PATH = "dopamine"
 AXES = "NHWC"
@@ -79,7 +80,24 @@ def read(path: Path, agent: Agent) -> Network:
         ArtefactMissing: there is no complete checkpoint.
         UnreadableArtefact: it is damaged, wants to run code, or holds another network.
     """
+    return _to_network(read_bundle(path), agent)
+
+
+def read_trained(path: Path, agent: Agent) -> Trained:
+    """Read the latest complete checkpoint, which may be of further training.
+
+    Raises:
+        ArtefactMissing: there is no complete checkpoint, or no ``origin.json``.
+        RecordError: ``origin.json`` is damaged.
+        UnreadableArtefact: see `read`.
+    """
+    _, digest = read_origin(path)
     bundle = read_bundle(path)
+    network = _to_network(bundle, agent)
+    return Trained(network, bundle.training_steps, compute_digest(network) != digest)
+
+
+def _to_network(bundle: Bundle, agent: Agent) -> Network:
     try:
         return from_params(bundle.online_params, agent.architecture)
     except ValueError as error:

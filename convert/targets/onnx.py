@@ -22,6 +22,7 @@ from convert.errors import UnreadableArtefact
 from convert.files.disk import read_file
 from convert.files.documents import show
 from convert.files.protobufs import find_fields
+from convert.formats.atari_agents import find_family
 from convert.formats.templates import Template, extract, largest_file, make_template, write_file
 from convert.targets import describe_tensors, find_target
 
@@ -129,7 +130,7 @@ def _build_graph(architecture: Architecture, arrays: Mapping[str, Float32]) -> o
 def _metadata(agent: Agent) -> dict[str, str]:
     identity = agent.identity
     known = {
-        "family": identity.family,
+        "family": find_family(identity),
         "algorithm": identity.algorithm,
         "protocol": identity.protocol,
         "game": identity.game,

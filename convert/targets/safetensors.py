@@ -18,6 +18,7 @@ from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.files.disk import check_names, read_file, read_files, write_files
 from convert.files.documents import read_json
+from convert.formats.atari_agents import find_family
 from convert.formats.flat_names import from_named, to_named
 from convert.formats.model_cards import Returns, read_returns, to_model_card
 from convert.formats.templates import largest_file
@@ -113,7 +114,7 @@ def to_config(agent: Agent) -> dict[str, object]:
     return {
         "architecture": "nature-cnn" if is_nature_cnn(architecture) else "cnn",
         "algorithm": identity.algorithm,
-        "family": identity.family,
+        "family": find_family(identity),
         "protocol": identity.protocol,
         "game": identity.game,
         "seed": identity.seed,

@@ -23,6 +23,7 @@ from convert.formats import torch_programs
 from convert.formats.flat_names import from_named, list_names, to_named
 from convert.formats.templates import largest_file
 from convert.networks.torch import load_module
+from convert.targets import Trained
 
 PATH = "torch"
 AXES = "NCHW"
@@ -73,6 +74,16 @@ def read_state_dict(path: Path, agent: Agent) -> Network:
     except (ValueError, TypeError) as error:
         raise UnreadableArtefact(f"{file}: {error}: convert the agent again") from error
     raise UnreadableArtefact(f"{file}: holds a {type(state).__name__}, expected a state dict: convert the agent again")
+
+
+def read_trained(path: Path, agent: Agent) -> Trained:
+    """Read both files, or the state dict alone where the program is gone.
+
+    Raises:
+        UnreadableArtefact: see `read`.
+    """
+    has_program = (path / PROGRAM_NAME).exists()
+    return Trained(read(path, agent) if has_program else read_state_dict(path, agent))
 
 
 def prepare(path: Path, agent: Agent) -> ExportedProgram:  # noqa: ARG001

@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from convert.agents.agent import Agent, File
 from convert.errors import CheckpointError
 from convert.files.disk import hash_file
+from convert.sources import locate
 
 
 class Sources:
@@ -35,9 +36,8 @@ class Sources:
                     "the one that was converted with --source"
                 )
             return self._root
-        candidates = [self._root / f"{agent.identity.folder}.gz"] if agent.identity.is_complete else []
-        candidates += [self._root / source.path]
-        for path in candidates:
+        places = (locate(agent.identity), source.path)
+        for path in (self._root / place for place in dict.fromkeys(places) if place):
             if not find_change(path, source):
                 return path
         suffix = PurePosixPath(source.path).suffix

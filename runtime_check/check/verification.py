@@ -13,9 +13,9 @@ from convert import __version__
 from convert.agents.agent import RECORD_NAME, Artifact, Record, Tensor
 from convert.agents.architecture import Architecture, Conv, Head, Observation, describe, erase_support
 from convert.agents.network import SUPPORT, Float32, Network, name_array
-from convert.agents.record import read_record
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError
+from convert.sources import read_record
 from convert.store.local import find_strangers
 from convert.targets import describe_tensors, find_target
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends

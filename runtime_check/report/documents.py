@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from convert.formats.atari_agents import find_family
 from runtime_check.check.results import AgentResult, BackendResult
 from runtime_check.tally import Returns
 
@@ -26,7 +27,7 @@ def to_document(result: AgentResult) -> Document:
         "verdict": AGREE if result.agrees else DISAGREE,
         "faults": list(result.faults),
         "error": None,
-        "family": agent.identity.family,
+        "family": find_family(agent.identity),
         "game": agent.identity.game,
         "seed": agent.identity.seed,
         "step": agent.identity.step,
