@@ -256,7 +256,7 @@ NOBODY = {**dict.fromkeys(WHO), "path": "mine.gz"}
         ),
         ({"notes": "mine"}, "unknown field 'notes'"),
         ({"artifacts": {}}, "lists no artefact"),
-        ({"format_version": 2}, "format_version is 2, expected 1"),
+        ({"format_version": 9}, "format_version is 9, expected "),
     ],
 )
 def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted, tmp_path):
