@@ -46,9 +46,10 @@ def test_listing_the_api_loads_nothing():
 
 def test_a_network_prints_as_one_line():
     q_head, categorical = (to_network(make_state(4, atoms)) for atoms in (None, 51))
-    assert repr(q_head) == "Network(3 convolutions, hidden 512, Q head of 4 actions)"
-    assert repr(categorical) == "Network(3 convolutions, hidden 512, categorical head of 4 actions × 51 atoms)"
-    assert f"{convert.read_checkpoint(PONG)}" == "Network(3 convolutions, hidden 512, Q head of 6 actions)"
+    layers = "convolutions 32 8×8/4, 64 4×4/2, 64 3×3/1, hidden 512"
+    assert repr(q_head) == f"Network({layers}, Q head of 4 actions)"
+    assert repr(categorical) == f"Network({layers}, categorical head of 4 actions × 51 atoms)"
+    assert f"{convert.read_checkpoint(PONG)}" == f"Network({layers}, Q head of 6 actions)"
 
 
 @pytest.mark.parametrize("jobs", [1, 2])

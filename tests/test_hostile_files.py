@@ -1201,6 +1201,14 @@ def litert_weights_in_the_buffer_of_none(model: Any) -> None:
     model.buffers[0].data, kernel.buffer = model.buffers[kernel.buffer].data, 0
 
 
+def litert_a_buffer_that_is_not_there(model: Any) -> None:
+    model.subgraphs[0].tensors[_operator_of(model, "CONV_2D").outputs[0]].buffer = 16711704
+
+
+def litert_a_signature_without_a_name(model: Any) -> None:
+    model.signatureDefs[0].signatureKey = ""
+
+
 def litert_an_output_that_nothing_writes(model: Any) -> None:
     graph = model.subgraphs[0]
     index = _add_tensor(model, graph.outputs[0], schema.TensorType.FLOAT32)

@@ -102,7 +102,7 @@ except convert.errors.MissingExtra as error:
     print(error)
 """
     network, message = _python(code).splitlines()
-    assert network == "Network(3 convolutions, hidden 512, Q head of 6 actions)"
+    assert network == "Network(convolutions 32 8×8/4, 64 4×4/2, 64 3×3/1, hidden 512, Q head of 6 actions)"
     assert message == "target 'litert' needs tensorflow: pip install 'atari-convert[litert]'"
 
 

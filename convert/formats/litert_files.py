@@ -26,6 +26,7 @@ _MOST_OPERATORS = 50
 _LARGEST_SIZE = 2**16  # of an axis
 _LARGEST_TENSOR = 2**24  # values
 _IDENTIFIER = b"TFL3"
+_SIGNATURE = "serving_default"  # the name that TensorFlow gives
 _TEXT = re.compile(r"[\w:;/.-]{0,400}", re.ASCII)
 _ALIGNMENT = 16  # bytes, as the schema wants it of constants
 
@@ -424,6 +425,8 @@ def _check_types(name: str, types: list[int]) -> None:
 
 def _check_tensor(tensor: Any, buffers: list[Any]) -> None:
     size = math.prod(tensor.shape)
+    if not 0 <= tensor.buffer < len(buffers):
+        raise ValueError(f"has a tensor {show(tensor.name)} in a buffer that is not there")
     if tensor.type not in _ITEM_SIZES or not all(1 <= axis <= _LARGEST_SIZE for axis in tensor.shape):
         raise ValueError(f"has a tensor {show(tensor.name)} of type {tensor.type} and shape {list(tensor.shape)}")
     if size > _LARGEST_TENSOR:
@@ -456,8 +459,8 @@ def _is_constant(tensor: Any, buffers: list[Any]) -> bool:
 
 def _check_ends(model: Any, graph: Any, architecture: Architecture) -> None:
     signature = model.signatureDefs[0] if model.signatureDefs else None
-    if signature is None:
-        raise ValueError("has no signature, which names its input and outputs")
+    if signature is None or signature.signatureKey != _SIGNATURE:
+        raise ValueError(f"has no signature {_SIGNATURE}, which names its input and outputs")
     inputs = {named.name: named.tensorIndex for named in signature.inputs}
     outputs = {named.name: named.tensorIndex for named in signature.outputs}
     names = set(architecture.head.outputs)
