@@ -262,7 +262,7 @@ def _check(
         raise  # of the report
     except (AtariConvertError, OSError) as error:
         return None, to_failure(folder, error)
-    except Exception as error:  # nobody foresaw it, and other agents wait
+    except Exception as error:  # a bug, which must not keep other agents from being checked
         if _is_extra_missing(error):
             raise
         return None, to_failure(folder, to_known(error, str(folder)))

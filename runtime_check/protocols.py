@@ -54,13 +54,13 @@ class Protocol:
     interpolation: how OpenCV resizes: ``area`` or ``linear``.
     height, width: of a picture.
     stack: how many pictures an observation has, oldest first.
-    stack_start: what stands before the first: ``zeros``, or ``repeat`` for the first itself.
+    stack_start: what precedes the first picture: ``zeros``, or ``repeat`` for copies of it.
     noops: the fewest and the most no-op frames at reset, drawn uniformly by the seed.
     fire_at_reset: whether FIRE is pressed at reset.
     repeat_action_probability: of a sticky action, in each frame.
     life_loss: what the loss of a life does: ``nothing``.
     max_frames: where an episode is truncated.
-    action_set: ``minimal``, ``full``, or ``either``, which the size of the agent's head tells.
+    action_set: ``minimal``, ``full``, or ``either``: the one that has the size of the agent's head.
 
     Raises:
         ValueError: an option has a value that is not supported.
@@ -231,8 +231,8 @@ class Episode:
             game: its name in the release's paths, such as ``SpaceInvaders``.
             protocol: one of `PROTOCOLS`, or another value.
             seed: 0 … 2**31 - 1, of the emulator's sticky actions and of the number of no-ops.
-            actions: how many the agent's head has, which tells the minimal action set from the full one.
-            noops: their number, where a log tells it; drawn by the seed otherwise.
+            actions: how many the agent's head has: the size of the minimal action set or of the full one.
+            noops: their number, for a replay; by default drawn by the seed.
 
         Raises:
             CheckError: the number of actions fits neither action set of the game.

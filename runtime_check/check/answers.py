@@ -1,4 +1,4 @@
-"""Backends, asked: their answers, or why there is none."""
+"""Ask backends: their answers, or why an answer cannot be compared."""
 
 from __future__ import annotations
 

@@ -24,8 +24,7 @@ class BackendResult:
     """What a backend did.
 
     tolerance: what it was held to. bound: what is asked of rounded weights; None for float32. description: what it ran
-    on; None if it was never opened. faults: why answers could not be had or compared, or an artefact is not what it
-    should be.
+    on; None if it was never opened. faults: what is wrong with its files or its answers, apart from their numbers.
     """
 
     name: str
@@ -65,7 +64,7 @@ class AgentResult:
 
     @property
     def agrees(self) -> bool:
-        """Whether every backend acts like the checkpoint, and the record tells the truth."""
+        """Whether every backend acts like the checkpoint and the record is right."""
         return not self.faults and not any(result.reasons for result in self.backends.values())
 
 

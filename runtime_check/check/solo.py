@@ -124,7 +124,7 @@ def _add_episode(
     pairs = enumerate(zip(log.choices, expected.choices, strict=False))
     parted = next((step for step, (choice, other) in pairs if choice != other), None)
     if parted is None:
-        fault = "episodes of one seed and the same choices parted: the emulator is not deterministic"
+        fault = "episodes with the same seed and the same choices differ: the emulator is not deterministic"
         candidates = {**played.candidates, name: played.candidates[name].noted(fault)}
         return _add_steps(replace(played, candidates=candidates), name, record, 0)
     obs_chw = next(islice(replay_log(log), parted, None))

@@ -67,8 +67,8 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
     rounded = [backend.name for backend in backends if backend.bound]
     if rounded and not options.shadow:
         raise CheckError(
-            f"{folder}: {', '.join(rounded)} may part from the checkpoint, and is measured in a shadow replay: use "
-            "--mode shadow or both"
+            f"{folder}: {', '.join(rounded)} has rounded weights, which only a shadow replay can measure: use --mode "
+            "shadow or both"
         )
     agent = record.agent
     game, protocol = agent.identity.game, agent.identity.protocol
@@ -119,7 +119,7 @@ def choose_backends(folder: Path, record: Record, names: Collection[str]) -> lis
     Raises:
         ArtefactMissing: the agent has no artefact for one that was named, or none at all.
         UnknownBackend: there is no backend of a name.
-        CheckError: the agent has an artefact that no backend opens, which would be passed over.
+        CheckError: the agent has an artefact that no backend opens, which would otherwise be skipped silently.
     """
     if names:
         chosen = [find_backend(name) for name in dict.fromkeys(names)]
@@ -242,7 +242,7 @@ def list_arrays(oracle: Oracle) -> dict[str, Float64]:
 
 
 def to_architecture(oracle: Oracle) -> Architecture:
-    """Return the architecture of a checkpoint as the record tells it."""
+    """Return the architecture of a checkpoint as the record describes it."""
     observation, head = oracle.observation, oracle.head
     support = None if head.support is None else tuple(head.support.tolist())
     quantiles = head.size if head.kind == "quantile" else None
@@ -261,7 +261,7 @@ def _is_same(found: Float32 | None, expected: Float64 | None) -> bool:
 
 
 def find_tensor_faults(target: str, artifact: Artifact, architecture: Architecture) -> list[str]:
-    """Return where the inputs and outputs of ``agent.json``, which tell users the axes, are not the target's own."""
+    """Return where ``agent.json`` describes other inputs and outputs, and so other axes, than the target has."""
     inputs, outputs = describe_tensors(find_target(target), architecture)
     pairs = (("inputs", artifact.inputs, inputs), ("outputs", artifact.outputs, outputs))
     return [
