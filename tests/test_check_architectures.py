@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +51,6 @@ def read_eager(path):
 
     return Eager()
 """
-CONTRIBUTING = (Path(__file__).parents[1] / "CONTRIBUTING.md").read_text("utf-8")
 PLAYED = [name for name in ARCHITECTURES if name not in ("no hidden layer", "other frames")]
 QUICK = ("onnx", "flax", "torch")
 
@@ -139,33 +137,6 @@ def test_an_agent_of_another_architecture_is_judged(architecture, write):
 def test_every_architecture_is_judged_in_every_target_that_can_hold_it(architecture, write):
     folder, source = write(architecture, None)
     assert len(_assert_agrees(folder, source, Options(max_steps=10))) > 8
-
-
-def test_the_recipe_of_contributing_judges_a_source_as_printed(tmp_path, monkeypatch):
-    (code,) = (code for code in re.findall(r"```python\n(.*?)```", CONTRIBUTING, re.DOTALL) if "A made-up zoo" in code)
-    (tmp_path / "made_up_zoo.py").write_text(code)
-    monkeypatch.setattr(originals, "__path__", [*originals.__path__, str(tmp_path)])
-    assert originals.list_originals() == ("atari_agents", "made_up_zoo")
-    expected = _round(make_oracle(**ARCHITECTURES["dueling quantile, SAME padding"] | {"streams": "shared"}))
-    names = {"convs.": "torso.", "kernel": "w", "bias": "b"}
-    network = _to_network(expected)
-    arrays = {}
-    for name, array in network.arrays.items():
-        for ours, theirs in names.items():
-            name = name.replace(ours, theirs)
-        arrays[name] = array
-    np.savez(tmp_path / "agent.npz", **arrays)
-    data = (tmp_path / "agent.npz").read_bytes()
-    agent = describe_agent(network, make_identity("DQN_modern", "Pong", 0, 7), describe_source(data, "agent.npz"))
-    write_agent(network, agent, tmp_path / "agent", QUICK)
-    _assert_agrees(tmp_path / "agent", tmp_path / "agent.npz", Options(max_steps=10))
-    for damage, message in (
-        (data[:-300], r"agent\.npz: not an agent of the made-up zoo"),
-        (data.replace(b"value.w", b"worth.w"), r"agent\.npz: no value\.w: not an agent of the made-up zoo"),
-    ):
-        (tmp_path / "agent.npz").write_bytes(damage)
-        with pytest.raises(ValueError, match=message):
-            originals.read_oracle(tmp_path / "agent.npz")
 
 
 def test_other_weights_of_a_stream_are_named(write):

@@ -27,7 +27,8 @@ and holds two functions, see `TargetModule`. Three more are optional:
         where people train on in the artefact itself, so that it is no longer what ``write`` wrote: returns a `Trained`;
         without it, ``read`` reads such an artefact too
 
-Dashes in a target's name are underscores in its module's.
+Dashes in a target's name are underscores in its module's. Another package brings a target by an entry point of the
+group ``atari_convert.targets``: its name is the target's, its value is the module.
 """
 
 from __future__ import annotations
@@ -42,11 +43,12 @@ from typing import Protocol, cast
 from convert.agents.agent import Agent, Tensor
 from convert.agents.architecture import Architecture, describe, erase_support
 from convert.agents.network import Network
-from convert.errors import MissingExtra, TargetError, UnknownTarget, UnreadableArtefact
+from convert.errors import BrokenPlugin, MissingExtra, TargetError, UnknownTarget, UnreadableArtefact
 from convert.frameworks import leaves
 from convert.names import find_meant, format_suggestion
 
 _CONSTANTS = ("PATH", "AXES", "RUNTIME", "FORMAT_VERSION", "EXTRA", "PACKAGES", "IN_ALL", "DESCRIBES", "QUANTIZED")
+_GROUP = "atari_convert.targets"
 _VALUE_AXES = {"logits": "atom", "quantiles": "quantile"}
 
 
@@ -135,7 +137,7 @@ def import_target(name: str) -> TargetModule:
         MissingExtra: its framework is not installed; the message says what to install.
     """
     with explain_missing(find_target(name)):
-        return cast(TargetModule, importlib.import_module(leaves.name_module(__name__, name)))
+        return cast(TargetModule, importlib.import_module(_modules()[name]))
 
 
 def explain_missing(target: Target) -> AbstractContextManager[None]:
@@ -186,14 +188,20 @@ def describe_tensors(target: Target, architecture: Architecture) -> tuple[tuple[
     return (Tensor("observation", "uint8", *taken),), tuple(outputs)
 
 
-@cache
 def _names() -> list[str]:
-    return leaves.list_names(__path__)
+    return sorted(_modules())
+
+
+@cache
+def _modules() -> dict[str, str]:
+    return leaves.find_modules(__name__, __path__, _GROUP)
 
 
 @cache
 def _read_constants(name: str) -> Target:
-    summary, constants = leaves.read_constants(leaves.name_module(__name__, name), _CONSTANTS)
+    summary, constants = leaves.read_constants(_modules()[name], _CONSTANTS)
+    if missing := [constant for constant in _CONSTANTS if constant not in (*constants, "DESCRIBES", "QUANTIZED")]:
+        raise BrokenPlugin(f"{_modules()[name]}: has no {missing[0]}: not a target; see convert.targets")
     return Target(
         name,
         summary,

@@ -11,13 +11,16 @@ Weights go into the `Oracle` in PyTorch's order, whatever the order in the file:
 layers [out, in] with columns in C,H,W order, and the rows of one action beside each other. The file may be a
 stranger's: nothing in it may run, memory has to stay bounded, and all that is wrong is named in a ValueError.
 
-Originals are found by their file name. Which of them judges an agent is decided by what recognises its source.
+Originals are found by their file name. Another package brings one by an entry point of the group
+``atari_check.originals``, whose value is the module. Which of them judges an agent is decided by what recognises its
+source.
 """
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol, cast
 
@@ -26,6 +29,7 @@ from runtime_check.oracle import Oracle
 if TYPE_CHECKING:
     import torch
 
+_GROUP = "atari_check.originals"
 _HEAD = 512  # bytes
 
 
@@ -62,7 +66,13 @@ class OriginalModule(Protocol):
 
 def list_originals() -> tuple[str, ...]:
     """Return the names of the sources that can be judged."""
-    return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)))
+    return tuple(sorted(_find_modules()))
+
+
+def _find_modules() -> dict[str, str]:
+    """Return the full names of the modules; a name of this package is not given to another one."""
+    registered = {entry.name: entry.module for entry in entry_points(group=_GROUP)}
+    return registered | {module.name: f"{__name__}.{module.name}" for module in pkgutil.iter_modules(__path__)}
 
 
 def find_original(path: Path) -> OriginalModule:
@@ -74,8 +84,8 @@ def find_original(path: Path) -> OriginalModule:
     """
     with path.open("rb") as file:
         head = file.read(_HEAD)
-    for name in list_originals():
-        module = cast(OriginalModule, importlib.import_module(f"{__name__}.{name}"))
+    for _, place in sorted(_find_modules().items()):
+        module = cast(OriginalModule, importlib.import_module(place))
         if module.recognise(head, str(path)):
             return module
     raise ValueError(f"{path}: begins with {head[:8]!r}, expected a file of {' or '.join(list_originals())}")
