@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -390,6 +391,36 @@ def test_a_folder_is_listed_in_spite_of_faults_of_the_network(faulty, tmp_path):
     assert "DQN_modern: cannot be read (503" in str(outcome.error)
     result = CliRunner().invoke(main, [url, "--to", "onnx", "-o", str(tmp_path)])
     assert (result.exit_code, result.stderr[:7]) == (1, "failed:")
+
+
+def test_a_page_of_very_many_links_is_refused(tmp_path):
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            page = "".join(f'<a href="model_{number}.gz">' for number in range(int(self.path[1:]))).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "text/html")
+            self.send_header("Content-Length", str(len(page)))
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_):
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}"
+    try:
+        assert len(find_jobs([f"{url}/1000"], tmp_path)) == 1000
+        began = time.monotonic()
+        result = run(f"{url}/500000", "--to", "onnx", "-o", tmp_path, "--dry-run", code=2)
+        assert time.monotonic() - began < 30
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert result.stderr.splitlines()[-1] == (
+        f"Error: {url}/500000: cannot be listed (its page has over 100,000 links: name the folders below it, or list the "
+        "files with --files-from)"
+    )
 
 
 def test_a_server_that_needs_more_than_a_name_is_asked_with_what_the_url_says(tmp_path):

@@ -24,7 +24,8 @@ from fsspec.implementations.http import HTTPFileSystem
 
 from convert.files.bounds import LARGEST
 
-LARGEST_PAGE = 16 * 2**20  # bytes of a folder's listing, about 100,000 entries
+LARGEST_PAGE = 16 * 2**20  # bytes of a folder's listing
+MOST_LINKS = 100_000  # of a page; a folder of the release has a few hundred entries
 
 _TIMEOUT = aiohttp.ClientTimeout(sock_connect=30, sock_read=60)  # seconds; `convert.store.storage` bounds the whole
 _REDIRECTS = 5
@@ -220,11 +221,20 @@ def _find_links(page: str, url: str, answered: str) -> set[str]:
         page: HTML.
         url: the folder that was asked for.
         answered: where the server answered, perhaps after a redirect. Its links are relative to that.
+
+    Raises:
+        RequestFailed: it has more than `MOST_LINKS` links.
     """
+    texts: set[str] = set()
+    for match in _LINK.finditer(page):
+        texts.add(match[2])
+        if len(texts) > MOST_LINKS:
+            hint = "name the folders below it, or list the files with --files-from"
+            raise RequestFailed(f"its page has over {MOST_LINKS:,} links: {hint}", is_permanent=True)
     base = answered.rstrip("/") + "/"
     top = url.partition("?")[0].rstrip("/") + "/"
     found = set()
-    for text in {match[2] for match in _LINK.finditer(page)}:
+    for text in texts:
         try:
             link = urlsplit(urljoin(base, html.unescape(text).strip()))
         except ValueError:  # no URL at all
