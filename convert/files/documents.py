@@ -9,6 +9,7 @@ from typing import Any
 
 LARGEST_DOCUMENT = 2**20  # bytes; an agent.json with every target has 27,000
 _SHOWN = 10
+_DEEPEST = 100  # levels of JSON; the config of a Keras model has about 15
 
 # Never the whole value: its parts may contain each other billions of times.
 _SHORT = reprlib.Repr()
@@ -25,9 +26,11 @@ def read_json(data: bytes | str, largest: int = LARGEST_DOCUMENT) -> Any:
         raise ValueError(f"JSON of {len(data)} bytes, expected at most {largest}")
     try:
         text = data.decode("utf-8") if isinstance(data, bytes) else data
-        return json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant)
+        document = json.loads(text, object_pairs_hook=_to_object, parse_constant=_refuse_constant)
     except RecursionError as error:
         raise ValueError("JSON that is nested too deeply") from error
+    _check_depth(document)
+    return document
 
 
 def show(name: object) -> str:
@@ -42,6 +45,16 @@ def join(problems: Iterable[str]) -> str:
     every = list(problems)
     more = [f"and {len(every) - _SHOWN} more"] if len(every) > _SHOWN else []
     return "; ".join(every[:_SHOWN] + more)
+
+
+def _check_depth(document: Any) -> None:
+    """Raise where a document is nested so deeply that a function that calls itself would fail on it."""
+    level = [document]
+    for _ in range(_DEEPEST):
+        parts = [each.values() if isinstance(each, dict) else each for each in level if isinstance(each, dict | list)]
+        level = [value for each in parts for value in each]
+    if level:
+        raise ValueError(f"JSON that is nested deeper than {_DEEPEST} levels")
 
 
 def _to_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import io
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from convert.files.pickles import Call, Name, PickleRefused, Reference
 
 _EXPECTED = "expected plain Python and NumPy arrays"
 _MOST_AXES = 8
+_MOST_ENTRIES = 100_000  # of all ordered and frozen dicts; those of an agent have a few hundred
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])", re.ASCII)
 _CORES = ("numpy.core", "numpy._core")
 _RECONSTRUCT = {Name(f"{core}.multiarray", "_reconstruct") for core in _CORES}
@@ -40,7 +43,7 @@ def loads(data: bytes) -> Any:
         ValueError: it is damaged.
     """
     try:
-        return pickles.resolve(pickles.load(io.BytesIO(data), _is_known), _build)
+        return pickles.resolve(pickles.load(io.BytesIO(data), _is_known), partial(_build, _Budget()))
     except PickleRefused as error:
         raise PickleRefused(f"{error}, {_EXPECTED}") from error
     except (TypeError, KeyError, IndexError, AttributeError, OverflowError) as error:
@@ -55,7 +58,14 @@ def _is_optimiser(name: Name) -> bool:
     return _OPTIMISER.fullmatch(str(name)) is not None
 
 
-def _build(value: Call | Name | Reference, resolve: _Resolve) -> Any:
+@dataclass
+class _Budget:
+    """How many more entries of dicts may be made: a pickle can have the same ones copied again and again."""
+
+    entries: int = _MOST_ENTRIES
+
+
+def _build(budget: _Budget, value: Call | Name | Reference, resolve: _Resolve) -> Any:
     if isinstance(value, Reference):
         raise PickleRefused("refers to what is not in it")
     if isinstance(value, Name):
@@ -68,7 +78,12 @@ def _build(value: Call | Name | Reference, resolve: _Resolve) -> Any:
         raise PickleRefused(f"sets items of {value.function}")
     if value.state is not None and value.function not in _WITH_STATE:
         raise PickleRefused(f"changes {value.function} after it was made")
-    return _BUILDERS[value.function](value, resolve)
+    built = _BUILDERS[value.function](value, resolve)
+    if value.function in _DICTS:
+        budget.entries -= len(built)
+        if budget.entries < 0:
+            raise PickleRefused(f"makes dicts of more than {_MOST_ENTRIES} entries")
+    return built
 
 
 def _to_dict(call: Call, resolve: _Resolve) -> dict[Any, Any]:

@@ -9,7 +9,6 @@ The network is the Nature-CNN: convolutions (32, 4, 8, 8) with stride 4, (64, 32
 
 from __future__ import annotations
 
-import gzip
 import io
 import pickletools
 import zipfile
@@ -23,9 +22,10 @@ from torch import nn
 
 from runtime_check.oracle import CATEGORICAL, Conv, Dense, Head, Observation, Oracle, Q
 
-LARGEST_CHECKPOINT = 128 * 2**20  # bytes, inflated; one of the release has about 9 MB
+LARGEST_CHECKPOINT = 64 * 2**20  # bytes, inflated; one of the release has about 9 MB, the largest possible 55 MB
 
 _MOST_ENTRIES = 1000
+_MOST_INSTRUCTIONS = 100_000  # of a pickle; those of the release have a few hundred
 _DEEPEST_TUPLE = 16
 _LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
 _STRIDES = {0: 4, 2: 2, 4: 1}  # by the number of the layer
@@ -145,26 +145,46 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         OSError: there is no such file, or it cannot be opened.
-        ValueError: it is not such a checkpoint, inflates to more than 128 MiB, or wants to run code.
+        ValueError: it is not such a checkpoint, inflates to more than 64 MiB, or wants to run code.
     """
+    raw = _inflate(path)
+    size = len(raw)
     try:
-        with gzip.open(path) as file:
-            raw = file.read(LARGEST_CHECKPOINT + 1)
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        rebuilt = _rebuild(raw)
+        del raw  # torch makes copies of its own
+        document = torch.load(io.BytesIO(rebuilt), map_location="cpu", weights_only=True)
+    except Exception as error:  # neither torch nor zipfile promises a class of error for damaged input
+        raise ValueError(f"{path}: not a checkpoint that torch can read safely ({_explain(error)})") from error
+    state = document.get("estimator_state") if isinstance(document, dict) else None
+    if not isinstance(state, dict) or not all(_is_plain(value, size) for value in state.values()):
+        raise ValueError(f"{path}: no 'estimator_state' that maps names to plain tensors")
+    return {str(name): tensor.detach() for name, tensor in state.items()}
+
+
+def _inflate(path: Path) -> bytes:
+    with path.open("rb") as file:
+        data = file.read(LARGEST_CHECKPOINT + 1)
+    inflater = zlib.decompressobj(wbits=31)
+    try:
+        raw = inflater.decompress(data, LARGEST_CHECKPOINT)
+    except zlib.error as error:
         raise ValueError(f"{path}: not a complete gzip file ({error})") from error
-    if len(raw) > LARGEST_CHECKPOINT:
+    if len(data) > LARGEST_CHECKPOINT or (len(raw) == LARGEST_CHECKPOINT and not inflater.eof):
         raise ValueError(
             f"{path}: inflates to more than {LARGEST_CHECKPOINT // 2**20} MiB, a checkpoint has about 9 MB"
         )
-    try:
-        document = torch.load(io.BytesIO(_rebuild(raw)), map_location="cpu", weights_only=True)
-    except Exception as error:  # neither torch nor zipfile promises a class of error for damaged input
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ValueError(f"{path}: not a checkpoint that torch can read safely ({reason})") from error
-    state = document.get("estimator_state") if isinstance(document, dict) else None
-    if not isinstance(state, dict) or not all(_is_plain(value, len(raw)) for value in state.values()):
-        raise ValueError(f"{path}: no 'estimator_state' that maps names to plain tensors")
-    return {str(name): tensor.detach() for name, tensor in state.items()}
+    if not inflater.eof:
+        raise ValueError(f"{path}: not a complete gzip file (it ends early)")
+    if inflater.unused_data:
+        raise ValueError(f"{path}: has {len(inflater.unused_data)} bytes after the end of its gzip stream")
+    return raw
+
+
+def _explain(error: Exception) -> str:
+    """Return why torch does not read a file, without its advice to read it unsafely."""
+    text = str(error).strip() or type(error).__name__
+    _, found, reason = text.partition("WeightsUnpickler error:")
+    return " ".join((reason if found else text).split())[:200].partition(" Please ")[0]
 
 
 def _rebuild(raw: bytes) -> bytes:
@@ -199,7 +219,9 @@ def _check_pickles(stream: io.BytesIO, count: int) -> None:
     for _ in range(count):
         stack: list[int | None] = []  # None is a mark
         memo: dict[Any, int | None] = {}
-        for opcode, argument, _position in pickletools.genops(stream):
+        for number, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
+            if number == _MOST_INSTRUCTIONS:
+                raise ValueError(f"its pickle has more than {_MOST_INSTRUCTIONS} instructions")
             if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
                 memo[argument] = stack[-1]
             elif opcode.name == "MEMOIZE":
