@@ -21,6 +21,8 @@ import convert
 from convert.agents import layout
 from convert.agents.agent import name_actions
 from convert.agents.network import find_differences
+from convert.bulk import run as bulk
+from convert.bulk.selection import find_jobs
 from convert.cli import main
 from convert.errors import (
     ArtefactMissing,
@@ -167,7 +169,9 @@ def test_an_artefact_of_another_agent_is_refused(agents, tmp_path):
     other = save_checkpoint(tmp_path / "other.gz", make_state(9))
     convert.convert_checkpoint(other, tmp_path / "other", ["flax"])
     shutil.copy(tmp_path / "other/params.msgpack", folder)
-    with pytest.raises(UnreadableArtefact, match=r"params.msgpack: has a q head of 9 actions, .*: of another agent"):
+    with pytest.raises(
+        UnreadableArtefact, match=r"params.msgpack: .*is \(9,\), expected \(6,\).*: not the parameters of"
+    ):
         convert.read_agent(folder)
 
 
@@ -254,6 +258,110 @@ def test_a_folder_without_a_record_or_an_artefact_is_named(agents, trained, tmp_
         convert.read_agent(base)
 
 
+@pytest.fixture
+def tree(agents, tmp_path):
+    """A folder of two agents' folders, as a run leaves it."""
+    for source, folder in agents.items():
+        place = tmp_path / "agents" / source.relative_to(AGENTS).with_suffix("")
+        shutil.copytree(folder, place)
+    return tmp_path / "agents"
+
+
+@pytest.mark.parametrize("options", [(), ("-j", "2")])
+def test_a_folder_of_agents_is_converted_with_the_options_of_any_run(tree, tmp_path, options):
+    command = (tree, "--to", "checkpoint", "-o", tmp_path / "back", *options)
+    planned = json.loads(_run(*command, "--dry-run", "--json").output)
+    assert [row["would_write"] for row in planned["agents"]] == [["checkpoint"], ["checkpoint"]]
+    result = _run(*command, "--summary", tmp_path / "summary.json")
+    assert result.exit_code == 0, result.output
+    assert "2 converted, 0 current, 0 failed" in result.output
+    assert json.loads((tmp_path / "summary.json").read_text())["converted"] == 2
+    for source in (PONG, BREAKOUT):
+        path = source.relative_to(AGENTS)
+        written = tmp_path / "back" / path.with_suffix("") / "checkpoint" / path
+        assert find_differences(convert.read_checkpoint(written), convert.read_checkpoint(source)) == []
+    assert "0 converted, 2 current, 0 failed" in _run(*command).output
+    assert "0 converted, 1 current" in _run(*command, "--family", "DQN*").output
+    assert "0 converted, 1 current" in _run(*command, "--game", "Breakout", "--shard", "1/1").output
+
+
+def test_a_run_over_agents_names_what_it_reads(tree, tmp_path):
+    pong, breakout = (str(tree / source.relative_to(AGENTS).with_suffix("")) for source in (PONG, BREAKOUT))
+
+    def find(*sources, **options):
+        return [job.source for job in find_jobs(sources, tmp_path / "out", **options)]
+
+    assert find(tree) == find(breakout, pong) == find(f"{tree}/*/*/0/*") == [breakout, pong]
+    assert find(listed=[pong, breakout]) == [breakout, pong]
+    # What lies in an agent's folder belongs to it, whatever a pattern matches.
+    assert find(f"{tree}/**") == [breakout, pong]
+    # A search for checkpoints finds checkpoints, and no agent that was made of one.
+    mine = save_checkpoint(tree / "mine/model_1.gz", make_state())
+    assert find(tree) == find(f"{tree}/**") == [str(mine)]
+    assert find(tree, pong) == [pong, str(mine)]
+
+
+def test_one_agent_that_cannot_be_read_does_not_stop_the_rest(tree, tmp_path):
+    damaged = tree / PONG.relative_to(AGENTS).with_suffix("") / "agent.json"
+    damaged.write_text("{")
+    result = _run(tree, "--to", "checkpoint", "-o", tmp_path / "back")
+    assert result.exit_code == 1
+    assert "1 converted, 0 current, 1 failed" in result.output
+    assert f"failed: {damaged}: not JSON" in result.output
+
+
+def test_no_agent_is_written_where_another_is_read(tree):
+    result = _run(tree, "--to", "checkpoint", "-o", tree)
+    assert (result.exit_code, result.output.count("which is read: nothing was touched")) == (1, 2)
+    # The first would be written into the folder of the second, which is read as well.
+    pong, breakout = (tree / source.relative_to(AGENTS).with_suffix("") for source in (PONG, BREAKOUT))
+    for out in (breakout, f"local://{breakout}"):
+        result = _run(pong, breakout, "--to", "checkpoint", "-o", out)
+        assert result.exit_code == 2
+        assert f"but {breakout} is read: choose another --out" in " ".join(result.output.split())
+    assert sorted(path.name for path in tree.rglob("checkpoint")) == []
+
+
+def test_two_copies_that_reached_the_same_step_are_not_written_to_one_folder(trained, tmp_path):
+    _, base, _ = trained
+    shutil.copytree(base, tmp_path / "other")
+    result = _run(base, tmp_path / "other", "--to", "checkpoint", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "would share the output folder" in " ".join(result.output.split())
+
+
+def test_an_agent_that_is_trained_on_during_the_run_is_not_given_another_step(trained, tmp_path):
+    _, base, _ = trained
+    (job,) = find_jobs([base], tmp_path / "out")
+    (base / "checkpoints/sentinel_checkpoint_complete.1").unlink()
+    (outcome,) = bulk.run([job], bulk.Work(("checkpoint",)))
+    assert "changed since the run began: convert it when its training has ended" in str(outcome.error)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_agent_is_written_to_a_url(tree, tmp_path):
+    pong = tree / PONG.relative_to(AGENTS).with_suffix("")
+    command = (pong, "--to", "checkpoint", "-o", f"local://{tmp_path}/back")
+    assert "1 to convert" in _run(*command, "--dry-run").output
+    assert "1 converted, 0 current" in _run(*command).output
+    assert "0 converted, 1 current" in _run(*command).output
+    path = PONG.relative_to(AGENTS)
+    written = tmp_path / "back" / path.with_suffix("") / "checkpoint" / path
+    assert find_differences(convert.read_checkpoint(written), convert.read_checkpoint(PONG)) == []
+
+
+def test_a_folder_that_cannot_be_listed_is_named(monkeypatch, tmp_path):
+    """As root, nothing is forbidden."""
+
+    def refuse(_path):
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("os.listdir", refuse)
+    result = _run(tmp_path, "--to", "flax", "-o", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{tmp_path}: cannot be searched (Permission denied)" in " ".join(result.output.split())
+
+
 def test_a_dry_run_says_what_it_would_write(trained, tmp_path):
     _, base, _ = trained
     result = _run(base, "--to", "checkpoint", "--dry-run", "-o", tmp_path / "out")
@@ -291,7 +399,7 @@ def test_agents_with_other_heads_are_not_stacked():
     with pytest.raises(ValueError, match="no agents to stack"):
         convert.stack_params([])
     one = to_network(make_state(6))
-    with pytest.raises(ValueError, match="agent 1 has another head than agent 0: q with 9 actions, expected q with 6"):
+    with pytest.raises(ValueError, match="agent 1 has another .* than agent 0: .*Q head of 9 actions, expected .* 6"):
         convert.stack_params([one, to_network(make_state(9))])
-    with pytest.raises(ValueError, match=r"agent 1 .*: categorical with 6 actions of 51 atoms, expected q with 6"):
+    with pytest.raises(ValueError, match=r"agent 1 .*: .*categorical head of 6 actions.*51.*, expected .*Q head of 6"):
         convert.stack_params([one, to_network(make_state(6, 51))])

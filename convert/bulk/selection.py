@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import NoReturn
 
 from convert.agents.games import load_games
 from convert.agents.identity import Identity, check_known
@@ -108,7 +109,7 @@ def find_jobs(
 
     A folder that a source recognises, such as that of a converted agent, is one agent. Any other folder is searched for
     checkpoints. Agents' folders below it are passed over, unless there is no checkpoint at all: then they are what it
-    holds.
+    holds. The same goes for what a pattern matches.
 
     Args:
         sources: checkpoints, agents' folders, folders to search, and patterns of the shell; each a path or a URL.
@@ -299,14 +300,7 @@ def _find_here(source: str, census: Census) -> Iterator[_Agent]:
     elif os.path.exists(source):
         yield _look_at(source), os.path.dirname(source), None
     elif _MAGIC.search(source) and (matches := sorted(glob.glob(source, recursive=True))):
-        base = _fixed_part(source, _MAGIC)
-        for match in matches:
-            if os.path.isdir(match):
-                yield from _find_in_folder(match, base, base, census)
-            elif match.endswith(list_suffixes()):
-                yield _look_at(match), base, None
-            else:
-                census.add_files([match])
+        yield from _find_matches(matches, _fixed_part(source, _MAGIC), census)
     else:
         raise SelectionError(f"{source!r} does not exist{_explain_missing(source)}")
 
@@ -319,13 +313,48 @@ def _explain_missing(source: str) -> str:
     return ": name a checkpoint, or a folder of the release"
 
 
+def _find_matches(matches: list[str], base: str, census: Census) -> Iterator[_Agent]:
+    """Yield the checkpoints among and below the matches of a pattern, or else the agents' folders there.
+
+    What lies in an agent's folder belongs to it, whatever the pattern matches.
+
+    Args:
+        matches: the paths, sorted, so that a folder comes before what is in it.
+        base: the folder that their paths are relative to.
+        census: what counts the rest.
+    """
+    agents: dict[str, _Agent] = {}
+    has_checkpoint = False
+    for match in matches:
+        if agents and any(str(parent) in agents for parent in Path(match).parents):
+            continue
+        if os.path.isdir(match):
+            for found, above, kind in _find_in_folder(match, base, base, census):
+                if kind:
+                    agents.setdefault(str(Path(found.name)), (found, above, kind))
+                else:
+                    has_checkpoint = True
+                    yield found, above, None
+        elif match.endswith(list_suffixes()):
+            has_checkpoint = True
+            yield _look_at(match), base, None
+        else:
+            census.add_files([match])
+    if not has_checkpoint:
+        yield from agents.values()
+
+
 def _find_in_folder(folder: str, above: str, base: str, census: Census) -> Iterator[_Agent]:
     """Yield a folder itself, whose path is then relative to ``above``, or what a search below it finds."""
-    kind = recognise_folder(Path(folder), os.listdir(folder))
+    try:
+        names = os.listdir(folder)
+    except OSError as error:
+        _refuse(error)
+    kind = recognise_folder(Path(folder), names)
     if kind:
         yield Found(folder), above, kind
     else:
-        yield from ((found, base, kind) for found, kind in _walk(folder, census))
+        yield from ((found, base, kind) for found, kind in _walk(folder, census, is_agent_itself=is_agent(names)))
 
 
 def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[_Agent]:
@@ -350,13 +379,14 @@ def _fixed_part(pattern: str, magic: re.Pattern[str]) -> str:
     return "".join(magic.split(pattern, maxsplit=1)[0].rpartition("/")[:2])
 
 
-def _walk(top: str, census: Census) -> Iterator[tuple[Found, str | None]]:
+def _walk(top: str, census: Census, *, is_agent_itself: bool) -> Iterator[tuple[Found, str | None]]:
     """Yield the checkpoints in and below a folder, or else the agents' folders below it, with what reads them.
 
-    No artefact of a converted agent is a checkpoint. An agent's folder without a readable record fails when it is read.
+    No artefact of a converted agent is a checkpoint, and none stands for an agent that has no readable record. Below
+    another folder, such an agent fails when it is read.
     """
     agents: list[tuple[Found, str | None]] = []
-    has_checkpoint, is_agent_itself = False, is_agent(os.listdir(top))
+    has_checkpoint = False
     for folder, folders, names in storage.walk_links(top, _refuse):
         inside = {*folders, *names}
         kind = recognise_folder(Path(folder), inside) or (AGENT_FOLDER if is_agent(inside) else None)
@@ -393,7 +423,7 @@ def _is_checkpoint(name: str) -> bool:
     return any(fnmatchcase(name, pattern) for pattern in list_patterns())
 
 
-def _refuse(error: OSError) -> None:
+def _refuse(error: OSError) -> NoReturn:
     raise SelectionError(f"{error.filename}: cannot be searched ({error.strerror})")
 
 
