@@ -14,6 +14,7 @@ AtariConvertError
 │ └ UnreadableArtefact        a file of a target that is damaged, or that we did not write
 ├ SelectionError      what was named holds no checkpoint, or two that would share a folder
 ├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
+├ InvalidArgument     an argument or an observation that is not what a function takes; a ValueError too
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
 ├ UnknownSource       no source has this name
 ├ BrokenPlugin        a module of another package that registers a source, and cannot be used
@@ -97,6 +98,10 @@ class SelectionError(AtariConvertError):
 
 class Unreachable(AtariConvertError):
     """The server of a URL does not answer, or a folder there could not be listed, however often it was tried."""
+
+
+class InvalidArgument(AtariConvertError, ValueError):
+    """An argument, such as an observation, is not what the function takes."""
 
 
 class RecordError(AtariConvertError):

@@ -30,6 +30,7 @@ from convert.artefacts import describes
 from convert.errors import (
     AtariConvertError,
     CheckpointError,
+    InvalidArgument,
     OutputExists,
     RoundTripError,
     SelectionError,
@@ -44,6 +45,7 @@ from convert.sources import (
     import_source,
     import_sources,
     locate,
+    parse_identity,
     read_file,
 )
 from convert.store import find_store
@@ -84,7 +86,7 @@ def convert_checkpoint(
     folder: str | Path,
     targets: Collection[str],
     *,
-    identity: Identity | None = None,
+    identity: Identity | str | None = None,
     path: str | None = None,
     artefact: str | None = None,
     overwrite: bool = False,
@@ -92,34 +94,57 @@ def convert_checkpoint(
     """Convert one agent into a folder. What is up to date there is left alone.
 
     Args:
-        source: a file, such as a ``model_*.gz`` of the release; or a folder: that of a converted agent, or a base
-            folder of Dopamine that was written by this tool or copied from one.
+        source: a file, such as a ``model_*.gz`` of the release, or its URL; or a folder: that of a converted agent,
+            or a base folder of Dopamine that was written by this tool or copied from one.
         folder: the agent's folder, a path or a URL. It is made if it is missing, and locked meanwhile if it is a path.
-        targets: names such as ``onnx``.
-        identity: who the agent is; by default what the source tells. It may not contradict the path of a file.
+        targets: names such as ``onnx``, at least one.
+        identity: who the agent is, as a value or as the text that ``--identity`` takes, such as
+            ``DQN_modern/Pong/0/50000000``; by default what the source tells. It may not contradict the path of a file.
         path: of a file, its path for the record; by default the one in its zoo, or the file's name.
         artefact: of an agent's folder, the target whose artefact is read; by default the one whose weights have
             changed, or else the first that can be read.
         overwrite: write again what is current.
 
     Raises:
+        InvalidArgument: targets or the identity are not as above.
+        UnknownTarget: there is no target of one of these names.
         OutputExists: the two folders are the same, or one is inside the other.
         TargetsFailed: of several targets, at least one failed; its ``conversion`` says what was published.
         AtariConvertError: see `convert.errors`; the folder is then as it was.
     """
-    source = Path(source)
     check_targets(targets)
-    if source.is_dir():
+    given = _to_identity(identity)
+    place = str(source)
+    if not is_url(place) and Path(source).is_dir():
         if not is_url(str(folder)):
-            check_apart(source, Path(folder))
-        network, agent = read_from_folder(source, choose_folder(source), identity, artefact)
+            check_apart(Path(source), Path(folder))
+        network, agent = read_from_folder(Path(source), choose_folder(Path(source)), given, artefact)
     else:
         if artefact is not None:
             raise SelectionError(f"{source}: is no folder, and so holds no artefact {artefact!r}: leave it out")
-        who = choose_identity(str(source), source.absolute().as_posix(), identity)
-        data, _ = read_source(str(source))
-        network, agent = read_from_file(data, str(source), who, path or locate(who) or source.name)
+        who = choose_identity(place, place if is_url(place) else Path(source).absolute().as_posix(), given)
+        data, _ = read_source(place)
+        network, agent = read_from_file(data, place, who, path or locate(who) or PurePosixPath(source).name)
     return raise_failures(write_agent(network, agent, folder, targets, overwrite=overwrite), targets)
+
+
+def _to_identity(given: Identity | str | None) -> Identity | None:
+    """Return the identity that a user gave.
+
+    Raises:
+        InvalidArgument: it is none, or one that cannot be recorded.
+    """
+    try:
+        identity = parse_identity(given) if isinstance(given, str) else given
+    except ValueError as error:
+        raise InvalidArgument(f"identity: {error}") from error
+    if identity is None:
+        return None
+    if not isinstance(identity, Identity):
+        raise InvalidArgument(f"identity is {given!r}, expected a convert.Identity or FAMILY/Game[/SEED[/STEP]]")
+    if problem := find_identity_problem(identity):
+        raise InvalidArgument(f"identity: {problem}")
+    return identity
 
 
 def raise_failures(conversion: Conversion, targets: Collection[str]) -> Conversion:
@@ -265,11 +290,15 @@ def check_targets(targets: Collection[str]) -> None:
     """Raise unless this is a collection of names of targets.
 
     Raises:
-        TypeError: it is a single name, which would be taken for a collection of letters.
+        InvalidArgument: it is empty or no collection; a single name would be taken for a collection of letters.
         UnknownTarget: a name is not that of a target.
     """
-    if isinstance(targets, str):
-        raise TypeError(f"targets is {targets!r}, expected a collection of names such as [{targets!r}]")
+    if isinstance(targets, str) or not isinstance(targets, Collection):
+        example = [targets] if isinstance(targets, str) else ["onnx"]
+        raise InvalidArgument(f"targets is {targets!r}, expected a collection of names such as {example}")
+    if not targets:
+        known = ", ".join(target.name for target in list_targets())
+        raise InvalidArgument(f"targets is empty, expected at least one of {known}")
     for target in targets:
         find_target(target)
 

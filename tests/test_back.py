@@ -26,6 +26,7 @@ from convert.bulk.selection import find_jobs
 from convert.cli import main
 from convert.errors import (
     ArtefactMissing,
+    InvalidArgument,
     OutputExists,
     RecordError,
     SelectionError,
@@ -396,10 +397,12 @@ def test_stacked_agents_give_each_ones_own_q_values(atoms, tmp_path):
 
 
 def test_agents_with_other_heads_are_not_stacked():
-    with pytest.raises(ValueError, match="no agents to stack"):
+    with pytest.raises(InvalidArgument, match=r"^no networks to stack, expected at least one$"):
         convert.stack_params([])
+    with pytest.raises(InvalidArgument, match=r"^agent 0 is of type PosixPath, expected a network of convert\.read_"):
+        convert.stack_params([PONG])
     one = to_network(make_state(6))
-    with pytest.raises(ValueError, match="agent 1 has another .* than agent 0: .*Q head of 9 actions, expected .* 6"):
+    with pytest.raises(ValueError, match=r"agent 1 has another .* than agent 0: .*Q head of 9 actions, expected .* 6"):
         convert.stack_params([one, to_network(make_state(9))])
     with pytest.raises(ValueError, match=r"agent 1 .*: .*categorical head of 6 actions.*51.*, expected .*Q head of 6"):
         convert.stack_params([one, to_network(make_state(6, 51))])

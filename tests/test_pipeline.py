@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import multiprocessing
 import pickle
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from builders import PONG, make_state, save_checkpoint
+from builders import AGENTS, PONG, make_state, save_checkpoint
 
 import convert
 from convert.agents.identity import Identity
@@ -19,13 +22,16 @@ from convert.agents.record import to_json
 from convert.errors import (
     ArtefactMissing,
     CheckpointError,
+    InvalidArgument,
     OutputExists,
     RecordError,
     SelectionError,
     TargetError,
     TargetsFailed,
+    UnknownTarget,
     UnwritableOutput,
 )
+from convert.formats.atari_agents import make_identity
 from convert.sources.atari_agents import parse_identity
 from convert.store.local import describe_files
 from convert.targets import find_target
@@ -157,10 +163,64 @@ def test_a_family_with_another_head_is_refused(tmp_path):
     assert not (tmp_path / "agent").exists()
 
 
-def test_one_name_is_not_taken_for_a_collection_of_letters(folder, tmp_path):
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        ("onnx", r"^targets is 'onnx', expected a collection of names such as \['onnx'\]$"),
+        (None, r"^targets is None, expected a collection of names such as \['onnx'\]$"),
+        ((name for name in ["onnx"]), r"^targets is <generator .*>, expected a collection of names"),
+        ([], r"^targets is empty, expected at least one of checkpoint, dopamine, "),
+    ],
+)
+def test_targets_are_names_at_least_one(folder, targets, message, tmp_path):
     for source in (PONG, folder):
-        with pytest.raises(TypeError, match=r"targets is 'onnx', expected a collection of names such as \['onnx'\]"):
-            convert.convert_checkpoint(source, tmp_path / "out", "onnx")
+        with pytest.raises(InvalidArgument, match=message):
+            convert.convert_checkpoint(source, tmp_path / "out", targets)
+
+
+@pytest.mark.parametrize("name", ["all", "onx", 1])
+def test_an_unknown_target_is_told_what_there_is(name, tmp_path):
+    with pytest.raises(UnknownTarget, match=rf"^no target {name!r}; .*Known: .*; the option --to also takes all$"):
+        convert.convert_checkpoint(PONG, tmp_path / "out", [name])
+
+
+@pytest.mark.parametrize(
+    ("identity", "message"),
+    [
+        ("Pong", r"^identity: 'Pong' is not FAMILY/Game\[/SEED\[/STEP\]\], such as DQN_modern/Pong/0/50000000$"),
+        ("DQN_modern/pong", r"^identity: no game 'pong' in the release; did you mean Pong\?$"),
+        (Identity(game="pong"), r"^identity: no game 'pong' in the release; did you mean Pong\?$"),
+        (Identity(game=3), r"^identity: game is 3, expected a name such as Pong$"),
+        (Identity(seed="0"), r"^identity: seed is '0', expected 0 to \d+$"),
+        (Identity(step=True), r"^identity: step is True, expected 0 to \d+$"),
+        (Identity(step=1.0), r"^identity: step is 1.0, expected 0 to \d+$"),
+        (Identity(zoo=b"zoo"), r"^identity: zoo is b'zoo', expected "),
+        ({"game": "Pong"}, r"^identity is \{'game': 'Pong'\}, expected a convert.Identity or FAMILY/Game"),
+    ],
+)
+def test_an_identity_that_is_none_is_refused(identity, message, folder, tmp_path):
+    mine = shutil.copy(PONG, tmp_path / "mine.gz")
+    for source in (mine, folder):
+        with pytest.raises(InvalidArgument, match=message):
+            convert.convert_checkpoint(source, tmp_path / "out", ["onnx"], identity=identity)
+    assert not (tmp_path / "out").exists()
+
+
+def test_an_identity_is_taken_as_the_command_takes_it(tmp_path):
+    mine = shutil.copy(PONG, tmp_path / "mine.gz")
+    done = convert.convert_checkpoint(mine, tmp_path / "out", ["onnx"], identity="DQN_modern/Pong/7/9")
+    assert done.record.agent.identity == make_identity("DQN_modern", "Pong", 7, 9)
+
+
+def test_a_source_may_be_a_url(tmp_path):
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=AGENTS)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_port}/{PONG.relative_to(AGENTS).as_posix()}"
+        done = convert.convert_checkpoint(url, tmp_path / "out", ["onnx"])
+        server.shutdown()
+    assert done.record.agent.source.path == PONG.relative_to(AGENTS).as_posix()
+    assert done.record.agent.identity.seed == 0
 
 
 @pytest.mark.parametrize("content", ["notes", '{"name": "somebody else\'s agent.json"}'])
@@ -291,7 +351,7 @@ def test_loading_what_is_not_there_says_how_to_get_it(folder, tmp_path):
     document = json.loads((folder / "agent.json").read_text())
     del document["artifacts"]["flax"]
     (folder / "agent.json").write_text(json.dumps(document))
-    with pytest.raises(ArtefactMissing, match="holds onnx, tensorflow, not flax: atari-convert --to flax writes it"):
+    with pytest.raises(ArtefactMissing, match=r"holds onnx, tensorflow, not flax: to write it, run convert\.conv"):
         convert.load_agent(folder, "flax")
     with pytest.raises(RecordError, match=r"no agent\.json: not a folder that atari-convert wrote"):
         convert.load_agent(tmp_path, "onnx")

@@ -417,10 +417,9 @@ def test_a_page_of_very_many_links_is_refused(tmp_path):
     finally:
         server.shutdown()
         server.server_close()
-    assert result.stderr.splitlines()[-1] == (
-        f"Error: {url}/500000: cannot be listed (its page has over 100,000 links: name the folders below it, or list the "
-        "files with --files-from)"
-    )
+    hint = "name the folders below it, or list the files with --files-from"
+    message = f"{url}/500000: cannot be listed (its page has over 100,000 links: {hint})"
+    assert result.stderr.splitlines()[-1] == f"Error: {message}"
 
 
 def test_a_server_that_needs_more_than_a_name_is_asked_with_what_the_url_says(tmp_path):

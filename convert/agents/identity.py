@@ -58,14 +58,16 @@ def find_identity_problem(identity: Identity) -> str | None:
     """Return why an identity cannot be recorded; None if it can."""
     for name in ("zoo", "algorithm", "protocol"):
         value = getattr(identity, name)
-        if value is not None and not WORD.fullmatch(value):
+        if value is not None and not (isinstance(value, str) and WORD.fullmatch(value)):
             return f"{name} is {value!r}, expected {WORD.pattern}"
     for name in ("seed", "step"):
         value = getattr(identity, name)
-        if value is not None and not 0 <= value <= LARGEST_NUMBER:
-            return f"{name} is {value}, expected 0 to {LARGEST_NUMBER}"
+        if value is not None and not (type(value) is int and 0 <= value <= LARGEST_NUMBER):
+            return f"{name} is {value!r}, expected 0 to {LARGEST_NUMBER}"
     try:
         if identity.game is not None:
+            if not isinstance(identity.game, str):
+                return f"game is {identity.game!r}, expected a name such as Pong"
             check_known("game", identity.game, list(load_games()))
     except ValueError as error:
         return str(error)

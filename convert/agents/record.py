@@ -8,6 +8,7 @@ import re
 import struct
 from collections.abc import Callable
 from functools import partial
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, cast
 
@@ -31,6 +32,7 @@ from convert.files.documents import LARGEST_DOCUMENT, read_json, show
 Value = TypeVar("Value")
 RECORD_FORMAT = 2
 LARGEST_FILE = LARGEST
+_MOST_SEARCHED = 1000  # folders, for a message
 
 
 def to_json(record: Record) -> str:
@@ -117,7 +119,7 @@ def read_record(folder: str | Path) -> Record:
     """
     path = Path(folder, RECORD_NAME)
     if not os.path.lexists(path):
-        raise RecordError(f"{folder}: no {RECORD_NAME}: not a folder that atari-convert wrote")
+        raise RecordError(f"{folder}: {_explain_missing(Path(folder))}")
     try:
         text = read_file(path, LARGEST_DOCUMENT).decode("utf-8")
     except UnreadableArtefact as error:
@@ -125,6 +127,17 @@ def read_record(folder: str | Path) -> Record:
     except UnicodeDecodeError as error:
         raise RecordError(f"{path}: cannot be read ({error}): convert the agent again") from error
     return from_json(text, str(path))
+
+
+def _explain_missing(folder: Path) -> str:
+    """Return why a folder has no record, and what may be meant by it."""
+    if not folder.is_dir():
+        return f"{'is no folder' if folder.exists() else 'does not exist'}, expected the folder of a converted agent"
+    found = [Path(place) for place, _, names in islice(os.walk(folder), _MOST_SEARCHED) if RECORD_NAME in names]
+    if not found:
+        return f"no {RECORD_NAME}: not a folder that atari-convert wrote"
+    more = " …" if len(found) > 3 else ""
+    return f"no {RECORD_NAME}, but below it are agents: choose one of {', '.join(map(str, sorted(found)[:3]))}{more}"
 
 
 def from_json(text: str, name: str) -> Record:

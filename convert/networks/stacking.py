@@ -8,6 +8,7 @@ import numpy as np
 
 from convert.agents.architecture import describe
 from convert.agents.network import Network
+from convert.errors import InvalidArgument
 from convert.formats.parameter_trees import Params, to_params
 
 
@@ -24,15 +25,21 @@ def stack_params(networks: Sequence[Network]) -> Params:
         Linen's tree (see `convert.formats.parameter_trees`), each leaf float32 with a first axis over the agents.
 
     Raises:
-        ValueError: there are none, or one has another architecture or support.
+        InvalidArgument: there are none, or one has another architecture or support.
     """
     if not networks:
-        raise ValueError("no agents to stack")
+        raise InvalidArgument("no networks to stack, expected at least one")
+    for index, network in enumerate(networks):
+        if not isinstance(network, Network):
+            raise InvalidArgument(
+                f"agent {index} is of type {type(network).__name__}, expected a network of convert.read_agent or "
+                "convert.read_checkpoint"
+            )
     expected = networks[0].architecture
     for index, network in enumerate(networks):
         found = network.architecture
         if found != expected:
-            raise ValueError(
+            raise InvalidArgument(
                 f"agent {index} has another architecture than agent 0: {describe(found)}, expected {describe(expected)}"
                 + (" and the same support" if expected.head.support else "")
             )

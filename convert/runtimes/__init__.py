@@ -19,7 +19,7 @@ from typing import Any, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.errors import RuntimeUnavailable
+from convert.errors import InvalidArgument, RuntimeUnavailable
 from convert.frameworks.leaves import explain_missing, list_names, name_module, read_constants
 
 Answer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
@@ -41,7 +41,7 @@ class Settings:
     def __post_init__(self) -> None:
         """Refuse a device that there is not, which would be taken for ``auto``."""
         if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}, expected {', '.join(map(repr, DEVICES))}")
+            raise InvalidArgument(f"device is {self.device!r}, expected {', '.join(map(repr, DEVICES))}")
 
 
 @dataclass(frozen=True)

@@ -124,8 +124,9 @@ def find_target(name: str) -> Target:
         UnknownTarget: there is none; the message suggests one, and lists all.
     """
     if name not in _names():
-        hint = format_suggestion(find_meant(name, _names()))
-        raise UnknownTarget(f"no target {name!r}; {hint}Known: {', '.join(_names())}; all")
+        known = f"Known: {', '.join(_names())}; the option --to also takes all"
+        hint = format_suggestion(find_meant(name, _names())) if isinstance(name, str) else ""
+        raise UnknownTarget(f"no target {name!r}; {hint}{known}")
     return _read_constants(name)
 
 
