@@ -353,7 +353,7 @@ def test_loading_what_is_not_there_says_how_to_get_it(folder, tmp_path):
     (folder / "agent.json").write_text(json.dumps(document))
     with pytest.raises(ArtefactMissing, match=r"holds onnx, tensorflow, not flax: to write it, run convert\.conv"):
         convert.load_agent(folder, "flax")
-    with pytest.raises(RecordError, match=r"no agent\.json: not a folder that atari-convert wrote"):
+    with pytest.raises(RecordError, match=rf"no agent\.json, but below it are agents: choose one of {folder}"):
         convert.load_agent(tmp_path, "onnx")
 
 

@@ -68,7 +68,7 @@ SAMPLES = [
         _save_torch({}, _use_new_zipfile_serialization=False),
         "a PyTorch checkpoint of the format before 1.6",
     ),
-    ("model_1", _save_torch({"estimator_state": make_state(2)}), "of the release that is not gzipped: gzip it"),
+    ("model_1", _save_torch({"estimator_state": make_state(2)}), "an uncompressed checkpoint of the release (gzip it)"),
     ("ckpt.199", pickle.dumps({"online_params": {}}, 4), "a Dopamine checkpoint (pickle)"),
     ("model.pkl", pickle.dumps([1], 2), "a pickle"),
     ("x.onnx", b"\x08\x08\x12\x07pytorch\x1a\x062.13.0", "an ONNX model"),
@@ -80,7 +80,7 @@ SAMPLES = [
     ("x.npy", _npy(), "a NumPy array"),
     ("x.zip", _zip(("notes.txt", b"hello")), "a zip archive with notes.txt"),
     ("x.zip", _zip(), "an empty zip archive"),
-    ("x.tar", _tar(), "a tar archive: unpack it"),
+    ("x.tar", _tar(), "a tar archive (unpack it)"),
     ("x.h5", b"\x89HDF\r\n\x1a\n\x00", "an HDF5 file"),
     (
         "list.txt",

@@ -7,6 +7,7 @@ import io
 import os
 import pickle
 import random
+import tarfile
 import zipfile
 
 import numpy as np
@@ -108,6 +109,19 @@ def _zip_bomb() -> bytes:
     return buffer.getvalue()
 
 
+def _tar() -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        archive.add(PONG, "model_328492.gz")
+    return buffer.getvalue()
+
+
+def _save(content: object) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
 REFUSED = {
     "empty file": (b"", UnreadableCheckpoint, "the file is empty, expected a gzipped checkpoint"),
     "not a gzip": (b"PK\x03\x04", UnreadableCheckpoint, "a zip archive, expected a gzipped checkpoint of this release"),
@@ -116,6 +130,22 @@ REFUSED = {
     "more after the end": (gzip.compress(b"x") + b"more", UnreadableCheckpoint, "4 bytes after the end"),
     "not torch": (gzip.compress(b"hello"), UnreadableCheckpoint, "not a PyTorch checkpoint"),
     "nothing": (gzip.compress(b""), UnreadableCheckpoint, "not a PyTorch checkpoint"),
+    "a tar": (
+        gzip.compress(_tar()),
+        UnreadableCheckpoint,
+        r"a gzip of a tar archive \(unpack it\): not a PyTorch checkpoint of this release$",
+    ),
+    "a bare state dict": (
+        gzip.compress(_save(make_state(4))),
+        UnreadableCheckpoint,
+        r"holds a bare state dict, expected it below 'estimator_state': save it with "
+        r"torch.save\({'estimator_state': state_dict}, file\), then gzip the file$",
+    ),
+    "not gzipped": (
+        _save({"estimator_state": make_state(4)}),
+        UnreadableCheckpoint,
+        r": an uncompressed checkpoint of the release \(gzip it\), expected a gzipped checkpoint of this release$",
+    ),
     "zip bomb": (
         gzip.compress(_zip_bomb()),
         UnreadableCheckpoint,

@@ -26,8 +26,11 @@ _SIGNATURES = (
     (b"\x89PNG", "a PNG image"),
     (b"\xff\xd8\xff", "a JPEG image"),
     (b"GIF8", "a GIF image"),
-    (b"version https://git-lfs.github.com/spec/", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
-    (b"version https://hawser.github.com/spec/", "a Git LFS pointer, not the file itself: fetch it with git lfs pull"),
+    (
+        b"version https://git-lfs.github.com/spec/",
+        "a Git LFS pointer, not the file itself (fetch it with git lfs pull)",
+    ),
+    (b"version https://hawser.github.com/spec/", "a Git LFS pointer, not the file itself (fetch it with git lfs pull)"),
 )
 
 
@@ -85,7 +88,7 @@ def _list_entries(head: bytes) -> list[str]:
 
 def _name_torch(head: bytes, path: PurePosixPath) -> str:
     if b"estimator_state" in head[:4096]:
-        return "a PyTorch checkpoint of the release that is not gzipped: gzip it"
+        return "an uncompressed checkpoint of the release (gzip it)"
     if path.suffix == ".cleanrl_model" or b"model_weights" in head[:1024]:
         return "a CleanRL model (PyTorch)"
     return "a PyTorch checkpoint (zip)"
@@ -129,7 +132,7 @@ def _describe_protobuf(head: bytes, path: PurePosixPath) -> str:
 
 
 def _describe_tar(head: bytes, _path: PurePosixPath) -> str:
-    return "a tar archive: unpack it" if head[257:262] == b"ustar" else ""
+    return "a tar archive (unpack it)" if head[257:262] == b"ustar" else ""
 
 
 def _describe_text(head: bytes, path: PurePosixPath) -> str:

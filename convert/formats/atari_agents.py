@@ -78,6 +78,7 @@ _FAMILY_NAMES: dict[tuple[str | None, str | None], str] = {
 }
 
 _HEADER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
+_TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # of torch.save: a zip archive, or before torch 1.6 a pickle
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _LOSSY = "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
 _MEBIBYTES = LARGEST // 2**20
@@ -179,7 +180,15 @@ def _load_state(raw: bytes, name: str) -> dict[Any, Any]:
     except PickleRefused as error:
         raise UnreadableCheckpoint(f"{name}: refused: its pickle {error}") from error
     except ValueError as error:
-        raise UnreadableCheckpoint(f"{name}: not a PyTorch checkpoint ({error}): take another copy") from error
+        if raw.startswith(_TORCH_STARTS):
+            raise UnreadableCheckpoint(f"{name}: not a PyTorch checkpoint ({error}): take another copy") from error
+        found = describe_content(raw[:HEAD_SIZE], name)
+        raise UnreadableCheckpoint(f"{name}: a gzip of {found}: not a PyTorch checkpoint of this release") from error
+    if isinstance(checkpoint, dict) and STATE_KEY not in checkpoint and KEYS.keys() & checkpoint.keys():
+        how = f"torch.save({{{STATE_KEY!r}: state_dict}}, file), then gzip the file"
+        raise UnreadableCheckpoint(
+            f"{name}: holds a bare state dict, expected it below {STATE_KEY!r}: save it with {how}"
+        )
     if not isinstance(checkpoint, dict) or STATE_KEY not in checkpoint:
         found = _list_names(checkpoint) if isinstance(checkpoint, dict) else f"a {type(checkpoint).__name__}"
         raise UnreadableCheckpoint(f"{name}: holds {found}, expected {STATE_KEY!r}: not a checkpoint of this release")
