@@ -399,7 +399,7 @@ def test_agents_with_other_heads_are_not_stacked():
     with pytest.raises(ValueError, match="no agents to stack"):
         convert.stack_params([])
     one = to_network(make_state(6))
-    with pytest.raises(ValueError, match="agent 1 has another .* than agent 0: .*Q head of 9 actions, expected .* 6"):
+    with pytest.raises(ValueError, match=r"agent 1 has another .* than agent 0: .*Q head of 9 actions, expected .* 6"):
         convert.stack_params([one, to_network(make_state(9))])
     with pytest.raises(ValueError, match=r"agent 1 .*: .*categorical head of 6 actions.*51.*, expected .*Q head of 6"):
         convert.stack_params([one, to_network(make_state(6, 51))])

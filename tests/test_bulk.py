@@ -213,7 +213,7 @@ def test_a_mistake_of_ours_is_one_jobs_failure(release, tmp_path, monkeypatch):
     def convert(*_: object, **__: object) -> None:
         raise ZeroDivisionError("by zero")
 
-    monkeypatch.setattr(bulk, "convert_data", convert)
+    monkeypatch.setattr(bulk, "write_agent", convert)
     outcomes = list(bulk.run(find_jobs([release], tmp_path / "out"), ONNX))
     assert [outcome.status for outcome in outcomes] == ["failed"] * COUNT
     assert "ZeroDivisionError at" in str(outcomes[0].error)
