@@ -14,14 +14,15 @@ from test_check_faults import ERROR, FAULTS, _assert_caught, _copy, _replant, _w
 
 import convert
 from convert.targets import import_target
-from runtime_check.backends import find_backend
+from runtime_check.backends import find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.pipeline import check_agent
 
 pytestmark = pytest.mark.slow
 
-EXACT = ("checkpoint", "dopamine", "keras", "litert", "nnx", "orbax", "safetensors", "torch")
-ROUNDED = ("litert-float16", "litert-int8")
+FURTHER = [backend for backend in list_backends() if backend.target not in (None, "flax", "onnx", "tensorflow")]
+EXACT = tuple(backend.name for backend in FURTHER if backend.bound is None)
+ROUNDED = tuple(backend.name for backend in FURTHER if backend.bound)
 # Each fault twice and each backend three times or more: their arithmetic is that of the backends whose faults are
 # all tried elsewhere, what differs is the way from the file to it.
 PAIRS = sorted(set(zip(itertools.cycle(EXACT), [*FAULTS] * 2, strict=False)))

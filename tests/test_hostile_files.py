@@ -317,6 +317,11 @@ PICKLES: dict[str, bytes] = {
     "an array of objects": PROTO + b"cnumpy\ndtype\n" + _text("O8") + b"\x89\x88\x87R.",
     "a name on two lines": PROTO + _text("torch\nFAKE: all is well") + _text("x" * 200) + b"\x93.",
     "a long name": PROTO + b"ctorch.nn\n" + b"x" * 100_000 + b"\n.",
+    "a dict that is copied again and again": PROTO + b"}(" + b"".join(
+        _text(str(number)) + b"N" for number in range(50_000)
+    ) + b"u\x94(" + b"ccollections\nOrderedDict\nh\0\x85R" * 2000 + b"t.",
+    "a memo of millions": PROTO + b"N" + b"\x94" * 1_900_000 + b".",
+    "a memo of many millions": PROTO + b"N" + b"\x94" * 60_000_000 + b".",
     "nothing": b"",
     "only a stop": b".",
 }  # fmt: skip
@@ -331,9 +336,12 @@ def test_a_pickle_that_means_harm(name, agents, examiner, tmp_path):
         if len(e.content) < 9000
     ]
     for content in (_zip(entries), PICKLES[name], pickle.dumps(0x1950A86A20F9469CFC6C, 2) + PICKLES[name]):
-        finding = examiner.examine("source", save_gzip(tmp_path / "model.gz", content))
-        _check(finding)
-        assert finding.error
+        path = save_gzip(tmp_path / "model.gz", content)
+        for reader in ("source", "oracle"):
+            finding = examiner.examine(reader, path)
+            _check(finding)
+            assert finding.error
+            assert "Re-running" not in finding.message
     (tmp_path / "ckpt.0").write_bytes(PICKLES[name])
     _check(examiner.examine("pickle", tmp_path / "ckpt.0"))
 
@@ -747,6 +755,46 @@ HEAD = "layers/dense_1/vars/1"
 
 
 @case("keras", "weights")
+def keras_groups_of_another_version(folder: Path) -> None:
+    """Whose names lie in a heap, which may be compressed."""
+
+    def change(file: h5py.File) -> None:
+        values = [file[f"layers/dense_1/vars/{index}"][()] for index in range(2)]
+        del file["layers/dense_1"]
+        properties = h5py.h5p.create(h5py.h5p.GROUP_CREATE)
+        properties.set_link_creation_order(h5py.h5p.CRT_ORDER_TRACKED)
+        h5py.h5g.create(file["layers"].id, b"dense_1", gcpl=properties)
+        for index, value in enumerate(values):
+            file[f"layers/dense_1/vars/{index}"] = value
+
+    _change_weights(folder, change)
+
+
+@case("keras", "Keras|weights")
+def keras_a_file_of_the_latest_version(folder: Path) -> None:
+    def edit(data: bytes) -> bytes:
+        buffer = io.BytesIO()
+        with h5py.File(io.BytesIO(data)) as old, h5py.File(buffer, "w", libver="latest") as file:
+            for name in old:
+                old.copy(name, file)
+        return buffer.getvalue()
+
+    _change_entry(folder / "model.keras", "model.weights.h5", edit)
+
+
+@case("keras", "Keras|weights")
+def keras_groups_in_a_circle(folder: Path) -> None:
+    def edit(data: bytes) -> bytes:
+        place = data.index(b"TREE")
+        changed = bytearray(data)
+        changed[place + 5] = 1  # a node of nodes, the first of which is itself
+        changed[place + 32 : place + 40] = struct.pack("<Q", place)
+        return bytes(changed)
+
+    _change_entry(folder / "model.keras", "model.weights.h5", edit)
+
+
+@case("keras", "Keras|weights")
 def keras_an_external_link(folder: Path) -> None:
     def change(file: h5py.File) -> None:
         del file[HEAD]

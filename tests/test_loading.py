@@ -15,7 +15,7 @@ from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save
 import convert
 from convert.agents import layout
 from convert.errors import RuntimeUnavailable
-from convert.runtimes import Settings
+from convert.runtimes import Settings, list_runtimes
 from convert.targets import find_target, import_target, list_targets
 from runtime_check.backends import list_backends
 from runtime_check.check.opening import open_backend
@@ -46,6 +46,10 @@ def _assert_same_answers(folder: Path, target: str) -> None:
     assert all(np.array_equal(actual[name], expected[name]) for name in expected)
     assert "cpu" in agent.device.lower()
     assert agent.device == judged.description.device
+
+
+def test_every_runtime_runs_a_target_and_every_target_has_a_runtime():
+    assert set(list_runtimes()) == {target.runtime for target in list_targets()}
 
 
 @pytest.mark.parametrize("target", FIRST)

@@ -40,9 +40,10 @@ from runtime_check.originals import read_oracle
 
 pytestmark = pytest.mark.slow
 
-IN_ALL = ["dopamine", "keras", "litert", "nnx", "orbax", "safetensors", "torch"]
-EXACT = [*IN_ALL, "checkpoint"]
-QUANTIZED = ["litert-float16", "litert-int8"]
+FURTHER = [target for target in list_targets() if target.name not in ("flax", "onnx", "tensorflow")]
+IN_ALL = [target.name for target in FURTHER if target.in_all]
+EXACT = [target.name for target in FURTHER if not target.is_quantized]
+QUANTIZED = [target.name for target in FURTHER if target.is_quantized]
 DOCS = (Path(__file__).parents[1] / "docs/targets.md").read_text("utf-8")
 
 

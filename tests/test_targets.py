@@ -31,7 +31,13 @@ from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import Plan, Replay
 
-TARGETS = ["flax", "onnx", "tensorflow"]
+FIRST = ("flax", "onnx", "tensorflow")
+# Every target of float32 weights, as it is found. The heavier ones are tried by the slow tests.
+TARGETS = [
+    pytest.param(target.name, marks=() if target.name in FIRST else pytest.mark.slow)
+    for target in targets.list_targets()
+    if not target.is_quantized
+]
 RELATIVE_ERROR = 1e-6  # of a correct float32 port on a trained agent
 RANDOM_ERROR = 5e-6  # of one on a random network and on noise, whose sums cancel more
 
@@ -65,7 +71,8 @@ def _relative_error(actual: np.ndarray, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("checkpoint", [PONG, BREAKOUT], ids=["pong", "breakout"])
-def test_a_converted_agent_acts_as_the_oracle_on_its_own_game(converted, frames, checkpoint, target):
+def test_a_converted_agent_acts_as_the_oracle_on_its_own_game(request, frames, checkpoint, target):
+    converted = request.getfixturevalue("converted" if target in FIRST else "further")
     family, game, seed, name = checkpoint.parts[-4:]
     agent = convert.load_agent(converted / family / game / seed / name.removesuffix(".gz"), target)
     expected = compute_q_values(read_oracle(checkpoint), frames[checkpoint])
@@ -247,7 +254,8 @@ def _swap_relu(graph):
 
 
 @pytest.mark.parametrize("target", TARGETS)
-def test_an_artefact_is_the_same_bytes_in_another_process(converted, tmp_path, target):
+def test_an_artefact_is_the_same_bytes_in_another_process(request, tmp_path, target):
+    converted = request.getfixturevalue("converted" if target in FIRST else "further")
     command = [sys.executable, "-m", "convert", str(PONG), "--to", target, "-q", "-o", str(tmp_path)]
     subprocess.run(command, check=True, timeout=120)
     folder = "DQN_modern/Pong/0/model_328492"
@@ -257,7 +265,7 @@ def test_an_artefact_is_the_same_bytes_in_another_process(converted, tmp_path, t
 
 def test_every_target_describes_itself_without_its_framework():
     known = {target.name: target for target in targets.list_targets()}
-    assert known.keys() >= set(TARGETS)
+    assert known.keys() >= set(FIRST)
     assert known["onnx"].path == "model.onnx"
     assert known["flax"].path == "params.msgpack"
     assert known["tensorflow"].path == "saved_model"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Collection, Mapping
@@ -94,9 +93,3 @@ def _list_files(path: Path, depth: int) -> list[Path]:
     if len(entries) > MOST_FILES:
         raise UnreadableArtefact(f"{path}: holds more than {MOST_FILES} files: convert the agent again")
     return [file for entry in entries for file in _list_files(entry, depth + 1)]
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 of a file, which may be large and a link, in lower-case hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

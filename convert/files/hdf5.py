@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from convert.files.documents import show
 
 _SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_LONGEST_NAME = 256  # bytes
 _MOST_PARTS = 20_000  # nodes, entries and messages, of all that is followed; a Keras model has a thousand
 _DATASPACE, _DATATYPE, _LAYOUT, _FILTERS, _CONTINUATION, _SYMBOL_TABLE = 0x01, 0x03, 0x08, 0x0B, 0x10, 0x11
 # Class 1 (floating point) version 1, little-endian, 4 bytes: IEEE 754 single precision.
@@ -118,7 +119,10 @@ def _list_entries(file: _File, node: int, heap: int) -> Iterator[tuple[int, byte
                 if cache == 2:
                     raise ValueError("has a symbolic link")
                 start = names + name
-                yield header, file.data[start : file.data.find(b"\0", start, start + 256)]
+                end = file.data.find(b"\0", start, start + _LONGEST_NAME)
+                if end < 0:
+                    raise ValueError(f"has a name of more than {_LONGEST_NAME} bytes")
+                yield header, file.data[start:end]
 
 
 def _read_array(file: _File, header: int, path: str, shape: tuple[int, ...]) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import RuntimeUnavailable
-from convert.frameworks.leaves import explain_missing, name_module, read_constants
+from convert.frameworks.leaves import explain_missing, list_names, name_module, read_constants
 
 Answer = Callable[[NDArray[np.uint8]], Mapping[str, NDArray[np.float32]]]
 DEVICES = ("auto", "cpu", "gpu")
@@ -94,6 +94,11 @@ class RuntimeModule(Protocol):
             RuntimeUnavailable: a GPU was asked for, and the runtime fell back to the CPU.
             Exception: whatever the runtime raises for an artefact that it cannot load.
         """
+
+
+def list_runtimes() -> tuple[str, ...]:
+    """Return every runtime's name."""
+    return tuple(list_names(__path__))
 
 
 def import_runtime(name: str) -> RuntimeModule:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from convert.errors import ArtefactMissing, AtariConvertError, UnreadableArtefac
 from convert.files.disk import read_file
 from convert.files.documents import LARGEST_DOCUMENT
 from convert.sources import Checkpoint, read_record
+from convert.store.folders import describe_bytes
 from convert.store.local import find_strangers, is_intact
 from convert.targets import Target, Trained, check_architecture, find_target, import_target, missing_extra
 
@@ -103,7 +103,7 @@ def _describe_own_checkpoint(network: Network, identity: Identity) -> File:
     from convert.targets import checkpoint  # it needs torch
 
     data = checkpoint.to_bytes(network)
-    return File(str(checkpoint.name_checkpoint(identity)), len(data), hashlib.sha256(data).hexdigest())
+    return describe_bytes(data, str(checkpoint.name_checkpoint(identity)))
 
 
 def _find(folder: Path, record: Record, name: str) -> Target:

@@ -7,7 +7,7 @@ from pathlib import Path, PurePosixPath
 
 from convert.agents.agent import Agent, File
 from convert.errors import CheckpointError
-from convert.files.disk import hash_file
+from convert.files.hashes import hash_file
 from convert.sources import locate
 
 

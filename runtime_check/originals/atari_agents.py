@@ -26,6 +26,7 @@ LARGEST_CHECKPOINT = 64 * 2**20  # bytes, inflated; one of the release has about
 
 _MOST_ENTRIES = 1000
 _MOST_INSTRUCTIONS = 100_000  # of a pickle; those of the release have a few hundred
+_LONGEST_TEXT = 1000  # characters; torch searches names for likely ones, which takes for ever
 _DEEPEST_TUPLE = 16
 _LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
 _STRIDES = {0: 4, 2: 2, 4: 1}  # by the number of the layer
@@ -184,6 +185,8 @@ def _explain(error: Exception) -> str:
     """Return why torch does not read a file, without its advice to read it unsafely."""
     text = str(error).strip() or type(error).__name__
     _, found, reason = text.partition("WeightsUnpickler error:")
+    if not found and "weights_only" in text:
+        return "its pickle holds what torch does not build from files that are not trusted"
     return " ".join((reason if found else text).split())[:200].partition(" Please ")[0]
 
 
@@ -222,6 +225,8 @@ def _check_pickles(stream: io.BytesIO, count: int) -> None:
         for number, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
             if number == _MOST_INSTRUCTIONS:
                 raise ValueError(f"its pickle has more than {_MOST_INSTRUCTIONS} instructions")
+            if isinstance(argument, str | bytes) and len(argument) > _LONGEST_TEXT:
+                raise ValueError(f"its pickle has a text of {len(argument)} characters")
             if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
                 memo[argument] = stack[-1]
             elif opcode.name == "MEMOIZE":
