@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from convert.agents.agent import Agent, Record
+    from convert.agents.architecture import Architecture
     from convert.agents.identity import Identity
     from convert.agents.network import Network
     from convert.errors import AtariConvertError
@@ -26,6 +27,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Agent",
+    "Architecture",
     "AtariConvertError",
     "Conversion",
     "Identity",
@@ -42,6 +44,7 @@ __all__ = [
 
 _MODULES = {
     "Agent": "agents.agent",
+    "Architecture": "agents.architecture",
     "AtariConvertError": "errors",
     "Conversion": "pipeline",
     "Identity": "agents.identity",

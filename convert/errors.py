@@ -32,6 +32,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from convert.names import to_printable
+
 _LONGEST = 600  # characters of a message
 _START = 380  # of them where its middle is left out
 
@@ -44,7 +46,7 @@ class AtariConvertError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        line = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in message)
+        line = to_printable(message)
         super().__init__(line if len(line) <= _LONGEST else f"{line[:_START]} … {line[_START + 3 - _LONGEST :]}")
 
 

@@ -74,3 +74,8 @@ def format_suggestion(meant: Sequence[str]) -> str:
         return ""
     also = f" (or {', '.join(meant[1:])})" if meant[1:] else ""
     return f"did you mean {meant[0]}{also}? "
+
+
+def to_printable(text: str) -> str:
+    """Return a text on one line, with escapes in place of what a terminal would obey: the names of files are free."""
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.bulk.summary import Tally, format_bytes, format_counts, format_progress
+from convert.names import to_printable
+from convert.sources import find_layout
 from convert.store.storage import is_url
 
 if TYPE_CHECKING:
@@ -96,11 +98,13 @@ def print_problems(outcome: Outcome) -> None:
 
 def print_unknown(jobs: Sequence[Job]) -> None:
     """Warn of checkpoints whose place does not tell who they are."""
-    unknown = [job for job in jobs if not job.identity.is_complete and not job.problem]
+    files = [job for job in jobs if not (job.kind or job.problem or job.identity.is_complete)]
+    unknown = [job for job in files if find_layout(job.path)]
     if unknown:
         more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
         click.echo(
-            f"warning: {unknown[0].source}{more}: not in the release's layout FAMILY/Game/seed/model_STEP.gz; "
+            f"warning: {to_printable(unknown[0].source)}{more}: not in the release's layout "
+            f"{find_layout(unknown[0].path)}; "
             "what is unknown stays null in agent.json (for a single file, use --identity FAMILY/Game/SEED/STEP)",
             err=True,
         )
@@ -120,9 +124,9 @@ def show_progress(outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcome
 def _format_outcome(outcome: Outcome, *, verbose: bool, dry_run: bool) -> Iterator[str]:
     if outcome.written:
         verb = "would write" if dry_run else "wrote"
-        yield f"{outcome.job.folder}: {verb} {', '.join(outcome.written)}"
+        yield f"{to_printable(outcome.job.folder)}: {verb} {', '.join(outcome.written)}"
     elif verbose and not outcome.error:
-        yield f"{outcome.job.folder}: current"
+        yield f"{to_printable(outcome.job.folder)}: current"
     if verbose and outcome.record:
         for artifact in outcome.record.artifacts.values():
             yield from (f"  {file.sha256}  {file.size:>9}  {file.path}" for file in artifact.files)

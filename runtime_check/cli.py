@@ -275,11 +275,12 @@ class _Printer:
         self._as_json, self._quiet, self._verbose = as_json, quiet, verbose
 
     def print_agent(self, document: Document) -> None:
+        from convert.names import to_printable
         from runtime_check.report.documents import AGREE, UNCHECKED
         from runtime_check.report.terminal import format_agent
 
         if document["verdict"] == UNCHECKED:
-            folder, message = document["folder"], document["error"]["message"]
+            folder, message = to_printable(document["folder"]), document["error"]["message"]
             click.echo(f"not checked: {message if message.startswith(folder) else f'{folder}: {message}'}", err=True)
         elif not self._as_json and not (self._quiet and document["verdict"] == AGREE):
             click.echo(format_agent(document, verbose=self._verbose) + "\n")

@@ -32,7 +32,7 @@ def test_agent_folders_are_found_in_order_and_not_in_what_is_hidden(converted, t
     assert list(find_agent_folders([tmp_path / "a"])) == [tmp_path / "a"]
 
 
-def test_links_are_followed_and_each_agent_is_found_once(converted, tmp_path):
+def test_links_are_followed_where_they_are_named_and_each_agent_is_found_once(converted, tmp_path):
     tree, elsewhere = tmp_path / "tree", tmp_path / "elsewhere"
     for folder in (tree / "b", elsewhere):
         folder.mkdir(parents=True)
@@ -40,8 +40,9 @@ def test_links_are_followed_and_each_agent_is_found_once(converted, tmp_path):
     (tree / "a").symlink_to(elsewhere)
     (tree / "c").symlink_to(tree / "b")
     (tree / "loop").symlink_to(tree)
-    assert find_agent_folders([tree]) == [tree / "a", tree / "b"]
-    assert find_agent_folders([tree / "c", tree, tree / "b/../b"]) == [tree / "c", tree / "a"]
+    assert find_agent_folders([tree]) == [tree / "b"]
+    assert find_agent_folders([tree / "a"]) == [tree / "a"]
+    assert find_agent_folders([tree / "c", tree, tree / "b/../b"]) == [tree / "c"]
 
 
 def test_a_folder_without_agents_is_refused(tmp_path):

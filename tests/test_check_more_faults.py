@@ -5,15 +5,21 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 from builders import AGENTS, BREAKOUT, PONG
 from test_check_faults import ERROR, FAULTS, _assert_caught, _copy, _replant, _write_record
 
 import convert
-from convert.targets import import_target
+from convert import sources
+from convert.agents.network import from_arrays
+from convert.errors import CheckError
+from convert.targets import find_target, import_target
 from runtime_check.backends import find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.pipeline import check_agent
@@ -90,3 +96,72 @@ def test_a_changed_byte_is_caught_by_its_checksum(further, tmp_path, backend):
     content[len(content) // 2] ^= 1
     path.write_bytes(content)
     _assert_caught(_check(folder, backend), backend, "checksum: ")
+
+
+def _check_folder(folder, *backends):
+    return check_agent(folder, AGENTS, Options(backends, max_steps=3))
+
+
+@pytest.mark.parametrize("target", ["litert-float16", "litert-int8"])
+def test_rounded_weights_that_are_further_off_than_rounding_are_caught(further, tmp_path, target):
+    """No frame of the replay needs to show what they do."""
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", target, tmp_path)
+    agent, path = convert.read_record(folder).agent, folder / find_target(target).path
+    network = convert.read_checkpoint(PONG)
+    kernel = network.arrays["hidden.kernel"].copy()
+    kernel[3, 5] += 4 * np.abs(kernel).max()
+    path.unlink()
+    changed = from_arrays({**network.arrays, "hidden.kernel": kernel}, network.architecture)
+    import_target(target).write(changed, agent, path)
+    _write_record(folder, convert.read_record(folder))
+    (reason,) = _check_folder(folder, target).backends[target].reasons[:1]
+    assert re.search("other weights than the checkpoint's, beyond rounding: hidden.kernel is off by", reason)
+
+
+def test_what_is_not_in_the_record_is_named(further, tmp_path):
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", "torch", tmp_path)
+    shutil.copy(further / "C51_classic/Breakout/0/model_187420/model.keras", folder)
+    (folder / "dopamine/checkpoints").mkdir(parents=True)
+    faults = _check_folder(folder, "torch").faults
+    assert faults == (
+        "dopamine is not in agent.json: remove it, or convert the agent to dopamine again",
+        "model.keras is not in agent.json: remove it, or convert the agent to keras again",
+    )
+
+
+def test_an_identity_that_is_not_that_of_the_checkpoints_path_is_caught(tmp_path):
+    source = tmp_path / "alone/model.gz"
+    source.parent.mkdir()
+    shutil.copy(PONG, source)
+    identity = sources.parse_identity("DQN_modern/Pong/7/1000")
+    convert.convert_checkpoint(source, tmp_path / "agent", ["onnx"], identity=identity)
+    result = _check_folder(tmp_path / "agent", "onnxruntime")
+    assert result.faults == (f"agent.json: seed is 7, but the path of its checkpoint says 0: {PONG}",)
+    assert check_agent(tmp_path / "agent", source, Options(("onnxruntime",), max_steps=3)).agrees
+
+
+def test_a_folder_whose_conversion_has_not_finished_is_not_checked(further, tmp_path):
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", "torch", tmp_path)
+    (folder / ".atari-convert-new").mkdir()
+    with pytest.raises(CheckError, match="a conversion has not finished there: rerun it"):
+        _check_folder(folder, "torch")
+
+
+def test_a_folders_name_forges_no_line_and_sends_nothing_to_the_terminal(further, tmp_path):
+    name = "evil\n2 agents agree, 0 disagree\x1b[31m\u202e"
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", "torch", tmp_path / name)
+    for argument in (folder, folder.parent):
+        done = subprocess.run(
+            [sys.executable, "-m", "runtime_check", argument, "--source", AGENTS, "--max-steps", "3"],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert not re.search("^2 agents agree|\x1b|\u202e", done.stdout + done.stderr, re.MULTILINE)
+        assert "1 agent agrees" in done.stdout
+    (folder / "agent.json").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-m", "runtime_check", folder, "--source", AGENTS], capture_output=True, text=True, check=False
+    )
+    assert len(done.stderr.splitlines()) == 1
+    assert not re.search("\x1b|\u202e", done.stdout + done.stderr)

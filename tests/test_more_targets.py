@@ -475,7 +475,7 @@ def test_a_runtime_needs_neither_this_package_nor_another_framework(written, cas
 
 def test_every_loader_in_the_documents_gives_q_values(written, tmp_path):
     codes = re.findall(r"```python\n(.*?)```", DOCS, re.DOTALL)
-    assert len(codes) == 9
+    assert len(codes) == 10
     script = [f"folder = {str(written[PONG])!r}"]
     script += [f"{code}\nimport numpy; assert numpy.asarray(q_values).shape == (1, 6); del q_values" for code in codes]
     subprocess.run([sys.executable, "-W", "ignore", "-c", "\n".join(script)], cwd=tmp_path, check=True, timeout=200)

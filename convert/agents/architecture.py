@@ -7,7 +7,7 @@ target, runtime and judge interprets it. ReLU follows every layer but those of t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -244,8 +244,8 @@ def _check_head(head: Head, units: int) -> None:
         raise ValueError(f"head is {head.kind[:20]!r}, {head.streams[:20]!r}, expected {', '.join((*KINDS, *STREAMS))}")
     if not 1 <= head.actions <= LARGEST_ACTIONS:
         raise ValueError(f"actions is {head.actions}, expected 1 to {LARGEST_ACTIONS}")
-    has: Callable[[str], bool] = lambda kind: head.kind == kind  # noqa: E731
-    if (head.support is not None) != has("categorical") or (head.quantiles is not None) != has("quantile"):
+    given = (head.support is not None, head.quantiles is not None)
+    if given != (head.kind == "categorical", head.kind == "quantile"):
         raise ValueError(f"a {head.kind} head has a support if it is categorical and quantiles if it is quantile")
     if head.support is not None:
         if not 2 <= len(head.support) <= LARGEST_ATOMS:

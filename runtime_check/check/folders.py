@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
 from convert.errors import CheckError
-from convert.store.storage import walk_links
 from convert.targets import list_targets
 
 
@@ -15,7 +15,7 @@ def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
     """Return each agent's folder once, in order: the given ones and those below them.
 
     They hold an ``agent.json``, or what atari-convert writes beside one: an agent that has lost its record, or a folder
-    that cannot be read, is not passed over in silence but cannot be checked.
+    that cannot be read, is not passed over in silence but cannot be checked. Links below a given path are not followed.
 
     Raises:
         CheckError: a path holds none.
@@ -33,7 +33,9 @@ def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
 def _walk(path: Path) -> Iterator[Path]:
     """Yield the agents' folders in and below a path."""
     closed: list[Path] = []
-    for name, subfolders, files in walk_links(path, lambda error: closed.append(Path(error.filename))):
+    # A link that the user names is followed, those below are not: a folder may be a stranger's.
+    for name, subfolders, files in os.walk(path, onerror=lambda error: closed.append(Path(error.filename))):
+        subfolders.sort()
         folder = Path(name)
         if RECORD_NAME in files:
             subfolders.clear()

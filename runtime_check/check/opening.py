@@ -93,7 +93,7 @@ def _open(case: Case, backend: Backend, settings: Settings) -> Candidate:
     if backend.target is not None and screened is not None:
         if faults := find_content_faults(case.record.artifacts[backend.target], screened):
             return candidate.failed("; ".join(faults))
-        candidate = candidate.noted(*find_weight_faults(screened.network, case.oracle))
+        candidate = candidate.noted(*find_weight_faults(backend.target, screened, case.oracle))
     return replace(candidate, runtime=runtime, description=runtime.description)
 
 

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 
 from convert import __version__
-from convert.agents.agent import RECORD_NAME, Artifact, Record, Tensor
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Agent, Artifact, Record, Tensor
 from convert.agents.architecture import Architecture, Conv, Head, Observation, describe, erase_support
-from convert.agents.network import SUPPORT, Float32, Network, name_array
+from convert.agents.identity import find_conflict
+from convert.agents.network import SUPPORT, Float32, from_arrays, name_array
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError
-from convert.sources import read_record
+from convert.files.disk import write_files
+from convert.sources import identify, read_record
 from convert.store.local import find_strangers
-from convert.targets import describe_tensors, find_target
+from convert.targets import QuantizedModule, describe_tensors, find_target, import_target, list_targets
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.sources import Sources, find_change
@@ -63,6 +68,8 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         CheckError: the agent cannot be checked.
     """
     record = read_record(folder)
+    if os.path.lexists(folder / UNFINISHED_NAME):
+        raise CheckError(f"{folder}: a conversion has not finished there: rerun it, and check again")
     backends = choose_backends(folder, record, options.backends)
     rounded = [backend.name for backend in backends if backend.bound]
     if rounded and not options.shadow:
@@ -108,7 +115,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         plan,
         read_rom(game).md5,
         Tolerance(options.atol, options.rtol, compute_scale(oracle.support)),
-        tuple(find_record_faults(folder, record, oracle, plan)),
+        (*find_record_faults(folder, record, oracle, plan), *find_identity_faults(record.agent, source)),
         tuple(name for name in record.artifacts if name not in covered),
     )
 
@@ -218,14 +225,25 @@ def find_content_faults(artifact: Artifact, screened: Screened) -> list[str]:
     ]
 
 
-def find_weight_faults(network: Network | None, oracle: Oracle) -> list[str]:
-    """Return which weights are not, bit for bit, the checkpoint's; nothing where weights are rounded (None)."""
-    if network is None:
-        return []
+def find_weight_faults(target: str, screened: Screened, oracle: Oracle) -> list[str]:
+    """Return which weights of an artefact are not the checkpoint's: bit for bit, or but for the format's rounding."""
+    if screened.network is None:
+        return _find_losses(target, screened, oracle)
+    network = screened.network
     expected = list_arrays(oracle)
     names = {**network.arrays, **expected}
     different = [name_array(name) for name in names if not _is_same(network.arrays.get(name), expected.get(name))]
     return [f"other weights than the checkpoint's: {', '.join(different)}"] if different else []
+
+
+def _find_losses(target: str, screened: Screened, oracle: Oracle) -> list[str]:
+    arrays = {name: array.astype(np.float32) for name, array in list_arrays(oracle).items()}
+    module = cast(QuantizedModule, import_target(target))
+    with tempfile.TemporaryDirectory(prefix="atari-check-") as folder:
+        write_files(Path(folder), screened.files)
+        network = from_arrays(arrays, to_architecture(oracle))
+        losses = module.find_losses(Path(folder, find_target(target).path), network)
+    return [f"other weights than the checkpoint's, beyond rounding: {'; '.join(losses)}"] if losses else []
 
 
 def list_arrays(oracle: Oracle) -> dict[str, Float64]:
@@ -276,6 +294,25 @@ def _format_tensors(tensors: Iterable[Tensor]) -> str:
     return "; ".join(f"{tensor.name} {tensor.dtype}{list(tensor.shape)} {tensor.axes}" for tensor in tensors)
 
 
+def find_unlisted(folder: Path, record: Record) -> list[str]:
+    """Return what stands in the place of an artefact and is not in the record: users would load it unchecked."""
+    tops = {target.path: target.name for target in list_targets() if target.name not in record.artifacts}
+    return [
+        f"{top} is not in agent.json: remove it, or convert the agent to {name} again"
+        for top, name in sorted(tops.items())
+        if os.path.lexists(folder / top)
+    ]
+
+
+def find_identity_faults(agent: Agent, source: Path) -> list[str]:
+    """Return where ``agent.json`` tells of another agent than the path of its checkpoint, which is trusted, does."""
+    told = identify(source.absolute().as_posix())
+    if field := find_conflict(agent.identity, told):
+        found, expected = getattr(agent.identity, field), getattr(told, field)
+        return [f"agent.json: {field} is {found}, but the path of its checkpoint says {expected}: {source}"]
+    return []
+
+
 def find_record_faults(folder: Path, record: Record, oracle: Oracle, plan: Plan) -> list[str]:
     """Return where ``agent.json`` contradicts the checkpoint or the emulator, which would mislead a user.
 
@@ -284,7 +321,7 @@ def find_record_faults(folder: Path, record: Record, oracle: Oracle, plan: Plan)
         RomUnavailable: there is no such game or ROM.
     """
     agent = record.agent
-    faults = find_strange_files(folder, folder / RECORD_NAME)
+    faults = [*find_strange_files(folder, folder / RECORD_NAME), *find_unlisted(folder, record)]
     found, expected = agent.architecture, to_architecture(oracle)
     if erase_support(found) != erase_support(expected):
         faults.append(f"agent.json: the network is {describe(found)}, the checkpoint's {describe(expected)}")

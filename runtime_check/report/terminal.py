@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 
+from convert.names import to_printable
 from runtime_check.report.documents import UNCHECKED, Document
 
 _WIDTH = 100
@@ -11,7 +12,7 @@ _WIDTH = 100
 
 def format_agent(document: Document, *, verbose: bool = False) -> str:
     """Return an agent's part of the table, in lines of at most 100 columns."""
-    lines = [_shorten(document["folder"], _WIDTH)]
+    lines = [_shorten(to_printable(document["folder"]), _WIDTH)]
     if document["verdict"] == UNCHECKED:
         return "\n".join([*lines, *_wrap(f"not checked: {document['error']['message']}")])
     episodes, tolerance = document["episodes"], document["tolerance"]
