@@ -75,9 +75,9 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     metavar="TARGET,...",
     callback=split_formats,
     shell_complete=complete_from(lambda: ["all", *list_target_names()]),
-    help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all of "
-    "these. Only by name: litert-float16, litert-int8 (rounded weights), checkpoint (the release's format). "
-    "Repeatable.",
+    help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all: "
+    "those of them whose extras are installed. Not part of all: litert-float16, litert-int8 (rounded weights), "
+    "checkpoint (the release's format). Repeatable.",
 )
 @click.option(
     "-o",
@@ -97,7 +97,8 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     "artefact",
     metavar="TARGET",
     shell_complete=complete_from(list_target_names),
-    help="The artefact to read where SOURCE is the folder of a converted agent. Default: the one that has changed.",
+    help="The artefact to read where SOURCE is the folder of a converted agent. Default: the one that has changed "
+    "since it was converted, or the first one if none has. Needed if several have changed.",
 )
 @click.option(
     "--files-from",
@@ -137,7 +138,8 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     metavar="WHICH,...",
     callback=split_names,
     shell_complete=complete_from(lambda: ["latest", "final"]),
-    help="Only these steps: latest (of each training run), final (50,000,000), A:B, N or a pattern. Repeatable.",
+    help="Only these steps: latest (of each training run), final (50,000,000), a step (250000), a range "
+    "(1000000:2000000) or a pattern ('*000000'). Repeatable.",
 )
 @click.option("--shard", metavar="K/N", help="Convert only part K of N. The parts are nearly equal in bytes.")
 @click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// sources without credentials, for public buckets.")
@@ -207,8 +209,8 @@ def main(
     target. Files that are up to date are left alone: rerun the same command to resume. Repeatable options also take
     several values separated by commas.
 
-    Exit codes: 0 everything is converted or up to date; 1 something failed, everything else is done; 2 the command
-    line is wrong; 130 interrupted; 143 terminated.
+    Exit codes: 0 all targets that were not skipped are converted or up to date; 1 something failed, everything else is
+    done; 2 the command line is wrong; 130 interrupted; 143 terminated.
     """
     from convert import printing
     from convert.bulk import run as bulk
@@ -357,6 +359,7 @@ def _check_not_memory(jobs: list[Job]) -> None:
 
 def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
     """Return the targets to write: those named, and for ``all`` every one of its own that is installed."""
+    from convert.frameworks import leaves
     from convert.printing import print_skipped
     from convert.targets import find_target, list_targets, missing_extra
 
@@ -374,7 +377,7 @@ def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
             raise missing_extra(every[0])
         for target in every:
             if not target.is_installed:
-                print_skipped(missing_extra(target))
+                print_skipped(target.name, leaves.missing_extra("it", target.packages, target.extra))
         chosen += installed
     return tuple(dict.fromkeys(target.name for target in chosen))
 

@@ -80,9 +80,9 @@ def print_interruption() -> None:
     click.echo("interrupted: rerun the same command to resume", err=True)
 
 
-def print_skipped(reason: BaseException) -> None:
+def print_skipped(target: str, reason: BaseException) -> None:
     """Print why a target of ``--to all`` is left out."""
-    click.echo(f"skipped {reason}", err=True)
+    click.echo(f"skipped {target}: {reason}", err=True)
 
 
 def print_problems(outcome: Outcome) -> None:

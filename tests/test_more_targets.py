@@ -576,3 +576,10 @@ def test_a_checkpoint_that_cannot_be_read_back_is_named(written, tmp_path):
     unknown = replace(agent, identity=Identity())
     import_target("checkpoint").write(convert.read_checkpoint(PONG), unknown, tmp_path / "checkpoint")
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["model_unknown.gz"]
+
+
+@pytest.mark.parametrize("target", QUANTIZED)
+def test_the_converter_of_rounded_weights_logs_nothing(target, tmp_path):
+    command = [sys.executable, "-m", "convert", PONG, "--to", target, "-o", tmp_path, "--quiet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("", "")

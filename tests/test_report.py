@@ -123,6 +123,27 @@ def test_rounded_weights_are_held_to_a_bound_that_the_report_states(tmp_path):
     assert max(map(len, table.splitlines())) <= 100
 
 
+def test_the_plots_draw_the_bound_of_rounded_weights(tmp_path):
+    _, page = _write(tmp_path, _make_result(bounds={"flax": None}))
+    assert page.count('<polyline class="limit"') == 1
+    assert "the smallest error allowed there." in page
+    assert "\nAllowed error: 1e-05" in page
+    bounds = {"flax": None, "litert-int8": Bound(0.25, 0.2, 0.9)}
+    _, page = _write(tmp_path, _make_result(error=0.1, bounds=bounds))
+    assert page.count('<polyline class="limit"') == 2
+    assert "the smallest error allowed there; litert-int8, with rounded weights, has other bounds." in page
+    assert "another action of float32 weights than" in page
+    assert "\nAllowed error of float32 weights: 1e-05" in page
+
+
+def test_options_and_numbers_are_in_words(tmp_path):
+    result = _make_result(plan=Plan("Pong", PROTOCOLS["modern"], 1))
+    _, page = _write(tmp_path, result, options=Options(backends=("flax", "onnxruntime")))
+    assert "\n1 episode from seed 0" in page
+    assert "backends: flax, onnxruntime · episodes: 1 · seed: 0 · epsilon: 0.0 · shadow: yes · solo: no · " in page
+    assert "· side by side: 1<" in page
+
+
 def test_artefacts_without_a_backend_are_named(tmp_path):
     document, page = _write(tmp_path, _make_result(unchecked=("npz",)))
     assert document["agents"][0]["unchecked_targets"] == ["npz"]

@@ -55,7 +55,7 @@ def convert_to_int8(network: Network, observations: NDArray[np.uint8]) -> bytes:
         debugger = tf.lite.experimental.QuantizationDebugger(
             converter=converter, debug_dataset=calibrate, debug_options=options
         )
-    return bytes(debugger.get_nondebug_quantized_model())
+        return bytes(debugger.get_nondebug_quantized_model())
 
 
 def _make_converter(network: Network) -> Any:

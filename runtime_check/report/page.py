@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Mapping
 from typing import Any
 
 import cv2
@@ -27,8 +28,24 @@ def load_templates() -> jinja2.Environment:
         "format_returns": format_returns,
         "format_tolerance": format_tolerance,
         "format_bound": format_bound,
+        "format_options": format_options,
     }
     return templates
+
+
+def format_options(options: Mapping[str, Any]) -> str:
+    """Return the options of a run in words; those that were left open are left out."""
+    return " · ".join(
+        f"{name.replace('_', ' ')}: {_format_value(value)}"
+        for name, value in options.items()
+        if value not in (None, ())
+    )
+
+
+def _format_value(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def illustrate(result: AgentResult | None) -> dict[str, Any]:

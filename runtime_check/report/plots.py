@@ -69,28 +69,38 @@ def draw_plots(result: AgentResult) -> list[Plot]:
 
 
 def draw_errors(result: AgentResult) -> Plot | None:
-    """Draw each backend's largest error at each step of an episode, and the smallest error that is allowed there."""
-    profiles = {name: outcome.tally.profile for name, outcome in result.backends.items()}
-    profiles = {name: profile for name, profile in profiles.items() if profile.filled}
+    """Draw each backend's largest error at each step of an episode, and the smallest error that is allowed there.
+
+    Rounded weights have bounds of their own, each of which is a line.
+    """
+    outcomes = {name: outcome for name, outcome in result.backends.items() if outcome.tally.profile.filled}
+    profiles = {name: outcome.tally.profile for name, outcome in outcomes.items()}
     if not profiles:
         return None
     length = max(profile.filled * profile.steps_per_bin for profile in profiles.values())
     floor = min((float(p.error[p.error > 0].min()) for p in profiles.values() if (p.error > 0).any()), default=1e-9)
-    allowed = next(iter(profiles.values()))
-    limit = np.where(np.isfinite(allowed.allowed), allowed.allowed, np.nan)[: allowed.filled]
-    ceiling = max(floor, float(np.nanmax(limit)), *(float(profile.error.max()) for profile in profiles.values()))
+    limits = list({outcome.tolerance: outcome.tally.profile for outcome in outcomes.values()}.values())
+    highest = [float(limit.allowed[np.isfinite(limit.allowed)].max()) for limit in limits]
+    ceiling = max(floor, *highest, *(float(profile.error.max()) for profile in profiles.values()))
     x_axis = _Axis(0, max(length, 2), _LEFT, WIDTH - _RIGHT)
     y_axis = _Axis(*_decades(floor, ceiling), HEIGHT - _BOTTOM, _TOP, log=True)
     parts = _draw_axes(x_axis, y_axis, "step of the episode", "error")
-    steps = (np.arange(allowed.filled) + 0.5) * allowed.steps_per_bin
-    seen = np.isfinite(limit) & (limit > 0)
-    parts.append(_polyline(x_axis.place(steps[seen]), y_axis.place(limit[seen]), "limit"))
+    for limit in limits:
+        steps = (np.arange(limit.filled) + 0.5) * limit.steps_per_bin
+        allowed = limit.allowed[: limit.filled]
+        seen = np.isfinite(allowed) & (allowed > 0)
+        parts.append(_polyline(x_axis.place(steps[seen]), y_axis.place(allowed[seen]), "limit"))
     for index, profile in enumerate(profiles.values()):
         steps = (np.arange(profile.filled) + 0.5) * profile.steps_per_bin
         shown = profile.error[: profile.filled] > 0
         points = x_axis.place(steps[shown]), y_axis.place(profile.error[: profile.filled][shown])
         parts.append(_polyline(*points, f"line c{name_colour(index)}"))
-    caption = "Largest error of any Q-value at each step. Red and dashed: the smallest error allowed there."
+    caption = "Largest error of any Q-value at each step. Red and dashed: the smallest error allowed there"
+    if rounded := [name for name, outcome in outcomes.items() if outcome.bound]:
+        caption += (
+            f"; {', '.join(rounded)}, with rounded weights, {'has' if len(rounded) == 1 else 'have'} other bounds"
+        )
+    caption += "."
     return Plot("Error over time", caption, _svg(parts, "Error over time"), tuple(profiles))
 
 
@@ -118,7 +128,8 @@ def draw_margins(result: AgentResult) -> Plot | None:
     if has_limit:
         limit = float(x_axis.place([tie])[0])
         parts.append(f'<line class="limit" x1="{limit:.1f}" x2="{limit:.1f}" y1="{_TOP}" y2="{HEIGHT - _BOTTOM}"/>')
-    caption = "How close the calls were. Dashed: below it, another action than the oracle's would be a tie."
+    of = " of float32 weights" if any(outcome.bound for outcome in result.backends.values()) else ""
+    caption = f"How close the calls were. Dashed: below it, another action{of} than the oracle's would be a tie."
     return Plot("Margins", caption, _svg(parts, "Margins"), ())
 
 
