@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Collection, Iterable, Mapping
@@ -20,6 +19,7 @@ from convert.agents.network import SUPPORT, Float32, from_arrays, name_array
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError
 from convert.files.disk import write_files
+from convert.files.hashes import compute_sha256
 from convert.sources import identify, read_record
 from convert.store.local import find_strangers
 from convert.targets import QuantizedModule, describe_tensors, find_target, import_target, list_targets
@@ -214,7 +214,7 @@ def find_content_faults(artifact: Artifact, screened: Screened) -> list[str]:
     That is what this computer's versions write of the same weights.
     """
     recorded = {file.path: file.sha256 for file in artifact.files}
-    if {name: hashlib.sha256(content).hexdigest() for name, content in screened.files.items()} != recorded:
+    if {name: compute_sha256(content) for name, content in screened.files.items()} != recorded:
         return ["its files changed while they were checked: check it again"]
     if not screened.changed:
         return []
