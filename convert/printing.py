@@ -38,7 +38,7 @@ class TextPrinter:
             for line in _format_outcome(outcome, verbose=self._verbose, dry_run=self._dry_run):
                 click.echo(line)
         if outcome.written and outcome.record and not self._hint and not is_url(outcome.job.folder):
-            self._hint = _format_hint(outcome.job.folder, outcome.record)
+            self._hint = _format_hint(outcome.job.folder, outcome.written[0], outcome.record)
 
     def print_end(self, tally: Tally) -> None:
         """Print the sum of the run."""
@@ -139,14 +139,14 @@ def _format_plan(tally: Tally) -> str:
     return f"{tally.converted} to convert, {tally.current} current, {tally.failed} failed; {size}"
 
 
-def _format_hint(folder: str, record: Record) -> str:
-    lines = ["", "Load one:", "  import convert", f"  agent = convert.load_agent({folder!r}, TARGET)"]
-    lines += ["  q_values = agent(observations)  # uint8, oldest frame first, 0–255; for TARGET"]
+def _format_hint(folder: str, target: str, record: Record) -> str:
+    lines = ["", "Load one:", "  import convert", f"  agent = convert.load_agent({folder!r}, {target!r})"]
+    lines += ["  q_values = agent(observations)  # uint8, oldest frame first, 0–255:"]
     by_shape: dict[str, list[str]] = {}
     for name, artifact in sorted(record.artifacts.items()):
         shape = ", ".join(str(size or "N") for size in artifact.inputs[0].shape)
         by_shape.setdefault(shape, []).append(name)
-    lines += [f"      [{shape}]: {', '.join(names)}" for shape, names in by_shape.items()]
+    lines += [f"  #   [{shape}] for {', '.join(names)}" for shape, names in by_shape.items()]
     return "\n".join(lines) + "\n"
 
 

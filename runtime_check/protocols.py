@@ -35,7 +35,7 @@ from ale_py import ALEInterface, LoggerMode, roms
 from numpy.typing import NDArray
 
 from convert.agents.games import FULL_ACTION_SET, load_games
-from convert.errors import CheckError, RomUnavailable
+from convert.errors import CheckError, InvalidArgument, RomUnavailable
 
 # One resize of 84 × 84 is over before a second thread has started.
 cv2.setNumThreads(1)
@@ -258,7 +258,12 @@ class Episode:
 
         Args:
             action: its index in the agent's head.
+
+        Raises:
+            InvalidArgument: there is no such action.
         """
+        if not 0 <= action < len(self._actions):
+            raise InvalidArgument(f"action is {action}, expected 0 to {len(self._actions) - 1}")
         frames: list[NDArray[np.uint8]] = []
         reward = 0.0
         for left in reversed(range(self._protocol.frame_skip)):

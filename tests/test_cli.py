@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import zipfile
 from importlib.resources import files
@@ -16,7 +17,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import torch
-from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
+from builders import AGENTS, BREAKOUT, PONG, make_observations, make_state, save_checkpoint
 from click.testing import CliRunner
 
 from convert.agents.record import read_record, to_json
@@ -50,9 +51,13 @@ def test_a_folder_is_converted_and_a_second_run_does_nothing(release, tmp_path):
     first = run(release, "--to", "onnx", "--to", "flax", "-o", out)
     assert f"{out}/{PONG_FOLDER}: wrote onnx, flax" in first.stdout
     assert "2 converted, 0 current, 0 failed" in first.stdout
-    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, TARGET)" in first.stdout
-    assert "[N, 4, 84, 84]: onnx\n" in first.stdout
-    assert "[N, 84, 84, 4]: flax\n" in first.stdout
+    hint = first.stdout.partition("Load one:\n")[2]
+    assert f"convert.load_agent({f'{out}/C51_classic/Breakout/0/model_187420'!r}, 'onnx')" in hint
+    assert "[N, 4, 84, 84] for onnx\n" in hint
+    assert "[N, 84, 84, 4] for flax\n" in hint
+    names = {"observations": make_observations(2)}
+    exec(textwrap.dedent(hint), names)  # as a user pastes it
+    assert names["q_values"].shape == (2, 4)
     assert first.stderr == ""
     assert _tree(out) == [
         f"{folder}/{name}"

@@ -12,7 +12,7 @@ from ale_py import ALEInterface
 from ale_py._ale_py import ALEVectorInterface  # its public wrapper needs gymnasium
 
 from convert.agents.games import FULL_ACTION_SET, load_games
-from convert.errors import CheckError, RomUnavailable
+from convert.errors import CheckError, InvalidArgument, RomUnavailable
 from runtime_check.protocols import PROTOCOLS, Episode, draw_noops, find_actions, read_rom
 from runtime_check.replay import Plan, Replay, from_json_line, replay_log, to_json_line
 
@@ -341,3 +341,12 @@ def test_epsilon_is_the_share_of_random_actions():
 def test_a_damaged_log_is_refused(line, message):
     with pytest.raises(CheckError, match=message):
         from_json_line(line)
+
+
+@pytest.mark.parametrize("action", [-1, 6, 9])
+def test_an_action_that_there_is_not_is_refused(action):
+    episode = Episode("Pong", MODERN, 0, 6)
+    before = episode.observation.copy()
+    with pytest.raises(InvalidArgument, match=f"^action is {action}, expected 0 to 5$"):
+        episode.step(action)
+    assert np.array_equal(episode.observation, before)
