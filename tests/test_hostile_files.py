@@ -320,6 +320,12 @@ PICKLES: dict[str, bytes] = {
     "a dict that is copied again and again": PROTO + b"}(" + b"".join(
         _text(str(number)) + b"N" for number in range(50_000)
     ) + b"u\x94(" + b"ccollections\nOrderedDict\nh\0\x85R" * 2000 + b"t.",
+    "a dict of 20,000 that is copied 2,000 times": PROTO + b"](}(" + b"".join(
+        b"J" + number.to_bytes(4, "little") + b"N" for number in range(20_000)
+    ) + b"u\x94" + b"ccollections\nOrderedDict\nh\0\x85R" * 2000 + b"e.",
+    "the same pair a million times, again and again": PROTO + b"](" + _text("a") + b"N\x86\x94](" + b"h\0" * 900_000 + (
+        b"e\x94" + b"ccollections\nOrderedDict\nh\1\x85R" * 3000 + b"e."
+    ),
     "a memo of millions": PROTO + b"N" + b"\x94" * 1_900_000 + b".",
     "a memo of many millions": PROTO + b"N" + b"\x94" * 60_000_000 + b".",
     "nothing": b"",

@@ -19,7 +19,7 @@ from convert.files.pickles import Call, Name, PickleRefused, Reference
 
 _EXPECTED = "expected plain Python and NumPy arrays"
 _MOST_AXES = 8
-_MOST_ENTRIES = 100_000  # of all ordered and frozen dicts; those of an agent have a few hundred
+_MOST_ENTRIES = 100_000  # that make all ordered and frozen dicts; those of an agent are made of a few hundred
 _DTYPE = re.compile(r"[<>|=]?(b1|[iu][1248]|f[248])", re.ASCII)
 _CORES = ("numpy.core", "numpy._core")
 _RECONSTRUCT = {Name(f"{core}.multiarray", "_reconstruct") for core in _CORES}
@@ -29,7 +29,7 @@ _DICTS = {Name("collections", "OrderedDict"), Name("flax.core.frozen_dict", "Fro
 _OPTIMISER = re.compile(r"optax(\._src\.(base|transform|combine|wrappers|numerics|schedule))?\.\w+State", re.ASCII)
 _DTYPE_NAME, _ARRAY_NAME = Name("numpy", "dtype"), Name("numpy", "ndarray")
 
-_WITH_STATE = {*_DICTS, *_RECONSTRUCT, _DTYPE_NAME}
+_WITH_STATE = {*_RECONSTRUCT, _DTYPE_NAME}
 _Resolve = Callable[[Any], Any]
 
 
@@ -51,7 +51,7 @@ def loads(data: bytes) -> Any:
 
 
 def _is_known(name: Name) -> bool:
-    return name in _BUILDERS or name == _ARRAY_NAME or _is_optimiser(name)
+    return name in _BUILDERS or name in _DICTS or name == _ARRAY_NAME or _is_optimiser(name)
 
 
 def _is_optimiser(name: Name) -> bool:
@@ -60,9 +60,14 @@ def _is_optimiser(name: Name) -> bool:
 
 @dataclass
 class _Budget:
-    """How many more entries of dicts may be made: a pickle can have the same ones copied again and again."""
+    """How many more entries may go into dicts: a pickle can have the same ones copied again and again."""
 
     entries: int = _MOST_ENTRIES
+
+    def spend(self, count: int) -> None:
+        self.entries -= count
+        if self.entries < 0:
+            raise PickleRefused(f"makes dicts of more than {_MOST_ENTRIES} entries")
 
 
 def _build(budget: _Budget, value: Call | Name | Reference, resolve: _Resolve) -> Any:
@@ -72,24 +77,23 @@ def _build(budget: _Budget, value: Call | Name | Reference, resolve: _Resolve) -
         return value
     if _is_optimiser(value.function):
         return None
+    if value.function in _DICTS:
+        return _to_dict(value, resolve, budget)
     if value.function not in _BUILDERS:
         raise PickleRefused(f"wants to run {show(str(value.function))}")
-    if value.items and value.function not in _DICTS:
+    if value.items:
         raise PickleRefused(f"sets items of {value.function}")
     if value.state is not None and value.function not in _WITH_STATE:
         raise PickleRefused(f"changes {value.function} after it was made")
-    built = _BUILDERS[value.function](value, resolve)
-    if value.function in _DICTS:
-        budget.entries -= len(built)
-        if budget.entries < 0:
-            raise PickleRefused(f"makes dicts of more than {_MOST_ENTRIES} entries")
-    return built
+    return _BUILDERS[value.function](value, resolve)
 
 
-def _to_dict(call: Call, resolve: _Resolve) -> dict[Any, Any]:
+def _to_dict(call: Call, resolve: _Resolve, budget: _Budget) -> dict[Any, Any]:
     (initial,) = resolve(call.arguments) or ({},)
     pairs = initial.items() if isinstance(initial, dict) else initial
-    result = dict(resolve(call.items))
+    items = resolve(call.items)
+    budget.spend(len(pairs) + len(items))
+    result = dict(items)
     for key, item in pairs:
         if not isinstance(key, str | int):
             raise TypeError(f"a key is a {type(key).__name__}")
@@ -98,6 +102,7 @@ def _to_dict(call: Call, resolve: _Resolve) -> dict[Any, Any]:
     kept = state.get("_dict", {}) if isinstance(state, dict) else {}  # as FrozenDict keeps its items
     if not isinstance(kept, dict):
         raise TypeError(f"a FrozenDict keeps a {type(kept).__name__}")
+    budget.spend(len(kept))
     return result | kept
 
 
@@ -145,7 +150,6 @@ def _from_bytes(content: object, dtype: object, shape: object, order: object) ->
 
 
 _BUILDERS: dict[Name, Callable[[Call, _Resolve], Any]] = {
-    **dict.fromkeys(_DICTS, _to_dict),
     **dict.fromkeys(_RECONSTRUCT, _reconstruct),
     **dict.fromkeys(_SCALAR, _to_scalar),
     **{Name(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _CORES},

@@ -25,7 +25,8 @@ from runtime_check.oracle import CATEGORICAL, Conv, Dense, Head, Observation, Or
 LARGEST_CHECKPOINT = 64 * 2**20  # bytes, inflated; one of the release has about 9 MB, the largest possible 55 MB
 
 _MOST_ENTRIES = 1000
-_MOST_INSTRUCTIONS = 100_000  # of a pickle; those of the release have a few hundred
+# Of a pickle; those of the release have a few hundred. Some of them can make a dict, and as many others copy it.
+_MOST_INSTRUCTIONS = 5000
 _LONGEST_TEXT = 1000  # characters; torch searches names for likely ones, which takes for ever
 _DEEPEST_TUPLE = 16
 _LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
