@@ -66,6 +66,14 @@ def test_any_other_byte_between_the_arrays_is_noticed():
     assert template.extract(made, data + b"x", b"tail") is None
 
 
+def test_a_small_array_is_not_looked_for_in_a_large_one():
+    shapes = {"a": (1,), "b": (2_000_000,)}
+    marks = template._make_marks(shapes, seed=0)
+    marks["b"][7] = marks["a"][0]
+    data = marks["b"].tobytes() + b"then" + marks["a"].tobytes()
+    assert sorted(template._find_places(data, marks)) == [(0, "b"), (8_000_004, "a")]
+
+
 def test_what_is_no_template_is_refused():
     with pytest.raises(ValueError, match="not the arrays between fixed parts"):
         template.make_template(lambda values: values["a"].tobytes()[::-1], {"a": (3,)})

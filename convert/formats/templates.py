@@ -8,7 +8,7 @@ puts its arrays in their places. What is written is what the library would write
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def make_template(serialize: Callable[[dict[str, Float32]], bytes], shapes: Shap
     """
     marks = _make_marks(shapes, seed=0)
     data = serialize(marks)
-    places = sorted((data.find(array.tobytes()), name) for name, array in marks.items())
+    places = sorted(_find_places(data, marks))
     parts, end = [], 0
     for start, name in places:
         parts.append(data[end:start])
@@ -53,6 +53,16 @@ def make_template(serialize: Callable[[dict[str, Float32]], bytes], shapes: Shap
     if places[0][0] < 0 or b"".join(fill(template, others)) != serialize(others):
         raise ValueError("what is serialised is not the arrays between fixed parts")
     return template
+
+
+def _find_places(data: bytes, marks: Mapping[str, Float32]) -> Iterator[tuple[int, str]]:
+    """Yield where each array begins. The bytes of a small one may occur in a large one too, so large ones go first."""
+    rest = bytearray(data)
+    for name, array in sorted(marks.items(), key=lambda item: -item[1].nbytes):
+        place = rest.find(array.tobytes())
+        if place >= 0:
+            rest[place : place + array.nbytes] = bytes(array.nbytes)
+        yield place, name
 
 
 def fill(template: Template, values: Mapping[str, Float32]) -> list[bytes | memoryview]:
