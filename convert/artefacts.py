@@ -1,4 +1,4 @@
-"""Artefacts as they are opened: a private copy, looked at in full, and written anew from what was found.
+"""Screen an artefact and rebuild it before a runtime opens it: the runtime gets a copy, written from what was found.
 
 Runtimes read formats with parsers that were not made for files of strangers, and run what those files say. So none is
 given a file as it was found. The target's own reader, which runs nothing, takes it apart: the weights are free, all

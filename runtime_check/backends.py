@@ -1,7 +1,6 @@
-"""What ``--backend`` names: the reference, and for each target the runtime that opens its artefact.
+"""What ``--backend`` names, and what error and agreement is asked of rounded weights (float16, int8).
 
-A target is a backend by its own name. What differs is here: the names of runtimes where users know those better, and
-what is asked of rounded weights.
+There is the reference, and each target is a backend: by its own name, or that of its runtime where users know it better.
 """
 
 from __future__ import annotations

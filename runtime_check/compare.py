@@ -1,4 +1,4 @@
-"""Compare a backend's answers with the oracle's: agreement, error, margins. Pure NumPy.
+"""Compare a backend's answers with the oracle's: agreement, margins, and the error allowed to float32. Pure NumPy.
 
 N is observations, A actions. Error of an observation: ``max |actual - expected|`` over its values. Allowed:
 ``atol * scale + rtol * max |expected|``, the maximum over that observation's values, so that one small Q-value

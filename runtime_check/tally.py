@@ -1,4 +1,4 @@
-"""Sum up comparisons in bounded memory, and judge them. Pure NumPy."""
+"""Sum up comparisons in bounded memory, and say why a backend fails; the limits are given to it. Pure NumPy."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The sums of a run: counts, bytes, rates and failures, as text, as JSON, and as Markdown for a CI step."""
+"""The sums of a run, while it goes on and at its end: the progress line, and a summary as text, JSON and Markdown."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The one bound on what is read from outside."""
+"""The largest size, in bytes, of anything that is read from outside."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Packages whose modules each need a framework: listed and described from their source, imported late.
+"""Find, describe and import late the modules that each need a framework: sources, targets, runtimes; plugins too.
 
 A module of such a package begins with literal constants, and is found by its file name. Dashes in its name are
 underscores in the file's.

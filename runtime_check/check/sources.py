@@ -1,4 +1,4 @@
-"""What agents are compared with: the files that they were converted from, found by their sha256."""
+"""Find the file that an agent was converted from, below ``--source``, by its sha256."""
 
 from __future__ import annotations
 
