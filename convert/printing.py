@@ -1,6 +1,7 @@
 """Where and when ``atari-convert`` prints: results on standard output; failures, warnings, progress on standard error.
 
-The words of the progress line and of the sums are in `convert.bulk.summary`. No other module of `convert` prints. This one loads no framework.
+The words of the progress line and of the sums are in `convert.bulk.summary`. No other module of `convert` prints. This
+one loads no framework.
 """
 
 from __future__ import annotations

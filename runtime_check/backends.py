@@ -1,6 +1,7 @@
 """What ``--backend`` names, and what error and agreement is asked of rounded weights (float16, int8).
 
-There is the reference, and each target is a backend: by its own name, or that of its runtime where users know it better.
+There is the reference, and each target is a backend: by its own name, or that of its runtime where users know it
+better.
 """
 
 from __future__ import annotations
