@@ -1,4 +1,4 @@
-"""HTTP on fsspec's file system, with bounds, and with errors that say what happened.
+"""HTTP on fsspec's file system: bounds, clear errors, and which statuses are worth a retry.
 
 fsspec reads responses of any length, inflates what a server labels as compressed, and reports every failure as "not
 found". Here the bytes of a body are counted as they arrive, whatever its headers claim, and nothing is inflated: a

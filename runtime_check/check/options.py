@@ -1,4 +1,4 @@
-"""How to check, and who follows a check."""
+"""The options of a check, and the listeners that are told of its progress."""
 
 from __future__ import annotations
 

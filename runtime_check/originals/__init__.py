@@ -1,4 +1,4 @@
-"""How each source is judged, one file each. They share no code with the converter, nor import it.
+"""The judge's own readers of each zoo's files, one module named like that in ``convert.sources``; no code is shared.
 
 A file of this package reads what a file of the same name in ``convert.sources`` reads, by its own means, and holds
 three functions, see `OriginalModule`:
