@@ -163,6 +163,7 @@ def test_a_dueling_network_is_not_rounded_to_int8():
         ({"convs": (Conv(32, 8, 9),)}, "stride is 9, expected 1 to 8"),
         ({"convs": (Conv(32, 8, 4, (8, 0)),)}, "padding is .8, 0., expected less than the kernel"),
         ({"observation": Observation(scale=127)}, "scale is 127, expected 255 or 1"),
+        ({"convs": (Conv(4000, 1, 1), Conv(1, 32, 32))}, "values in one layer, expected at most"),
         ({"head": Head("q", 19)}, "actions is 19, expected 1 to 18"),
         ({"head": Head("categorical", 6)}, "a categorical head has a support"),
         ({"head": Head("categorical", 6, (1.0, 0.0))}, "support does not increase"),

@@ -916,7 +916,7 @@ def onnx_a_dropout(folder: Path) -> None:
     _change_onnx(folder, lambda model: model.graph.node.insert(9, helper.make_node("Dropout", ["features"], ["x"])))
 
 
-@case("onnx", "graph")
+@case("onnx", "convolution 1 is")
 def onnx_weights_of_another_file(folder: Path) -> None:
     def change(model: Any) -> None:
         tensor = model.graph.initializer[1]
@@ -1321,6 +1321,17 @@ def test_a_support_that_does_not_increase_is_refused(target, value, agents, tmp_
         module.read(path, agent)
 
 
+def litert_int8_a_bias_of_other_steps(model: Any) -> None:
+    """Which the interpreter passes over: the integers alone count."""
+    graph = model.subgraphs[0]
+    bias = graph.tensors[_operator_of(model, "CONV_2D").inputs[2]]
+    bias.quantization.scale = [each * 1e6 for each in bias.quantization.scale]
+    model.buffers[bias.buffer].data = bytes(len(model.buffers[bias.buffer].data))
+
+
+_litert(litert_int8_a_bias_of_other_steps, "LiteRT", "litert-int8")
+
+
 @case("litert", "LiteRT")
 def litert_a_buffer_that_nothing_uses(folder: Path) -> None:
     path = folder / "model.tflite"
@@ -1480,7 +1491,7 @@ def flax_deep_maps(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(b"\x81\xa1x" * 2_000_000)
 
 
-@case("flax", "Flax|Nature")
+@case("flax", "Flax|parameters of this agent")
 def flax_many_maps(folder: Path) -> None:
     inner = b"\x8f" + b"".join(bytes([0xA1, 97 + n]) + b"\x80" for n in range(15))
     middle = b"\x8f" + b"".join(bytes([0xA1, 97 + n]) + inner for n in range(15))
@@ -1512,7 +1523,7 @@ def _flax_array(shape: tuple[int, ...], content: bytes) -> bytes:
     return b"\xc9" + struct.pack(">Ib", len(array), 1) + array
 
 
-@case("flax", "Flax|Nature")
+@case("flax", "Flax|parameters of this agent")
 def flax_a_kernel_without_channels(folder: Path) -> None:
     from flax import serialization
 
@@ -1521,7 +1532,7 @@ def flax_a_kernel_without_channels(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(serialization.msgpack_serialize(tree))
 
 
-@case("flax", "Flax|Nature|actions")
+@case("flax", "Flax|parameters of this agent")
 def flax_a_kernel_of_another_size(folder: Path) -> None:
     from flax import serialization
 
@@ -1530,7 +1541,7 @@ def flax_a_kernel_of_another_size(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(serialization.msgpack_serialize(tree))
 
 
-@case("flax", "Flax|Nature|actions")
+@case("flax", "Flax|parameters of this agent")
 def flax_other_actions(folder: Path) -> None:
     from flax import serialization
 
@@ -1539,13 +1550,13 @@ def flax_other_actions(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(serialization.msgpack_serialize(tree))
 
 
-@case("flax", "Flax|Nature")
+@case("flax", "Flax|parameters of this agent")
 def flax_a_shape_of_text(folder: Path) -> None:
     array = b"\x93\xa1x\xa7float32\xc4\x04abcd"
     (folder / "params.msgpack").write_bytes(b"\x81\xa1x\xc7" + bytes([len(array), 1]) + array)
 
 
-@case("flax", "Flax|Nature")
+@case("flax", "Flax|parameters of this agent")
 def flax_keys_on_two_lines(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(b"\x81\xb4x\nFAKE: all is well..\x81\xa1x\x00")
 

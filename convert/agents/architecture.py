@@ -14,6 +14,7 @@ from itertools import pairwise
 LARGEST_ACTIONS = 18  # all that ALE has
 LARGEST_ATOMS = 512  # ten times those of C51; of quantiles too
 LARGEST_WEIGHTS = 2**24  # values, five times those of the largest public networks
+LARGEST_PLANES = 2**21  # values between two layers, a hundred times those of the Nature-CNN
 LARGEST_COST = 2**28  # multiplications for one observation, thirty times those of the Nature-CNN
 
 SCALES = (255, 1)
@@ -109,6 +110,8 @@ class Architecture:
         _check_head(self.head, self.hidden[-1])
         if min(sides_of(self)) < 1:
             raise ValueError(f"convolutions leave planes of {list(sides_of(self))} pixels")
+        if count_values(self) > LARGEST_PLANES:
+            raise ValueError(f"computes {count_values(self)} values in one layer, expected at most {LARGEST_PLANES}")
         weights = sum(map(math.prod, list_shapes(self).values()))
         if max(weights, count_products(self)) > LARGEST_COST or weights > LARGEST_WEIGHTS:
             raise ValueError(f"has {weights} weights, expected at most {LARGEST_WEIGHTS}, or computes too much")
@@ -191,6 +194,16 @@ def list_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for name, shape in shapes.items():
         arrays |= {name: shape, name.replace("kernel", "bias"): shape[:1]}
     return arrays if head.atoms is None else arrays | {"head.support": (head.atoms,)}
+
+
+def count_values(architecture: Architecture) -> int:
+    """Return how many values the largest planes have that one observation takes, zeros of padding included."""
+    side, features = architecture.observation.size, architecture.observation.frames
+    largest = 0
+    for conv, given in zip(architecture.convs, sides_of(architecture), strict=True):
+        largest = max(largest, features * (side + sum(conv.padding)) ** 2, conv.features * given**2)
+        side, features = given, conv.features
+    return largest
 
 
 def count_products(architecture: Architecture) -> int:

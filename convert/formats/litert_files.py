@@ -383,8 +383,23 @@ def _check_step(step: _Step, operator: Any, model: Any, sources: Mapping[int, in
             _check_constant(taken, step.name, _find_tensor(model, sources, index))
         elif sources.get(index, index) != sources.get(places[taken], places[taken]):
             raise ValueError(f"has a {step.name} of something else than what was computed before it")
+    _check_bias_steps(operator, graph)
     indices = (*operator.inputs, *operator.outputs)
     _check_types(step.name, [graph.tensors[index].type for index in indices if index >= 0])
+
+
+def _check_bias_steps(operator: Any, graph: Any) -> None:
+    """Raise unless an integer bias is rounded by the steps that the interpreter takes, whatever the file says.
+
+    They are those of the input times those of the weights.
+    """
+    if len(operator.inputs) < 3 or operator.inputs[2] < 0:
+        return
+    parts = [graph.tensors[index].quantization for index in operator.inputs]
+    if graph.tensors[operator.inputs[2]].type != schema.TensorType.INT32:
+        return
+    if None in parts or not np.allclose(parts[2].scale, parts[0].scale * parts[1].scale, rtol=1e-5, atol=0):
+        raise ValueError("has a bias that is rounded by other steps than its input and weights")
 
 
 def _check_constant(expected: _Constant, operator: str, found: tuple[Any, bytes] | None) -> None:

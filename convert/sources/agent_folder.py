@@ -131,6 +131,8 @@ def _choose(folder: Path, record: Record) -> Target:
 def _has_changed(folder: Path, record: Record, target: Target) -> bool:
     """Tell whether an artefact has other weights than when it was written. Only one whose files differ is opened."""
     artifact, path = record.artifacts[target.name], folder / target.path
+    if find_strangers(path):  # no link is followed: reading it in earnest will tell
+        return True
     has_changed = not is_intact(folder, artifact)
     found = {file.relative_to(folder).as_posix() for file in path.rglob("*") if file.is_file()}
     if not has_changed and found <= {file.path for file in artifact.files}:
