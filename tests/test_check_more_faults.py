@@ -118,6 +118,24 @@ def test_rounded_weights_that_are_further_off_than_rounding_are_caught(further, 
     assert re.search("other weights than the checkpoint's, beyond rounding: hidden.kernel is off by", reason)
 
 
+def test_infinite_weights_in_float16_are_caught(further, tmp_path):
+    """Which are as far from the checkpoint's as their own rounding."""
+    folder = _copy(further, "DQN_modern/Pong/0/model_328492", "litert-float16", tmp_path)
+    agent, path = convert.read_record(folder).agent, folder / "model_float16.tflite"
+    network = convert.read_checkpoint(PONG)
+    bias = network.arrays["hidden.bias"].copy()
+    bias[7] = -np.inf
+    path.unlink()
+    changed = from_arrays({**network.arrays, "hidden.bias": bias}, network.architecture)
+    import_target("litert-float16").write(changed, agent, path)  # which stops at the largest float16
+    around = [np.float16([bias[6], value, bias[8]]).tobytes() for value in (-65504, -np.inf)]
+    assert path.read_bytes().count(around[0]) == 1
+    path.write_bytes(path.read_bytes().replace(*around))
+    _write_record(folder, convert.read_record(folder))
+    reasons = _check_folder(folder, "litert-float16").backends["litert-float16"].reasons
+    assert "other weights than the checkpoint's, beyond rounding: hidden.bias is off by inf" in reasons
+
+
 def test_what_is_not_in_the_record_is_named(further, tmp_path):
     folder = _copy(further, "DQN_modern/Pong/0/model_328492", "torch", tmp_path)
     shutil.copy(further / "C51_classic/Breakout/0/model_187420/model.keras", folder)
