@@ -1,9 +1,11 @@
-"""Networks and checkpoint files made for tests. Nothing here calls the code that reads them."""
+"""Networks and checkpoint files made for tests, and a Python to try them in. Nothing calls the code that reads them."""
 
 from __future__ import annotations
 
 import gzip
 import io
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -90,3 +92,9 @@ def plant_weights(folder: Path, target: str, network: Network) -> None:
 def make_observations(count: int, seed: int = 0) -> np.ndarray:
     """Return random observations, uint8[N, 4, 84, 84]."""
     return np.random.default_rng(seed).integers(0, 256, (count, 4, 84, 84), dtype=np.uint8)
+
+
+def run_python(code: str, **options: Any) -> str:
+    """Run code in a Python of its own and return what it prints."""
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, **options).stdout

@@ -7,21 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from builders import AGENTS, PONG, make_state, to_network
+from builders import AGENTS, PONG, make_state, run_python, to_network
 
 import convert
 
 EXPECTED = {"convert_checkpoint", "load_agent", "read_agent", "read_checkpoint", "stack_params"}
 
 
-def _python(code: str, **options: object) -> str:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, **options).stdout
-
-
 def test_help_and_dir_show_the_api():
-    shown = _python("import convert; help(convert)")
-    listed = _python("import convert; print(*dir(convert))").split()
+    shown = run_python("import convert; help(convert)")
+    listed = run_python("import convert; print(*dir(convert))").split()
     assert set(convert.__all__) <= set(listed)
     assert not {"importlib", "Any", "_MODULES", "annotations"} & set(listed)
     for name in EXPECTED:
@@ -41,7 +36,7 @@ def test_every_name_of_the_api_is_there_and_documented():
 
 def test_listing_the_api_loads_nothing():
     code = "import sys, convert; dir(convert); print(*({'numpy', 'torch'} & set(sys.modules)))"
-    assert _python(code).strip() == ""
+    assert run_python(code).strip() == ""
 
 
 def test_a_network_prints_as_one_line():

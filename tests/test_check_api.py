@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from builders import AGENTS, PONG, make_state, plant_weights, to_network
+from builders import AGENTS, PONG, make_state, plant_weights, run_python, to_network
 
 import convert
 import runtime_check
@@ -20,20 +18,15 @@ DOCUMENT = (Path(__file__).parents[1] / "docs/verdict.md").read_text("utf-8")
 FOLDER = "DQN_modern/Pong/0/model_328492"
 
 
-def _python(code: str, **options: object) -> str:
-    command = [sys.executable, "-c", code]
-    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, **options).stdout
-
-
 def test_help_and_dir_show_the_api_and_load_nothing():
-    shown = _python("import runtime_check; help(runtime_check)")
-    listed = _python("import runtime_check; print(*dir(runtime_check))").split()
+    shown = run_python("import runtime_check; help(runtime_check)")
+    listed = run_python("import runtime_check; print(*dir(runtime_check))").split()
     assert set(runtime_check.__all__) <= set(listed)
     assert not {"importlib", "Any", "_MODULES", "annotations"} & set(listed)
     assert "    check_agent(" in shown
     for name in ("Options", "AgentResult"):
         assert f"    class {name}(" in shown
-    assert _python("import sys, runtime_check; dir(runtime_check); print('numpy' in sys.modules)") == "False\n"
+    assert run_python("import sys, runtime_check; dir(runtime_check); print('numpy' in sys.modules)") == "False\n"
     with pytest.raises(AttributeError, match="module 'runtime_check' has no attribute 'prove'"):
         runtime_check.prove  # noqa: B018 - the access is the test
 
@@ -42,7 +35,7 @@ def test_the_example_runs_as_printed(converted, tmp_path):
     (code,) = re.findall(r"```python\n(.*?)```", DOCUMENT, re.DOTALL)
     (tmp_path / "converted").symlink_to(converted)
     (tmp_path / "tests").symlink_to(Path(__file__).parent)
-    first, *rows = _python(code, cwd=tmp_path).splitlines()
+    first, *rows = run_python(code, cwd=tmp_path).splitlines()
     assert first == "True ()"
     assert [row.split()[:2] for row in rows][1] == ["onnxruntime", "[]"]
     assert len(rows) == 2
