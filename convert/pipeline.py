@@ -200,7 +200,7 @@ def read_from_file(data: bytes, name: str, identity: Identity, path: str) -> tup
             f"{getattr(identity, field)}: check its path or --identity"
         )
     who = combine(identity, checkpoint.facts)
-    return checkpoint.network, describe_agent(checkpoint.network, who, describe_source(data, path))
+    return checkpoint.network, describe_agent(checkpoint.network, who, describe_bytes(data, path))
 
 
 def read_from_folder(
@@ -376,11 +376,6 @@ def load_frameworks(targets: Collection[str]) -> None:
     import_sources()
     for target in targets:
         import_target(target)
-
-
-def describe_source(data: bytes, path: str) -> File:
-    """Return what the record says of a source: its path, size and sha256."""
-    return describe_bytes(data, path)
 
 
 def describe_agent(network: Network, identity: Identity, source: File, derived_from: File | None = None) -> Agent:

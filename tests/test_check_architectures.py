@@ -15,7 +15,8 @@ import runtime_check
 from convert.agents.network import Network, from_arrays
 from convert.errors import CheckError
 from convert.formats.atari_agents import make_identity
-from convert.pipeline import describe_agent, describe_source, write_agent
+from convert.pipeline import describe_agent, write_agent
+from convert.store.folders import describe_bytes
 from convert.targets import import_target, list_targets
 from runtime_check import Options, originals
 from runtime_check.check.verification import list_arrays, to_architecture
@@ -108,7 +109,7 @@ def write(tmp_path, monkeypatch):
         oracle = rebuild(source)
         identity = make_identity("C51_classic" if oracle.head.kind == "categorical" else "DQN_modern", "Pong", 0, 7)
         network = _to_network(oracle)
-        agent = describe_agent(network, identity, describe_source(buffer.getvalue(), "agent.npz"))
+        agent = describe_agent(network, identity, describe_bytes(buffer.getvalue(), "agent.npz"))
         conversion = write_agent(network, agent, tmp_path / "agent", _list_targets(oracle, targets))
         assert conversion.failures == {}
         return tmp_path / "agent", source
@@ -148,7 +149,7 @@ def test_other_weights_of_a_stream_are_named(write):
     data = source.read_bytes()
     (folder / "agent.json").unlink()
     (folder / "model.onnx").unlink()
-    agent = describe_agent(network, make_identity("C51_classic", "Pong", 0, 7), describe_source(data, "agent.npz"))
+    agent = describe_agent(network, make_identity("C51_classic", "Pong", 0, 7), describe_bytes(data, "agent.npz"))
     write_agent(network, agent, folder, ["onnx"])
     reasons = runtime_check.check_agent(folder, source, Options(max_steps=3)).backends["onnxruntime"].reasons
     assert "other weights than the checkpoint's: bias of the value stream" in reasons

@@ -31,8 +31,9 @@ from convert.errors import ArtefactMissing, RecordError, TargetError, Unreadable
 from convert.files import numpy_pickles
 from convert.formats import litert_weights as litert
 from convert.formats.model_cards import Returns, read_returns, to_model_card
-from convert.pipeline import describe_agent, describe_source
+from convert.pipeline import describe_agent
 from convert.sources import identify
+from convert.store.folders import describe_bytes
 from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
 from runtime_check.oracle import compute_q_values
@@ -58,7 +59,7 @@ def _ask(agent, obs_nchw):
 
 
 def _describe(network, identity=None):
-    return describe_agent(network, identity or Identity(), describe_source(b"x", "m.gz"))
+    return describe_agent(network, identity or Identity(), describe_bytes(b"x", "m.gz"))
 
 
 @pytest.mark.parametrize("target", EXACT)
@@ -523,7 +524,7 @@ def test_the_gin_file_binds_what_the_agent_needs(tmp_path, path):
 
 def test_what_is_not_known_stays_open_in_the_gin_file_and_names_cannot_add_to_it():
     network = to_network(make_state())
-    agent = describe_agent(network, Identity(), describe_source(b"x", "m.gz"))
+    agent = describe_agent(network, Identity(), describe_bytes(b"x", "m.gz"))
     agent = replace(agent, source=replace(agent.source, path="evil\nimport os\n.gz"))
     gin = dopamine.to_gin(agent)
     assert "game = %gin.REQUIRED" in gin
@@ -548,7 +549,7 @@ def test_rounding_to_int8_explains_what_is_lost_of_any_agent(tmp_path, seed):
 
 def test_a_model_card_says_who_the_agent_is_and_what_was_measured():
     identity = identify("x/C51_classic/Breakout/0/model_187420.gz")
-    agent = describe_agent(convert.read_checkpoint(BREAKOUT), identity, describe_source(b"x", "m.gz"))
+    agent = describe_agent(convert.read_checkpoint(BREAKOUT), identity, describe_bytes(b"x", "m.gz"))
     card = to_model_card(agent)
     assert card.startswith("---\nlibrary_name: atari-convert\ntags:\n- reinforcement-learning\n")
     assert "- c51\n- breakout\n" in card

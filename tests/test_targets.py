@@ -25,7 +25,8 @@ from convert.agents.agent import name_actions
 from convert.agents.network import SUPPORT, find_differences
 from convert.errors import MissingExtra, RoundTripError, UnknownTarget, UnreadableArtefact
 from convert.formats.atari_agents import make_identity
-from convert.pipeline import describe_agent, describe_source
+from convert.pipeline import describe_agent
+from convert.store.folders import describe_bytes
 from runtime_check.oracle import compute_q_values
 from runtime_check.originals import read_oracle
 from runtime_check.protocols import PROTOCOLS
@@ -140,7 +141,7 @@ def _kernels_for(permutation: str, network: convert.Network) -> list[np.ndarray]
 def _agent_of(state, game="Pong"):
     network = to_network(state)
     return network, describe_agent(
-        network, replace(make_identity("DQN_modern", "Pong"), game=game), describe_source(b"x", "m.gz")
+        network, replace(make_identity("DQN_modern", "Pong"), game=game), describe_bytes(b"x", "m.gz")
     )
 
 

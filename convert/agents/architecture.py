@@ -113,7 +113,7 @@ class Architecture:
         if count_values(self) > LARGEST_PLANES:
             raise ValueError(f"computes {count_values(self)} values in one layer, expected at most {LARGEST_PLANES}")
         weights = sum(map(math.prod, list_shapes(self).values()))
-        if max(weights, count_products(self)) > LARGEST_COST or weights > LARGEST_WEIGHTS:
+        if weights > LARGEST_WEIGHTS or count_products(self) > LARGEST_COST:
             raise ValueError(f"has {weights} weights, expected at most {LARGEST_WEIGHTS}, or computes too much")
 
     @property

@@ -13,7 +13,7 @@ from types import MappingProxyType
 import numpy as np
 from numpy.typing import NDArray
 
-from convert.agents.architecture import Architecture, Head, describe, list_shapes, with_support
+from convert.agents.architecture import Architecture, Head, Shapes, describe, erase_support, list_shapes, with_support
 from convert.errors import WeightMismatch
 
 Float32 = NDArray[np.float32]
@@ -69,7 +69,7 @@ def make_zeros(architecture: Architecture) -> Network:
     return from_arrays({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, architecture)
 
 
-def find_shape_problems(shapes: Mapping[str, tuple[int, ...]], architecture: Architecture) -> list[str]:
+def find_shape_problems(shapes: Shapes, architecture: Architecture) -> list[str]:
     """Return how shapes by name differ from those of an architecture: what is missing, unexpected and misshapen."""
     expected = list_shapes(architecture)
     problems = [f"no {name_array(name)}" for name in expected if name not in shapes]
@@ -115,8 +115,7 @@ def find_differences(actual: Network, expected: Network) -> list[str]:
 
     -0.0 differs from 0.0 here: every weight has to keep its bits.
     """
-    shapes = list_shapes(expected.architecture)
-    if list_shapes(actual.architecture) != shapes or _without_support(actual) != _without_support(expected):
+    if erase_support(actual.architecture) != erase_support(expected.architecture):
         return [f"is a network of {describe(actual.architecture)}, expected {describe(expected.architecture)}"]
     differences = []
     for key, array in expected.arrays.items():
@@ -136,12 +135,6 @@ def compute_digest(network: Network) -> str:
         digest.update(f"{key} {array.shape} ".encode())
         digest.update(np.ascontiguousarray(array).astype("<f4", copy=False).data)
     return digest.hexdigest()
-
-
-def _without_support(network: Network) -> tuple[object, ...]:
-    architecture, head = network.architecture, network.head
-    parts = (architecture.observation, architecture.convs, architecture.hidden)
-    return (*parts, head.kind, head.actions, head.atoms, head.quantiles, head.streams)
 
 
 def _bits(array: Float32) -> NDArray[np.uint32]:

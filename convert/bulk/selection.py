@@ -410,11 +410,12 @@ def _look_at(path: str) -> Found:
 def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
     """Yield the checkpoints in and below a folder at a URL, as `_walk` does."""
     for place, folders, files in storage.walk(top, anonymous=anonymous):
-        if is_agent(folders.keys() | files.keys()):
-            census.add_folder(storage.join(top, place) if place else top, folders.keys() | files.keys())
-        if place and is_agent(folders.keys() | files.keys()):
-            folders.clear()
-            continue
+        inside = folders.keys() | files.keys()
+        if is_agent(inside):
+            census.add_folder(storage.join(top, place) if place else top, inside)
+            if place:
+                folders.clear()
+                continue
         census.add_files(found.name for found in files.values())
         yield from (found for name, found in files.items() if _is_checkpoint(os.path.basename(name)))
 

@@ -18,7 +18,7 @@ import flatbuffers
 import numpy as np
 from ai_edge_litert import schema_py_generated as schema
 
-from convert.agents.architecture import Architecture, Conv, Head, list_shapes, sides_of
+from convert.agents.architecture import Architecture, Conv, Head, Shapes, list_shapes, sides_of
 from convert.files.documents import show
 
 _MOST_TENSORS = 100
@@ -56,7 +56,9 @@ _ROUNDED_TYPES = {
         (schema.TensorType.FLOAT16, schema.TensorType.FLOAT32),
     ],
 }
-_NAMES = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
+OPERATOR_NAMES: dict[int, str] = {
+    code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)
+}
 _ITEM_SIZES = {
     schema.TensorType.FLOAT32: 4,
     schema.TensorType.FLOAT16: 2,
@@ -113,10 +115,10 @@ def rebuild(data: bytes, architecture: Architecture, precision: str) -> bytes:
     return bytes(builder.Output())
 
 
-def name_operator(model: Any, operator: Any) -> str:
+def _name_operator(model: Any, operator: Any) -> str:
     """Return the name of an operator, such as ``CONV_2D``. Of a model and operator as objects."""
     code = model.operatorCodes[operator.opcodeIndex]
-    return str(_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)])
+    return OPERATOR_NAMES[max(code.builtinCode, code.deprecatedBuiltinCode)]
 
 
 class _Buffer(schema.BufferT):  # type: ignore[misc]
@@ -220,7 +222,7 @@ def _read_quantization(found: Any) -> Any:
 def _read_operator(found: Any, model: Any) -> Any:
     operator = schema.OperatorT()
     operator.opcodeIndex = found.OpcodeIndex()
-    name = name_operator(model, operator)
+    name = _name_operator(model, operator)
     if name not in _COMPUTING and name not in _ROUNDING:
         raise ValueError(f"has the operator {name}, which no such agent needs")
     operator.inputs = _read_numbers(found.InputsLength, found.Inputs, 3)
@@ -322,7 +324,7 @@ def _follow(model: Any, graph: Any, precision: str) -> tuple[list[tuple[str, Any
     computed: list[tuple[str, Any]] = []
     sources: dict[int, int] = {}
     for operator in graph.operators:
-        name = name_operator(model, operator)
+        name = _name_operator(model, operator)
         takes, gives = (_COMPUTING | _ROUNDING)[name]
         if len(operator.inputs) != takes or not known.issuperset(operator.inputs):
             raise ValueError(f"has a {name} of tensors that are not there")
@@ -543,7 +545,7 @@ def _reshape(takes: str, gives: str, shape: list[int]) -> _Step:
     return _Step("RESHAPE", (takes, _Constant(((len(shape),),), (-1, *shape[1:]))), {gives: shape})
 
 
-def _list_head_steps(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Step]:
+def _list_head_steps(head: Head, shapes: Shapes) -> Iterator[_Step]:
     grid = [1, head.actions, head.width]
     if head.streams == "single":
         yield _dense("features", "q_values", shapes["head.kernel"])
@@ -564,7 +566,7 @@ def _list_head_steps(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> Itera
     yield _Step("SUM", ("weighted", _Constant(_SCALAR, (-1,))), {"q_values": grid[:2]})
 
 
-def _list_stream_steps(head: Head, shapes: Mapping[str, tuple[int, ...]]) -> Iterator[_Step]:
+def _list_stream_steps(head: Head, shapes: Shapes) -> Iterator[_Step]:
     """Yield what computes ``value + advantage - mean(advantage)``."""
     grid, row, parts = [1, head.actions, head.width], [1, 1, head.width], ("features", "features")
     if head.streams == "split":

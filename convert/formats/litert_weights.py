@@ -26,7 +26,6 @@ _DTYPES: dict[int, np.dtype[Any]] = {
     schema.TensorType.INT8: np.dtype("i1"),
     schema.TensorType.INT32: np.dtype("<i4"),
 }
-_OPERATORS = {code: name for name, code in vars(schema.BuiltinOperator).items() if isinstance(code, int)}
 
 
 @dataclass(frozen=True, eq=False)
@@ -166,7 +165,7 @@ def _list_operators(model: Any, graph: Any) -> Iterator[_Operator]:
     for index in range(graph.OperatorsLength()):
         operator = graph.Operators(index)
         code = model.OperatorCodes(operator.OpcodeIndex())
-        name = _OPERATORS[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
+        name = litert_files.OPERATOR_NAMES[max(code.BuiltinCode(), code.DeprecatedBuiltinCode())]
         yield _Operator(
             name,
             [int(operator.Inputs(position)) for position in range(operator.InputsLength())],

@@ -14,12 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from convert.agents.architecture import Architecture, list_shapes
+from convert.agents.architecture import Architecture, Shapes, list_shapes
 from convert.agents.network import Float32
 
 MARGIN = 2**20  # bytes, of all that stands beside weights in a file
-
-Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ A target module begins with literal constants, which are read from its source wi
     DESCRIBES       True where the artefact has text that follows from the agent, such as who it is; left out elsewhere
     QUANTIZED       True where weights are rounded, so that the artefact cannot be read back; left out elsewhere
 
-and holds two functions, see `TargetModule`. Three more are optional:
+and holds two functions, see `TargetModule`. More are optional:
 
     rebuild(network, agent, path, to)
         where an artefact is not to be opened as ``write`` would write the network that ``read`` finds, see
@@ -22,7 +22,6 @@ and holds two functions, see `TargetModule`. Three more are optional:
     prepare(path, agent)
         where the runtime does not open ``path`` itself: returns what it runs, such as a module with its weights; the
         runtime's ``run`` says what it takes
-
     read_trained(path, agent)
         where people train on in the artefact itself, so that it is no longer what ``write`` wrote: returns a `Trained`;
         without it, ``read`` reads such an artefact too

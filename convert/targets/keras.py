@@ -158,10 +158,8 @@ def to_outputs(features: Any, head: Head) -> dict[str, Any]:
 
 def _join_streams(features: Any, head: Head) -> Any:
     """Return ``value + advantage - mean(advantage)``, with layers that every version of Keras 3 knows."""
-    advantage, value = (
-        layers.Dense(rows, name=name)
-        for rows, name in ((head.actions * head.width, "advantage"), (head.width, "value"))
-    )
+    advantage = layers.Dense(head.actions * head.width, name="advantage")
+    value = layers.Dense(head.width, name="value")
     parts = [features, features]
     if head.streams == "split":
         half = features.shape[-1] // 2
@@ -178,11 +176,9 @@ def _join_streams(features: Any, head: Head) -> Any:
 
 
 def _pad(features: Any, conv: Conv, index: int) -> Any:
-    return (
-        layers.ZeroPadding2D((conv.padding, conv.padding), name=f"pad{index}")(features)
-        if any(conv.padding)
-        else features
-    )
+    if not any(conv.padding):
+        return features
+    return layers.ZeroPadding2D((conv.padding, conv.padding), name=f"pad{index}")(features)
 
 
 def _normalise(archive: bytes) -> bytes:

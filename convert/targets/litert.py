@@ -11,8 +11,7 @@ import ai_edge_litert  # noqa: F401 - named in PACKAGES
 
 from convert.agents.agent import Agent
 from convert.agents.network import Network
-from convert.formats import litert_files
-from convert.formats import litert_weights as litert
+from convert.formats import litert_files, litert_weights
 
 PATH = "model.tflite"
 AXES = "NHWC"
@@ -27,7 +26,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     """Write the model as float32."""
     from convert.formats.tensorflow_lite import convert_to_float32  # reading needs no TensorFlow
 
-    converted = litert.restore_biases(convert_to_float32(network), network)
+    converted = litert_weights.restore_biases(convert_to_float32(network), network)
     path.write_bytes(litert_files.rebuild(converted, network.architecture, "float32"))
 
 
@@ -37,7 +36,7 @@ def read(path: Path, agent: Agent) -> Network:
     Raises:
         UnreadableArtefact: it is damaged, or of another network.
     """
-    return litert.read_network(path, agent.architecture, "float32")[0]
+    return litert_weights.read_network(path, agent.architecture, "float32")[0]
 
 
 def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
@@ -46,4 +45,4 @@ def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None
     Raises:
         UnreadableArtefact: as `read` of float32 weights does.
     """
-    to.write_bytes(litert.rebuild(path, agent.architecture, "float32"))
+    to.write_bytes(litert_weights.rebuild(path, agent.architecture, "float32"))

@@ -7,8 +7,7 @@ from pathlib import Path
 from convert.agents.agent import Agent
 from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
-from convert.formats import litert_files
-from convert.formats import litert_weights as litert
+from convert.formats import litert_files, litert_weights
 
 PATH = "model_float16.tflite"
 AXES = "NHWC"
@@ -38,7 +37,7 @@ def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
 
 def find_losses(path: Path, network: Network) -> list[str]:
     """Return the weights that are further from the network's than rounding explains."""
-    return litert.find_losses(path, network, "float16")
+    return litert_weights.find_losses(path, network, "float16")
 
 
 def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
@@ -47,4 +46,4 @@ def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None
     Raises:
         UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
     """
-    to.write_bytes(litert.rebuild(path, agent.architecture, "float16"))
+    to.write_bytes(litert_weights.rebuild(path, agent.architecture, "float16"))

@@ -13,8 +13,7 @@ from convert.agents.architecture import Architecture
 from convert.agents.layout import nhwc_from_nchw
 from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
-from convert.formats import litert_files
-from convert.formats import litert_weights as litert
+from convert.formats import litert_files, litert_weights
 
 PATH = "model_int8.tflite"
 AXES = "NHWC"
@@ -61,7 +60,7 @@ def read_calibration(game: str | None) -> NDArray[np.uint8]:
 
 def find_losses(path: Path, network: Network) -> list[str]:
     """Return the weights that are further from the network's than rounding explains."""
-    return litert.find_losses(path, network, "int8")
+    return litert_weights.find_losses(path, network, "int8")
 
 
 def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None:  # noqa: ARG001
@@ -70,4 +69,4 @@ def rebuild(network: Network | None, agent: Agent, path: Path, to: Path) -> None
     Raises:
         UnreadableArtefact: it is damaged, of another network, or holds what no such agent needs.
     """
-    to.write_bytes(litert.rebuild(path, agent.architecture, "int8"))
+    to.write_bytes(litert_weights.rebuild(path, agent.architecture, "int8"))
