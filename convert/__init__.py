@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from convert.loading import LoadedAgent, load_agent
     from convert.networks.stacking import stack_params
     from convert.pipeline import Conversion, convert_checkpoint, read_agent, read_checkpoint
+    from convert.proofs import Proof, read_proof
     from convert.sources import read_record
 
 __version__ = "0.1.0"
@@ -33,11 +34,13 @@ __all__ = [
     "Identity",
     "LoadedAgent",
     "Network",
+    "Proof",
     "Record",
     "convert_checkpoint",
     "load_agent",
     "read_agent",
     "read_checkpoint",
+    "read_proof",
     "read_record",
     "stack_params",
 ]
@@ -50,11 +53,13 @@ _MODULES = {
     "Identity": "agents.identity",
     "LoadedAgent": "loading",
     "Network": "agents.network",
+    "Proof": "proofs",
     "Record": "agents.agent",
     "convert_checkpoint": "pipeline",
     "load_agent": "loading",
     "read_agent": "pipeline",
     "read_checkpoint": "pipeline",
+    "read_proof": "proofs",
     "read_record": "sources",
     "stack_params": "networks.stacking",
 }

@@ -15,18 +15,21 @@ import click
 from convert import __version__
 from convert.console.command import Command
 from convert.console.options import (
+    add_engine_options,
+    add_selection_options,
+    add_summary_option,
     complete_from,
-    list_family_names,
-    list_game_names,
+    format_shard,
     list_target_names,
+    parse_shard,
     split_formats,
-    split_names,
 )
 from convert.signals import stop_on_signals
 
 if TYPE_CHECKING:
     from convert.agents.identity import Identity
-    from convert.bulk.run import Engine, Outcome
+    from convert.bulk.engines import Engine
+    from convert.bulk.run import Outcome
     from convert.bulk.selection import Filter, Job
     from convert.bulk.summary import Tally
     from convert.printing import JsonPrinter, TextPrinter
@@ -106,71 +109,21 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     metavar="FILE|-",
     help="Also convert the paths and URLs listed here.",
 )
+@add_selection_options
 @click.option(
-    "--family",
-    "families",
-    multiple=True,
-    metavar="PATTERN,...",
-    callback=split_names,
-    shell_complete=complete_from(list_family_names),
-    help="Only these families, such as 'DQN*'. Repeatable.",
+    "--shard",
+    metavar="K/N",
+    callback=parse_shard,
+    help="Convert only part K of N. The parts are nearly equal in bytes.",
 )
-@click.option(
-    "--game",
-    "games",
-    multiple=True,
-    metavar="PATTERN,...",
-    callback=split_names,
-    shell_complete=complete_from(list_game_names),
-    help="Only these games, such as 'Space*'. Repeatable.",
-)
-@click.option(
-    "--seed",
-    "seeds",
-    multiple=True,
-    metavar="PATTERN,...",
-    callback=split_names,
-    help="Only these seeds. Repeatable.",
-)
-@click.option(
-    "--steps",
-    multiple=True,
-    metavar="WHICH,...",
-    callback=split_names,
-    shell_complete=complete_from(lambda: ["latest", "final"]),
-    help="Only these steps: latest (of each training run), final (50,000,000), a step (250000), a range "
-    "(1000000:2000000) or a pattern ('*000000'). Repeatable.",
-)
-@click.option("--shard", metavar="K/N", help="Convert only part K of N. The parts are nearly equal in bytes.")
 @click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// sources without credentials, for public buckets.")
-@click.option(
-    "-j",
-    "--jobs",
-    "workers",
-    default=1,
-    show_default=True,
-    type=click.IntRange(0),
-    help="Number of agents to convert in parallel; 0 means one per processor.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(["local", "ray"]),
-    default="local",
-    show_default=True,
-    help="Run local processes or Ray tasks.",
-)
-@click.option("--ray-address", metavar="ADDRESS", help="Address of a Ray cluster. Default: start one on this machine.")
+@add_engine_options("convert")
 @click.option("--overwrite", is_flag=True, help="Convert again even if the files are up to date.")
 @click.option("--check-hashes", is_flag=True, help="Read and hash every file instead of trusting sizes and times.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first failure.")
 @click.option("--dry-run", is_flag=True, help="Show the plan without converting.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON document instead of text.")
-@click.option(
-    "--summary",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    help="Write a summary as JSON. In GitHub Actions, also add it to the step's summary page.",
-)
+@add_summary_option
 @click.option("-q", "--quiet", is_flag=True, help="Print only failures.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print every file with its checksum.")
 @click.version_option(__version__, prog_name="atari-convert")
@@ -186,7 +139,7 @@ def main(
     games: tuple[str, ...],
     seeds: tuple[str, ...],
     steps: tuple[str, ...],
-    shard: str | None,
+    shard: tuple[int, int] | None,
     anonymous: bool,
     workers: int,
     engine: str,
@@ -221,7 +174,6 @@ def main(
     artefact = artefact and normalise_name(artefact)
     os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")  # converting computes nothing, and TensorFlow would take a GPU
     with _raise_usage_errors():
-        _check_summary(summary)
         targets = _choose_targets(to)
         who = _parse_identity(identity)
         wanted = Filter(families, games, seeds, steps)
@@ -240,7 +192,12 @@ def main(
         _follow(work, tally, printer, fail_fast)
     finally:
         printer.print_end(tally)
-        about = {"targets": ", ".join(targets), "out": out, "shard": shard, "dry_run": dry_run}
+        about = {
+            "targets": ", ".join(targets),
+            "out": out,
+            "shard": format_shard(shard),
+            "dry_run": dry_run,
+        }
         is_written = not summary or _write_summary(summary, tally, about)
     sys.exit(1 if tally.failed or not is_written else 0)
 
@@ -286,7 +243,7 @@ def _find_jobs(
     out: str,
     identity: Identity | None,
     wanted: Filter,
-    shard: str | None,
+    shard: tuple[int, int] | None,
     anonymous: bool,
     artefact: str | None,
 ) -> list[Job]:
@@ -297,7 +254,6 @@ def _find_jobs(
         find_target(artefact)
     if not sources and files_from is None:
         sources = (".",)
-    part = _parse_shard(shard)
     jobs = selection.find_jobs(sources, out, identity, listed=files_from or (), anonymous=anonymous, artefact=artefact)
     file = next((job for job in jobs if not job.kind and not job.problem), None)
     if artefact and file:
@@ -306,49 +262,18 @@ def _find_jobs(
         )
     if not wanted.is_empty:
         jobs = selection.filter_jobs(jobs, wanted)
-    return selection.take_shard(jobs, part) if part else jobs
+    return selection.take_shard(jobs, shard) if shard else jobs
 
 
-def _parse_shard(text: str | None) -> tuple[int, int] | None:
-    from convert.bulk.selection import parse_shard
+def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]) -> Engine:
+    from convert.bulk.engines import make_engine, run_here
 
-    try:
-        return parse_shard(text) if text else None
-    except ValueError as error:
-        raise click.BadParameter(str(error), param_hint="--shard") from error
-
-
-def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]) -> Engine | None:
-    """Return where to run; None for this process, which a lone job is best done in."""
-    workers = workers or _count_processors()
-    if name == "ray":
-        _check_not_memory(jobs)
-        return _choose_ray(address, workers)
-    if address:
+    if address and name != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
-    if min(workers, len(jobs)) < 2:
-        return None
-    _check_not_memory(jobs)
-    from convert.bulk.engines import processes
-
-    return processes.make_engine(workers)
-
-
-def _count_processors() -> int:
-    """Return how many processors this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _choose_ray(address: str | None, workers: int) -> Engine:
-    from convert.errors import MissingExtra
-
-    try:
-        from convert.bulk.engines import ray
-    except ModuleNotFoundError as error:
-        if (error.name or "").split(".")[0] != "ray":
-            raise
-        raise MissingExtra("--engine ray needs ray: pip install 'atari-convert[ray]'") from error
-    return ray.make_engine(address, workers)
+    engine = make_engine(name, address, workers, len(jobs))
+    if engine is not run_here:
+        _check_not_memory(jobs)
+    return engine
 
 
 def _check_not_memory(jobs: list[Job]) -> None:
@@ -380,17 +305,6 @@ def _choose_targets(names: Collection[str]) -> tuple[str, ...]:
                 print_skipped(target.name, leaves.missing_extra("it", target.packages, target.extra))
         chosen += installed
     return tuple(dict.fromkeys(target.name for target in chosen))
-
-
-def _check_summary(path: str | None) -> None:
-    """Refuse before the work what could not be written after it."""
-    if path is None:
-        return
-    folder = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(folder):
-        raise click.BadParameter(f"the folder of {path} does not exist", param_hint="--summary")
-    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
-        raise click.BadParameter(f"{path} cannot be written", param_hint="--summary")
 
 
 def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> bool:

@@ -16,6 +16,7 @@ AtariConvertError
 ├ Unreachable         a URL whose server does not answer, or whose folder could not be listed, however often tried
 ├ InvalidArgument     an argument or an observation that is not what a function takes; a ValueError too
 ├ RecordError         an ``agent.json`` that is missing, damaged, or of another format
+├ ProofError          a ``proof.json`` that is missing, damaged, or of another form
 ├ UnknownSource       no source has this name
 ├ BrokenPlugin        a module of another package that registers a source, and cannot be used
 ├ RoundTripError      our bug, never the user's file
@@ -108,6 +109,10 @@ class InvalidArgument(AtariConvertError, ValueError):
 
 class RecordError(AtariConvertError):
     """An ``agent.json`` that is missing, damaged, or of another format."""
+
+
+class ProofError(AtariConvertError):
+    """``proof.json`` is missing, damaged or of another form."""
 
 
 class UnknownSource(AtariConvertError):

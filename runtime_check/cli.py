@@ -2,37 +2,45 @@
 
 from __future__ import annotations
 
-import gc
 import io
 import math
+import multiprocessing
 import os
 import signal
 import sys
-import time
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
 from convert import __version__
 from convert.console.command import Command
-from convert.console.options import complete_from, split_formats
+from convert.console.options import (
+    add_engine_options,
+    add_selection_options,
+    add_summary_option,
+    check_writable,
+    complete_from,
+    format_shard,
+    parse_shard,
+    split_formats,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping
 
-    from runtime_check.check.options import Listeners, Options
-    from runtime_check.check.results import AgentResult
-    from runtime_check.check.sources import Sources
-    from runtime_check.replay import EpisodeLog
-    from runtime_check.report.documents import Document
-    from runtime_check.report.writer import ReportWriter
+    from convert.bulk.engines import Engine
+    from convert.bulk.selection import Filter
+    from runtime_check.bulk.jobs import Job
+    from runtime_check.bulk.run import Outcome, Work
+    from runtime_check.check.options import Options
+    from runtime_check.report.sums import Sums
 
 EXIT_DISAGREE, EXIT_UNCHECKED = 1, 2
 # What the extra `check` brings.
 _PACKAGES = ("ale_py", "cv2", "jinja2", "threadpoolctl")
-_BAR = 24
-_REDRAW = 0.2  # seconds
 
 
 _EXAMPLES = """\
@@ -54,9 +62,7 @@ def _list_backend_names() -> list[str]:
     exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.argument(
-    "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("agents", nargs=-1, metavar="[AGENT]...", type=click.Path(exists=True, file_okay=False, path_type=Path))
 @click.option(
     "--source",
     default=".",
@@ -76,15 +82,32 @@ def _list_backend_names() -> list[str]:
     "reference, which is the checkpoint in torch, always takes part. Repeatable.",
 )
 @click.option(
+    "--files-from",
+    type=click.File(encoding="utf-8", errors="surrogateescape"),
+    metavar="FILE|-",
+    help="Also check the agents' folders listed here.",
+)
+@add_selection_options
+@click.option(
+    "--shard",
+    metavar="K/N",
+    callback=parse_shard,
+    help="Check only part K of N. The parts are nearly equal in artefacts to play.",
+)
+@add_engine_options("check")
+@click.option("--again", is_flag=True, help="Also check agents whose proof from an earlier run still holds.")
+@click.option("--fail-fast", is_flag=True, help="Stop at the first agent that does not agree or cannot be checked.")
+@click.option("--dry-run", is_flag=True, help="Show which agents would be checked, and check none.")
+@click.option(
     "--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="Number of episodes per agent."
 )
 @click.option("--max-steps", metavar="N", type=click.IntRange(1), help="Stop each episode after N steps.")
 @click.option(
-    "--seed",
+    "--first-seed",
     default=0,
     metavar="N",
     type=click.IntRange(0, 2**31 - 100_001),
-    help="Seed of the first episode; the next ones count up.",
+    help="Seed of the emulator in the first episode; the next ones count up.",
 )
 @click.option(
     "--epsilon",
@@ -115,6 +138,14 @@ def _list_backend_names() -> list[str]:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write check.json, check.html and episodes.jsonl to this folder.",
 )
+@click.option(
+    "--junitxml",
+    type=click.Path(dir_okay=False),
+    metavar="FILE",
+    callback=check_writable,
+    help="Write the verdicts as JUnit XML: a suite is an agent, a case a backend.",
+)
+@add_summary_option
 @click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
@@ -123,9 +154,21 @@ def main(
     agents: tuple[Path, ...],
     source: Path,
     backends: tuple[str, ...],
+    files_from: IO[str] | None,
+    families: tuple[str, ...],
+    games: tuple[str, ...],
+    seeds: tuple[str, ...],
+    steps: tuple[str, ...],
+    shard: tuple[int, int] | None,
+    workers: int,
+    engine: str,
+    ray_address: str | None,
+    again: bool,
+    fail_fast: bool,
+    dry_run: bool,
     episodes: int,
     max_steps: int | None,
-    seed: int,
+    first_seed: int,
     epsilon: float,
     mode: str,
     device: str,
@@ -133,6 +176,8 @@ def main(
     atol: float,
     rtol: float,
     report: Path | None,
+    junitxml: str | None,
+    summary: str | None,
     as_json: bool,
     quiet: bool,
     verbose: bool,
@@ -140,30 +185,36 @@ def main(
     """Replay Atari episodes to prove that converted agents act like their checkpoints.
 
     AGENT is a folder that atari-convert wrote, or a folder with several of them in or below it. Every artefact is
-    opened with its own runtime, sees the same episodes, and is compared with the checkpoint in float64.
+    opened with its own runtime, sees the same episodes, and is compared with the checkpoint in float64. What was found
+    is written as proof.json beside agent.json. Agents whose proof still holds are passed over: rerun the same command
+    to resume. Repeatable options also take several values separated by commas.
 
-    Exit codes: 0 all agree; 1 a disagreement, a wrong checksum, or an artefact that does not load or run; 2 something
-    could not be checked; 130 interrupted.
+    Exit codes: 0 all agree; 1 at least one disagreement, wrong checksum, or artefact that does not load or run; 2 none
+    of these, but something could not be checked, or the command line is wrong; 130 interrupted; 143 terminated.
     """
     if not math.isfinite(atol) or not math.isfinite(rtol):
         raise click.UsageError("--atol and --rtol must be finite numbers")
+    if ray_address and engine != "ray":
+        raise click.UsageError("--ray-address needs --engine ray")
+    if not agents and files_from is None:
+        raise click.UsageError("Missing argument 'AGENT...': name a folder that atari-convert wrote")
     _quiet_runtimes()
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # the name of a folder need not be UTF-8
     _end_by_signals(lambda: None)
     try:
+        from convert.bulk.engines import make_engine
+        from convert.bulk.selection import Filter
         from convert.errors import AtariConvertError
         from runtime_check.backends import find_backend
-        from runtime_check.check.folders import find_agent_folders
+        from runtime_check.bulk.run import Work
         from runtime_check.check.options import Options
-        from runtime_check.check.sources import Sources
-        from runtime_check.report.writer import ReportWriter
 
         options = Options(
             backends=tuple(find_backend(name).name for name in backends),
             episodes=episodes,
             max_steps=max_steps,
-            seed=seed,
+            seed=first_seed,
             epsilon=epsilon,
             shadow=mode in ("shadow", "both"),
             solo=mode in ("solo", "both"),
@@ -172,24 +223,84 @@ def main(
             atol=atol,
             rtol=rtol,
         )
-        folders = find_agent_folders(agents)
-        writer = ReportWriter(report, options)
-        _end_by_signals(writer.discard)
-        with writer:
-            _check_all(folders, Sources(source), options, writer, _Printer(as_json, quiet, verbose))
-            document = writer.finish()
-            if as_json:
-                for line in document:
-                    click.echo(line, nl=False)
-            elif not quiet:
-                _print_summary(writer, report)
-            sys.exit(_exit_code(writer))
+        listed = [Path(line) for line in map(str.strip, files_from or ()) if line]
+        jobs = _find_jobs([*agents, *listed], Filter(families, games, seeds, steps), shard, options)
+        work = Work(str(source), options, again)
+        if dry_run:
+            _show_plan(jobs, work, quiet=quiet)
+            return
+        run_on = make_engine(engine, ray_address, workers, len(jobs))
+        sums = _check_all(jobs, work, run_on, _Output(report, as_json, quiet, verbose, fail_fast))
+        about = {"source": str(source), "shard": format_shard(shard)}
+        is_written = _write_extras(sums, junitxml, summary, about)
+        sys.exit(_exit_code(sums) or (0 if is_written else EXIT_UNCHECKED))
     except (AtariConvertError, OSError) as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(EXIT_UNCHECKED)
     except Exception as error:  # noqa: BLE001  Python would end with exit code 1, which says that agents disagree
         click.echo(f"error: {_explain_unexpected('atari-check', error)}", err=True)
         sys.exit(EXIT_UNCHECKED)
+
+
+@dataclass(frozen=True)
+class _Output:
+    """What is to be written and printed."""
+
+    report: Path | None
+    as_json: bool
+    quiet: bool
+    verbose: bool
+    fail_fast: bool
+
+
+def _find_jobs(paths: list[Path], wanted: Filter, shard: tuple[int, int] | None, options: Options) -> list[Job]:
+    from convert.bulk import selection
+    from runtime_check.bulk.jobs import make_jobs
+    from runtime_check.check.folders import find_agent_folders
+
+    jobs = make_jobs(find_agent_folders(paths), len(options.backends))
+    if not wanted.is_empty:
+        jobs = selection.filter_jobs(jobs, wanted)
+    return selection.take_shard(jobs, shard) if shard else jobs
+
+
+def _show_plan(jobs: list[Job], work: Work, *, quiet: bool) -> None:
+    from convert.names import to_printable
+    from runtime_check.bulk.run import find_known
+
+    known = find_known(jobs, work)
+    for job in jobs:
+        if not quiet and job.folder not in known:
+            click.echo(f"{to_printable(job.folder)}: would be checked")
+    click.echo(f"{len(jobs) - len(known)} to check, {len(known)} known from an earlier run")
+
+
+def _check_all(jobs: list[Job], work: Work, engine: Engine, output: _Output) -> Sums:
+    from runtime_check.bulk import run as bulk
+    from runtime_check.progress import Progress
+    from runtime_check.report.sums import Sums
+    from runtime_check.report.writer import ReportWriter
+
+    sums = Sums(len(jobs))
+    progress = Progress(sums, work.options.max_steps)
+    writer = ReportWriter(output.report, work.options)
+    _end_by_signals(writer.discard)
+    with writer:
+        outcomes = bulk.run(jobs, work, engine, progress.listeners)
+        with closing(outcomes):
+            for outcome in progress.show(outcomes):
+                sums.add(outcome.document, is_known=outcome.is_known)
+                writer.add_agent(outcome.document, outcome.pictures, outcome.log)
+                _print_outcome(outcome, output)
+                if output.fail_fast and sums.problems:
+                    break
+        document = writer.finish()
+        if output.as_json:
+            for line in document:
+                click.echo(line, nl=False)
+        elif not output.quiet:
+            _print_summary(sums, output.report)
+    return sums
 
 
 def _explain_unexpected(name: str, error: Exception) -> str:
@@ -223,9 +334,11 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
     def end(number: int, _: object) -> None:
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_IGN)
+        for worker in multiprocessing.active_children():
+            worker.terminate()
         discard()
         # Not through sys.stderr, which may be at work at this moment.
-        os.write(2, b"\ninterrupted: no report was written\n")
+        os.write(2, b"\ninterrupted: no report was written; rerun the same command to resume\n")
         os._exit(128 + number)
 
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -233,130 +346,61 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
             signal.signal(number, end)
 
 
-def _check_all(
-    folders: Sequence[Path], sources: Sources, options: Options, writer: ReportWriter, printer: _Printer
-) -> None:
-    progress = _Progress(len(folders), options.max_steps)
-    for folder in folders:
-        result, document = _check(folder, sources, options, progress.listen(folder, writer))
-        progress.finish_agent()
-        writer.add_agent(document, result)
-        printer.print_agent(document)
-        del result
-        gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+def _print_outcome(outcome: Outcome, output: _Output) -> None:
+    from convert.names import to_printable
+    from runtime_check.report.documents import AGREE, UNCHECKED
+    from runtime_check.report.terminal import format_agent
+
+    document = outcome.document
+    if outcome.warning:
+        click.echo(f"warning: {to_printable(outcome.warning)}", err=True)
+    if outcome.verdict == UNCHECKED:
+        folder, message = to_printable(document["folder"]), document["error"]["message"]
+        click.echo(f"not checked: {message if message.startswith(folder) else f'{folder}: {message}'}", err=True)
+    elif not output.as_json and not (output.quiet and outcome.verdict == AGREE):
+        if outcome.is_known and outcome.verdict == AGREE:
+            if output.verbose:
+                click.echo(f"{to_printable(document['folder'])}: agrees, known from an earlier run\n")
+        else:
+            click.echo(format_agent(document, verbose=output.verbose) + "\n")
 
 
-def _check(
-    folder: Path, sources: Sources, options: Options, listeners: Listeners
-) -> tuple[AgentResult | None, Document]:
-    """Return what was found of an agent, and the same for the report; of one that could not be checked, the latter."""
-    from convert.errors import AtariConvertError, UnwritableOutput
-    from convert.pipeline import to_known
-    from runtime_check.check.pipeline import check_agent
-    from runtime_check.report.documents import to_document, to_failure
-
-    try:
-        result = check_agent(folder, sources, options, listeners)
-        return result, to_document(result)
-    except UnwritableOutput:
-        raise  # of the report
-    except (AtariConvertError, OSError) as error:
-        return None, to_failure(folder, error)
-    except Exception as error:  # a bug, which must not keep other agents from being checked
-        if _is_extra_missing(error):
-            raise
-        return None, to_failure(folder, to_known(error, str(folder)))
-
-
-class _Printer:
-    """Prints agents as they come, as the command line asks for."""
-
-    def __init__(self, as_json: bool, quiet: bool, verbose: bool) -> None:
-        self._as_json, self._quiet, self._verbose = as_json, quiet, verbose
-
-    def print_agent(self, document: Document) -> None:
-        from convert.names import to_printable
-        from runtime_check.report.documents import AGREE, UNCHECKED
-        from runtime_check.report.terminal import format_agent
-
-        if document["verdict"] == UNCHECKED:
-            folder, message = to_printable(document["folder"]), document["error"]["message"]
-            click.echo(f"not checked: {message if message.startswith(folder) else f'{folder}: {message}'}", err=True)
-        elif not self._as_json and not (self._quiet and document["verdict"] == AGREE):
-            click.echo(format_agent(document, verbose=self._verbose) + "\n")
-
-
-def _print_summary(writer: ReportWriter, report: Path | None) -> None:
-    from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED
+def _print_summary(sums: Sums, report: Path | None) -> None:
+    from runtime_check.report.sums import format_counts
     from runtime_check.report.writer import HTML_NAME
 
-    agree, disagree, unchecked = (writer.counts.get(name, 0) for name in (AGREE, DISAGREE, UNCHECKED))
-    noun = "agent agrees" if agree == 1 else "agents agree"
-    click.echo(f"{agree} {noun}, {disagree} disagree, {unchecked} could not be checked")
+    click.echo(format_counts(sums))
     if report is not None:
         click.echo(f"report: {report / HTML_NAME}")
 
 
-def _exit_code(writer: ReportWriter) -> int:
+def _write_extras(sums: Sums, junitxml: str | None, summary: str | None, about: Mapping[str, Any]) -> bool:
+    """Write what CI reads, beside the report; return whether that worked."""
+    from runtime_check.report import junit
+    from runtime_check.report import sums as words
+
+    if os.environ.get("GITHUB_ACTIONS") == "true":
+        for line in words.format_annotations(sums):
+            click.echo(line, err=True)
+    try:
+        if junitxml:
+            _write(junitxml, "w", junit.to_junit(sums.suites))
+        if summary:
+            _write(summary, "w", words.to_json(sums, about))
+            if page := os.environ.get("GITHUB_STEP_SUMMARY"):
+                _write(page, "a", words.to_markdown(sums, about))
+    except OSError as error:
+        click.echo(f"error: {error.filename}: cannot be written ({error.strerror})", err=True)
+        return False
+    return True
+
+
+def _write(path: str, mode: str, text: str) -> None:
+    with open(path, mode, encoding="utf-8", errors="backslashreplace") as file:
+        file.write(text)
+
+
+def _exit_code(sums: Sums) -> int:
     from runtime_check.report.documents import DISAGREE, UNCHECKED, combine_verdicts
 
-    return {DISAGREE: EXIT_DISAGREE, UNCHECKED: EXIT_UNCHECKED}.get(combine_verdicts(writer.counts), 0)
-
-
-class _Progress:
-    """A line on a terminal: agent, episodes, steps/s, time left. How long an episode is, those that ended tell."""
-
-    def __init__(self, agents: int, max_steps: int | None) -> None:
-        self._agents, self._max_steps = agents, max_steps
-        self._shown = sys.stderr.isatty()
-        self._started = self._drawn = time.monotonic()
-        self._done = self._steps = 0
-        self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
-
-    def listen(self, folder: Path, writer: ReportWriter) -> Listeners:
-        """Return listeners for the next agent; its episodes go into the report."""
-        from runtime_check.check.options import Listeners
-
-        def end_episode(backend: str, mode: str, log: EpisodeLog) -> None:
-            self._ended += 1
-            self._ended_steps += len(log.actions)
-            writer.add_episode(folder, backend, mode, log)
-
-        return Listeners(self._start, self._add_steps, end_episode)
-
-    def finish_agent(self) -> None:
-        self._done += 1
-        self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
-        self._clear()
-
-    def _start(self, episodes: int) -> None:
-        self._episodes = episodes
-
-    def _add_steps(self, count: int) -> None:
-        self._steps += count
-        self._agent_steps += count
-        now = time.monotonic()
-        if self._shown and now - self._drawn > _REDRAW:
-            self._drawn = now
-            self._draw(now - self._started)
-
-    def _draw(self, elapsed: float) -> None:
-        fraction = (self._done + self._agent_fraction()) / self._agents
-        filled = int(fraction * _BAR)
-        left = f"about {elapsed / fraction * (1 - fraction):.0f} s left" if fraction else "time left unknown"
-        bar = "█" * filled + "·" * (_BAR - filled)
-        ended = f"agent {self._done + 1}/{self._agents}, {self._ended}/{self._episodes} episodes"
-        click.echo(f"\r\033[K{bar} {ended}, {self._steps / elapsed:.0f} steps/s, {left}", nl=False, err=True)
-
-    def _agent_fraction(self) -> float:
-        if self._ended:
-            length = self._ended_steps / self._ended
-        elif self._max_steps:
-            length = self._max_steps
-        else:
-            return 0.0
-        return min(self._agent_steps / (length * self._episodes), 1.0)
-
-    def _clear(self) -> None:
-        if self._shown:
-            click.echo("\r\033[K", nl=False, err=True)
+    return {DISAGREE: EXIT_DISAGREE, UNCHECKED: EXIT_UNCHECKED}.get(combine_verdicts(sums.counts), 0)

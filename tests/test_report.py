@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from builders import make_architecture
 
-from convert.agents.agent import Agent, File
+from convert.agents.agent import Agent, File, Record
 from convert.errors import RomUnavailable
 from convert.formats.atari_agents import make_identity
 from convert.runtimes import Description
@@ -27,6 +27,8 @@ from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import EpisodeLog, Plan, from_json_line
 from runtime_check.report import writer as writer_module
 from runtime_check.report.documents import combine_verdicts, to_document, to_failure
+from runtime_check.report.episode_logs import EpisodeLogs
+from runtime_check.report.page import illustrate
 from runtime_check.report.plots import draw_plots
 from runtime_check.report.terminal import format_agent
 from runtime_check.report.writer import ReportWriter
@@ -57,12 +59,12 @@ def _make_result(
         backends[name] = BackendResult(name, own, bound, description, tally=tally)
     backends["reference"].shadow_returns.add(3.0)
     identity = make_identity("DQN_modern", "Pong", 0, 7)
+    source = File("DQN_modern/Pong/0/model_7.gz", 1, "0" * 64)
+    agent = Agent(identity, make_architecture(2), source, ("NOOP", "FIRE"))
     result = AgentResult(
         folder=Path(folder),
         source=Path("model_7.gz"),
-        agent=Agent(
-            identity, make_architecture(2), File("DQN_modern/Pong/0/model_7.gz", 1, "0" * 64), ("NOOP", "FIRE")
-        ),
+        record=Record(agent, {}, {}),
         plan=Plan("Pong", PROTOCOLS["modern"], 2),
         rom_md5="0" * 32,
         tolerance=tolerance,
@@ -74,7 +76,7 @@ def _make_result(
 def _write(tmp_path: Path, *results: AgentResult, options: Options = OPTIONS) -> tuple[dict, str]:
     with ReportWriter(tmp_path / "report", options) as writer:
         for result in results:
-            writer.add_agent(to_document(result), result)
+            writer.add_agent(to_document(result), illustrate(result), "")
         document = json.loads("".join(writer.finish()))
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
     assert document == json.loads((tmp_path / "report/check.json").read_text("utf-8"))
@@ -153,7 +155,7 @@ def test_artefacts_without_a_backend_are_named(tmp_path):
 
 def test_an_agent_that_could_not_be_checked_has_its_reason(tmp_path):
     with ReportWriter(tmp_path / "report", Options()) as writer:
-        writer.add_agent(to_failure(Path("out/agent"), RomUnavailable("no ROM")), None)
+        writer.add_agent(to_failure(Path("out/agent"), RomUnavailable("no ROM")), {}, "")
         document = json.loads("".join(writer.finish()))
     jsonschema.Draft202012Validator(SCHEMA).validate(document)
     assert document["agents"][0]["error"] == {"kind": "RomUnavailable", "message": "no ROM"}
@@ -173,7 +175,7 @@ def test_agents_that_agree_fill_the_table_and_not_the_page(tmp_path, monkeypatch
 
 def test_nothing_is_left_of_a_report_that_was_not_finished(tmp_path):
     with pytest.raises(KeyboardInterrupt), ReportWriter(tmp_path / "report", Options()) as writer:
-        writer.add_agent(to_document(_make_result()), _make_result())
+        writer.add_agent(to_document(_make_result()), {}, "")
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
 
@@ -188,39 +190,29 @@ def test_a_finished_report_replaces_the_one_before(tmp_path):
 
 def test_episode_logs_say_whose_they_are(tmp_path):
     log = EpisodeLog("Pong", "modern", 3, 0, 6, (1, 2, 5), (1, 2, 4), -1.0, False)
+    logs = EpisodeLogs()
+    logs.add("flax", "solo", log)
     with ReportWriter(tmp_path / "report", Options()) as writer:
-        writer.add_episode(Path("out/agent"), "flax", "solo", log)
-        writer.add_agent(to_document(_make_result()), _make_result())
+        writer.add_agent(to_document(_make_result()), {}, logs.to_text(()))
         list(writer.finish())
     line = (tmp_path / "report/episodes.jsonl").read_text("utf-8")
     assert json.loads(line) | {"folder": "out/agent", "backend": "flax", "mode": "solo"} == json.loads(line)
     assert from_json_line(line) == log
 
 
-def test_episodes_are_in_one_order_whichever_ended_first(tmp_path):
+def test_episodes_are_in_one_order_whichever_ended_first():
     ended = [("shadow", "reference", 1), ("shadow", "reference", 0)]
-    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("reference", "flax")]
-    with ReportWriter(tmp_path, OPTIONS) as writer:
-        for folder in ("out/b", "out/a"):
-            result = _make_result(folder, bounds={"flax": None})
-            for mode, backend, seed in ended:
-                log = EpisodeLog("Pong", "modern", seed, 0, 6, (1,) * (99 - seed), (1,) * (99 - seed), 0.0, True)
-                writer.add_episode(Path(folder), backend, mode, log)
-            writer.add_agent(to_document(result), result)
-        writer.add_episode(Path("out/c"), "flax", "shadow", log)
-        writer.add_agent(to_failure(Path("out/c"), RomUnavailable("gone")), None)
-        for _ in writer.finish():
-            pass
-    lines = [json.loads(line) for line in (tmp_path / "episodes.jsonl").read_text("utf-8").splitlines()]
-    assert [(line["folder"], line["mode"], line["backend"], line["seed"]) for line in lines] == [
-        *(("out/b", "shadow", "reference", seed) for seed in (0, 1)),
-        *(("out/b", "solo", backend, seed) for backend in ("reference", "flax") for seed in (2, 9, 10)),
-        *(("out/a", "shadow", "reference", seed) for seed in (0, 1)),
-        *(("out/a", "solo", backend, seed) for backend in ("reference", "flax") for seed in (2, 9, 10)),
-        ("out/c", "shadow", "flax", 2),
+    ended += [("solo", backend, seed) for seed in (10, 9, 2) for backend in ("reference", "flax", "gone")]
+    logs = EpisodeLogs()
+    for mode, backend, seed in ended:
+        actions = (1,) * (99 - seed)
+        logs.add(backend, mode, EpisodeLog("Pong", "modern", seed, 0, 6, actions, actions, 0.0, True))
+    lines = [json.loads(line) for line in logs.to_text(["reference", "flax"]).splitlines()]
+    assert [(line["mode"], line["backend"], line["seed"]) for line in lines] == [
+        *(("shadow", "reference", seed) for seed in (0, 1)),
+        *(("solo", backend, seed) for backend in ("reference", "flax", "gone") for seed in (2, 9, 10)),
     ]
     assert all(len(from_json_line(json.dumps(line)).actions) == 99 - line["seed"] for line in lines)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
 
 
 def test_returns_are_summed_up_without_being_kept():

@@ -303,7 +303,7 @@ def test_ray_writes_the_same_files_though_its_workers_are_killed(release, whole,
 
 
 def _find_ray_workers(pid: int) -> list[int]:
-    """Return the workers that convert just now; Ray names a process after its task."""
+    """Return the workers that are at work just now; Ray names a process after its task."""
     children = _children_of(pid)
-    named = [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::convert_job")]
+    named = [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::do_job")]
     return [*named, *(worker for child in children for worker in _find_ray_workers(child))]

@@ -12,11 +12,13 @@ from pathlib import Path
 
 from convert.agents.agent import Agent, Record, name_actions
 from convert.agents.network import Network
+from convert.bulk.engines import Engine, Task, run_here
 from convert.bulk.selection import Job
 from convert.errors import AtariConvertError, UnreadableCheckpoint, UnwritableOutput
 from convert.pipeline import (
     check_apart,
     find_stale,
+    load_frameworks,
     read_from_file,
     read_from_folder,
     sum_up,
@@ -27,8 +29,6 @@ from convert.sources import locate
 from convert.store import find_store, journal, storage
 from convert.store.folders import ListFiles
 from convert.store.journal import Journal, Seen
-
-Engine = Callable[["Work", Iterable[Job]], Generator["Outcome", None, None]]
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Outcome:
         return sum(file.size for name in self.written for file in self.record.artifacts[name].files)
 
 
-def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Generator[Outcome, None, None]:
+def run(jobs: Collection[Job], work: Work, engine: Engine = run_here) -> Generator[Outcome, None, None]:
     """Convert each job and yield its outcome, first those that are current; a bad checkpoint never stops the rest.
 
     Args:
@@ -82,6 +82,7 @@ def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Gene
         work: what is to be done with each.
         engine: where it runs; by default in this process. See `convert.bulk.engines`.
     """
+    task = Task(partial(_prepare, work), partial(convert_job, work), _fail)
     with _open_journal(jobs) as kept:
         stale = []
         for job, is_current in _recall(jobs, work, kept):
@@ -89,17 +90,11 @@ def run(jobs: Collection[Job], work: Work, engine: Engine | None = None) -> Gene
                 yield Outcome(job)
             else:
                 stale.append(job)
-        with closing((engine or run_here)(work, stale)) as outcomes:
+        with closing(engine(task, stale)) as outcomes:
             for outcome in outcomes:
                 if kept and outcome.seen:
                     kept.remember(outcome.job.path, _to_key(outcome.job), outcome.seen)
                 yield outcome
-
-
-def run_here(work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-    """Convert one job after the other in this process."""
-    for job in jobs:
-        yield convert_job(work, job)
 
 
 def rehearse(jobs: Collection[Job], work: Work) -> Generator[Outcome, None, None]:
@@ -115,6 +110,16 @@ def rehearse(jobs: Collection[Job], work: Work) -> Generator[Outcome, None, None
 def convert_job(work: Work, job: Job) -> Outcome:
     """Convert one job. Whatever is wrong with it is part of the outcome, for one bad file must not stop the rest."""
     return _catch(job, partial(_convert_job, work, job))
+
+
+def _prepare(work: Work) -> None:
+    # Converting computes nothing, and frameworks would occupy the GPU.
+    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+    load_frameworks(work.targets)
+
+
+def _fail(job: Job, error: AtariConvertError) -> Outcome:
+    return Outcome(job, error=error)
 
 
 def _catch(job: Job, action: Callable[[], Outcome]) -> Outcome:

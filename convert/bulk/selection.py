@@ -5,11 +5,11 @@ from __future__ import annotations
 import glob
 import os
 import re
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Protocol, TypeVar
 
 from convert.agents.games import load_games
 from convert.agents.identity import Identity, check_known
@@ -64,6 +64,26 @@ class Job:
     def folder(self) -> str:
         """The agent's folder, a path or a URL."""
         return storage.join(self.out, self.path if self.kind else strip_suffix(self.path))
+
+    def to_absolute(self) -> Job:
+        """Return the job with absolute paths, which mean the same in every working folder."""
+        source, out = (place if is_url(place) else os.path.abspath(place) for place in (self.source, self.out))
+        return replace(self, source=source, out=out)
+
+
+class Selectable(Protocol):
+    """A job that can be filtered, and cut into shards by its size."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who the agent is."""
+
+    @property
+    def size(self) -> int:
+        """How much work it is; 0 where that is not known."""
+
+
+SelectableT = TypeVar("SelectableT", bound=Selectable)
 
 
 @dataclass(frozen=True)
@@ -157,7 +177,7 @@ def find_jobs(
     return jobs
 
 
-def filter_jobs(jobs: list[Job], wanted: Filter) -> list[Job]:
+def filter_jobs(jobs: Sequence[SelectableT], wanted: Filter) -> list[SelectableT]:
     """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
 
     Raises:
@@ -173,17 +193,17 @@ def filter_jobs(jobs: list[Job], wanted: Filter) -> list[Job]:
     return kept
 
 
-def _list_steps(jobs: list[Job]) -> str:
+def _list_steps(jobs: Sequence[Selectable]) -> str:
     steps = dict.fromkeys(str(job.identity.step or "?") for job in jobs)
     return f"of the steps {', '.join(list(steps)[:5])}{' …' if len(steps) > 5 else ''}"
 
 
-def _list_kinds(jobs: list[Job]) -> str:
+def _list_kinds(jobs: Sequence[Selectable]) -> str:
     kinds = dict.fromkeys(f"{find_family(job.identity) or '?'}/{job.identity.game or '?'}" for job in jobs)
     return ", ".join(list(kinds)[:5]) + (" …" if len(kinds) > 5 else "")
 
 
-def _keep_steps(jobs: list[Job], wanted: tuple[str, ...]) -> list[Job]:
+def _keep_steps(jobs: Sequence[SelectableT], wanted: tuple[str, ...]) -> list[SelectableT]:
     latest: dict[tuple[object, ...], int] = {}
     for job in jobs:
         latest[_run_of(job)] = max(latest.get(_run_of(job), 0), job.identity.step or 0)
@@ -202,11 +222,11 @@ def parse_shard(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def take_shard(jobs: list[Job], shard: tuple[int, int]) -> list[Job]:
-    """Return part K of N of the jobs, by their bytes; the parts are disjoint and make up the whole.
+def take_shard(jobs: Sequence[SelectableT], shard: tuple[int, int]) -> list[SelectableT]:
+    """Return part K of N of the jobs, by their sizes; the parts are disjoint and make up the whole.
 
-    The jobs lie beside each other on a line, each as long as it has bytes, and the line is cut into N equal pieces.
-    A job belongs to the piece that holds its middle: no piece differs from another by more than two jobs' bytes.
+    The jobs lie beside each other on a line, each as long as its size, and the line is cut into N equal pieces.
+    A job belongs to the piece that holds its middle: no piece differs from another by more than the sizes of two jobs.
     """
     number, count = shard
     known = [job.size for job in jobs if job.size]
@@ -532,7 +552,7 @@ def _fits(value: object, patterns: tuple[str, ...]) -> bool:
     return not patterns or (value is not None and any(fnmatchcase(str(value), pattern) for pattern in patterns))
 
 
-def _run_of(job: Job) -> tuple[object, ...]:
+def _run_of(job: Selectable) -> tuple[object, ...]:
     identity = job.identity
     return identity.zoo, identity.algorithm, identity.protocol, identity.game, identity.seed
 

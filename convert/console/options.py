@@ -1,13 +1,16 @@
-"""What both commands take: lists of names, and their completion in a shell. Loads no framework."""
+"""What both commands take, spelled the same: which agents, where, and lists of names. Loads no framework."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import click
 
 from convert import names
 
+_Command = TypeVar("_Command", bound=Callable[..., Any])
 _Completer = Callable[[click.Context, click.Parameter, str], list[str]]
 
 
@@ -58,3 +61,116 @@ def list_family_names() -> list[str]:
     from convert.formats.atari_agents import FAMILIES
 
     return list(FAMILIES)
+
+
+def add_selection_options(command: _Command) -> _Command:
+    """Add the options that say which agents: ``families``, ``games``, ``seeds``, ``steps``."""
+    options = (
+        click.option(
+            "--family",
+            "families",
+            multiple=True,
+            metavar="PATTERN,...",
+            callback=split_names,
+            shell_complete=complete_from(list_family_names),
+            help="Only these families, such as 'DQN*'. Repeatable.",
+        ),
+        click.option(
+            "--game",
+            "games",
+            multiple=True,
+            metavar="PATTERN,...",
+            callback=split_names,
+            shell_complete=complete_from(list_game_names),
+            help="Only these games, such as 'Space*'. Repeatable.",
+        ),
+        click.option(
+            "--seed",
+            "seeds",
+            multiple=True,
+            metavar="PATTERN,...",
+            callback=split_names,
+            help="Only agents trained with these seeds. Repeatable.",
+        ),
+        click.option(
+            "--steps",
+            multiple=True,
+            metavar="WHICH,...",
+            callback=split_names,
+            shell_complete=complete_from(lambda: ["latest", "final"]),
+            help="Only these steps of training: latest (of each training run), final (50,000,000), a step (250000), a "
+            "range (1000000:2000000) or a pattern ('*000000'). Repeatable.",
+        ),
+    )
+    return _add(command, options)
+
+
+def add_engine_options(verb: str) -> Callable[[_Command], _Command]:
+    """Return what adds the options that say where agents are done: ``workers``, ``engine``, ``ray_address``."""
+    options = (
+        click.option(
+            "-j",
+            "--jobs",
+            "workers",
+            default=1,
+            show_default=True,
+            type=click.IntRange(0),
+            help=f"Number of agents to {verb} in parallel; 0 means one per processor.",
+        ),
+        click.option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Run local processes or Ray tasks.",
+        ),
+        click.option(
+            "--ray-address", metavar="ADDRESS", help="Address of a Ray cluster. Default: start one on this machine."
+        ),
+    )
+    return lambda command: _add(command, options)
+
+
+def add_summary_option(command: _Command) -> _Command:
+    """Add ``--summary``."""
+    option = click.option(
+        "--summary",
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        callback=check_writable,
+        help="Write a summary as JSON. In GitHub Actions, also add it to the step's summary page.",
+    )
+    return option(command)
+
+
+def _add(command: _Command, options: Iterable[Callable[[_Command], _Command]]) -> _Command:
+    for option in reversed(list(options)):
+        command = option(command)
+    return command
+
+
+def parse_shard(_context: click.Context, _parameter: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """Return K and N of ``--shard K/N``."""
+    from convert.bulk import selection
+
+    try:
+        return selection.parse_shard(text) if text else None
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
+
+
+def format_shard(shard: tuple[int, int] | None) -> str | None:
+    """Return ``K/N``."""
+    return f"{shard[0]}/{shard[1]}" if shard else None
+
+
+def check_writable(_context: click.Context, _parameter: click.Parameter, path: str | None) -> str | None:
+    """Refuse before the work what could not be written after it."""
+    if path is None:
+        return None
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise click.BadParameter(f"the folder of {path} does not exist")
+    if not os.access(path if os.path.exists(path) else folder, os.W_OK):
+        raise click.BadParameter(f"{path} cannot be written")
+    return path

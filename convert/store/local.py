@@ -75,7 +75,7 @@ def open_folder(found: Folder) -> Iterator[Staging]:
     folder = Path(found.place)
     made = _make(folder)
     try:
-        with _hold_lock(folder):
+        with hold_lock(folder):
             check_no_strangers(folder)
             _finish(folder)
             found = inspect(folder)
@@ -102,6 +102,16 @@ def publish(staging: Staging, record: Record) -> None:
     (staging.path / f"{RECORD_NAME}.part").write_text(text, "utf-8")
     os.replace(staging.path / f"{RECORD_NAME}.part", staging.path / RECORD_NAME)
     _finish(folder)
+
+
+@contextmanager
+def hold_lock(folder: Path) -> Iterator[None]:
+    """Keep other runs that write to an agent's folder waiting. The system releases it when the process ends."""
+    descriptor = _lock(folder)
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def find_stamps(place: str, list_around: ListFiles | None = None) -> FindStamp:  # noqa: ARG001
@@ -223,15 +233,6 @@ def _read_bytes(path: Path) -> bytes:
         return read_file(path, LARGEST_DOCUMENT)
     except UnreadableArtefact:
         return b""
-
-
-@contextmanager
-def _hold_lock(folder: Path) -> Iterator[None]:
-    descriptor = _lock(folder)
-    try:
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _lock(folder: Path) -> int:

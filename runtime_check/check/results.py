@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from convert.agents.agent import Agent
+from convert.agents.agent import Agent, Record
 from convert.runtimes import Description
 from runtime_check.backends import Bound
 from runtime_check.check.exhibits import Exhibit
@@ -47,13 +47,14 @@ class BackendResult:
 class AgentResult:
     """What was found of one agent.
 
-    source: the checkpoint that it was compared with. faults: what is wrong with its record; its backends are not run
-    then. unchecked: artefacts that no backend opens. backends: by name, the reference first.
+    record: its ``agent.json``, as it was checked. source: the checkpoint that it was compared with. faults: what is
+    wrong with its record; its backends are not run then. unchecked: artefacts that no backend opens. backends: by name,
+    the reference first.
     """
 
     folder: Path
     source: Path
-    agent: Agent
+    record: Record
     plan: Plan
     rom_md5: str
     tolerance: Tolerance
@@ -61,6 +62,11 @@ class AgentResult:
     unchecked: tuple[str, ...] = ()
     backends: Mapping[str, BackendResult] = field(default_factory=dict)
     exhibits: tuple[Exhibit, ...] = ()
+
+    @property
+    def agent(self) -> Agent:
+        """Who it is."""
+        return self.record.agent
 
     @property
     def agrees(self) -> bool:
@@ -101,7 +107,7 @@ def _to_result(case: Case, backends: Mapping[str, BackendResult], exhibits: tupl
     return AgentResult(
         case.folder,
         case.source,
-        case.record.agent,
+        case.record,
         case.plan,
         case.rom_md5,
         case.tolerance,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 import cv2
@@ -48,12 +49,12 @@ def _format_value(value: object) -> str:
     return ", ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def illustrate(result: AgentResult | None) -> dict[str, Any]:
-    """Return the plots and exhibits of a result, as the template of an agent takes them; none without a result."""
-    if result is None or not result.backends:
-        return {"plots": [], "exhibits": []}
+def illustrate(result: AgentResult) -> dict[str, Any]:
+    """Return the plots and exhibits of a result, as the template of an agent takes them and as JSON can hold them."""
+    if not result.backends:
+        return {}
     return {
-        "plots": plots.draw_plots(result),
+        "plots": [asdict(plot) for plot in plots.draw_plots(result)],
         "exhibits": [_illustrate_exhibit(exhibit, result.agent.action_meanings or ()) for exhibit in result.exhibits],
     }
 

@@ -19,7 +19,7 @@ from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import ale_py
 import cv2
@@ -30,11 +30,9 @@ from convert import __version__
 from convert.errors import UnwritableOutput
 from convert.signals import hold_signals
 from runtime_check.check.options import Options
-from runtime_check.check.results import AgentResult
-from runtime_check.replay import EpisodeLog
 from runtime_check.report.documents import AGREE, DISAGREE, FORMAT_VERSION, UNCHECKED, Document, combine_verdicts
-from runtime_check.report.log_file import LogFile
-from runtime_check.report.page import illustrate, load_templates
+from runtime_check.report.episode_logs import name_agent
+from runtime_check.report.page import load_templates
 
 JSON_NAME, HTML_NAME, LOG_NAME = "check.json", "check.html", "episodes.jsonl"
 # Every agent that does not agree gets its plots and pictures; of those that do, the first ones.
@@ -63,7 +61,6 @@ class ReportWriter:
         self._sections = 0
         self._stack = ExitStack()
         self._files: dict[str, TextIO] = {}
-        self._log: LogFile
         self._templates = load_templates()
 
     def __enter__(self) -> Self:
@@ -76,9 +73,8 @@ class ReportWriter:
             if self._directory is not None:
                 self._directory.mkdir(parents=True, exist_ok=True)
             self._aside.mkdir(mode=0o700)
-            for name in ("agents", "rows", "sections"):
+            for name in ("agents", "rows", "sections", LOG_NAME):
                 self._files[name] = self._stack.enter_context(_create(self._aside / name))
-            self._log = self._stack.enter_context(LogFile(self._aside / LOG_NAME, self._aside / "waiting"))
         return self
 
     def __exit__(
@@ -101,17 +97,13 @@ class ReportWriter:
         """How many agents have each verdict."""
         return self._counts
 
-    def add_episode(self, folder: Path, backend: str, mode: str, log: EpisodeLog) -> None:
-        """Add the log of an episode of the agent that `add_agent` adds next.
+    def add_agent(self, document: Document, pictures: Mapping[str, Any], log: str) -> None:
+        """Add an agent.
 
-        Raises:
-            UnwritableOutput: the disk is full, or something like it.
-        """
-        with self._writing():
-            self._log.add(folder, backend, mode, log)
-
-    def add_agent(self, document: Document, result: AgentResult | None) -> None:
-        """Add an agent's result, or the document of one that could not be checked.
+        Args:
+            document: its part of ``check.json``.
+            pictures: its plots and exhibits, see `runtime_check.report.page.illustrate`.
+            log: its episodes, see `runtime_check.report.episode_logs`.
 
         Raises:
             UnwritableOutput: the disk is full, or something like it.
@@ -119,19 +111,19 @@ class ReportWriter:
         number = sum(self._counts.values())
         self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
         with self._writing():
-            self._log.finish_agent(document["backends"])
+            self._files[LOG_NAME].write(name_agent(log, document["folder"]))
             self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
             if self._directory is not None:
-                self._add_to_page(document, result, number)
+                self._add_to_page(document, pictures, number)
 
-    def _add_to_page(self, document: Document, result: AgentResult | None, number: int) -> None:
+    def _add_to_page(self, document: Document, pictures: Mapping[str, Any], number: int) -> None:
         has_section = document["verdict"] != AGREE or self._sections < _MAX_AGREEING_SECTIONS
         rows = self._templates.get_template("rows.html")
         self._files["rows"].write(rows.render(agent=document, number=number, has_section=has_section))
         if has_section:
             self._sections += 1
             section = self._templates.get_template("agent.html")
-            self._files["sections"].write(section.render(agent=document, number=number, **illustrate(result)))
+            self._files["sections"].write(section.render(agent=document, number=number, **pictures))
 
     def finish(self) -> Iterator[str]:
         """Put the report in place, and return ``check.json`` in pieces.
@@ -142,7 +134,6 @@ class ReportWriter:
         with self._writing():
             for file in self._files.values():
                 file.close()
-            self._log.close()
             self._write_json()
             if self._directory is not None:
                 self._write_html()

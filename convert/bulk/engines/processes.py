@@ -1,4 +1,4 @@
-"""Worker processes on this computer. Each loads the frameworks once, and converts one job at a time.
+"""Worker processes on this computer. Each is prepared once, and does one job at a time.
 
 A worker is spawned, since frameworks do not survive a fork, and reads its jobs from a pipe, where the next one waits
 already. When a worker dies, its pipe closes, and the job that it had gets a second try in a new worker. When the run is
@@ -20,10 +20,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-from convert.bulk.run import Engine, Outcome, Work, convert_job
-from convert.bulk.selection import Job
+from convert.bulk.engines import Engine, Job, JobT, OutcomeT, Task
 from convert.errors import WorkerDied
-from convert.pipeline import load_frameworks
 from convert.signals import hold_signals
 
 # Every job takes and frees the same large buffers. Memory that goes back to the system in between costs page faults
@@ -44,7 +42,7 @@ class _Worker:
 
 @dataclass
 class _Pool:
-    work: Work
+    task: Task[Any, Any]
     workers: list[_Worker] = field(default_factory=list)
     deaths: dict[str, int] = field(default_factory=dict)
     deaths_in_a_row: int = 0
@@ -55,15 +53,15 @@ def make_engine(workers: int) -> Engine:
     return partial(run, workers)
 
 
-def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-    """Convert the jobs in worker processes; yield each outcome as it is done.
+def run(workers: int, task: Task[JobT, OutcomeT], jobs: Iterable[JobT]) -> Generator[OutcomeT, None, None]:
+    """Do the jobs in worker processes; yield each outcome as it is done.
 
     Raises:
         WorkerDied: one worker after another dies.
     """
-    pool = _Pool(work)
+    pool = _Pool(task)
     waiting = iter(jobs)
-    again: list[Job] = []
+    again: list[JobT] = []
     try:
         _hand_out(pool, workers, waiting, again)
         while busy := [worker for worker in pool.workers if worker.jobs]:
@@ -76,7 +74,7 @@ def run(workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, Non
         _end(pool)
 
 
-def _hand_out(pool: _Pool, workers: int, waiting: Iterator[Job], again: list[Job]) -> None:
+def _hand_out(pool: _Pool, workers: int, waiting: Iterator[JobT], again: list[JobT]) -> None:
     """Give jobs to the workers, the idlest first. Start one if none is idle and there are fewer than ``workers``."""
     while True:
         idlest = min(pool.workers, key=lambda worker: len(worker.jobs), default=None)
@@ -87,7 +85,7 @@ def _hand_out(pool: _Pool, workers: int, waiting: Iterator[Job], again: list[Job
         if job is None:
             return
         if idlest is None or (has_room and idlest.jobs):
-            idlest = _start(pool.work)
+            idlest = _start(pool.task)
             pool.workers.append(idlest)
         _send(idlest, job)
 
@@ -98,12 +96,12 @@ def _send(worker: _Worker, job: Job) -> None:
         worker.pipe.send(job)
 
 
-def _start(work: Work) -> _Worker:
+def _start(task: Task[Any, Any]) -> _Worker:
     for name, value in MALLOC.items():  # read by a process when it starts
         os.environ.setdefault(name, value)
     context = get_context("spawn")
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, work), daemon=True)
+    process = context.Process(target=_serve, args=(theirs, task), daemon=True)
     with _block_interrupts():
         process.start()
     theirs.close()
@@ -127,10 +125,10 @@ def _block_interrupts() -> Iterator[None]:
             signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
+def _receive(pool: _Pool, worker: _Worker, again: list[Any]) -> Any:
     """Return a worker's outcome. Return None if the worker has died; then its jobs go to ``again`` for another try."""
     try:
-        outcome: Outcome = worker.pipe.recv()
+        outcome = worker.pipe.recv()
     except (EOFError, OSError):
         worker.process.join()
         pool.workers.remove(worker)
@@ -142,7 +140,7 @@ def _receive(pool: _Pool, worker: _Worker, again: list[Job]) -> Outcome | None:
     return outcome
 
 
-def _record_death(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> Outcome | None:
+def _record_death(pool: _Pool, job: Job, code: int | None, again: list[Any]) -> Any:
     pool.deaths_in_a_row += 1
     pool.deaths[job.folder] = pool.deaths.get(job.folder, 0) + 1
     if pool.deaths_in_a_row >= _DEATHS_IN_A_ROW:
@@ -153,7 +151,7 @@ def _record_death(pool: _Pool, job: Job, code: int | None, again: list[Job]) -> 
         again.append(job)
         return None
     reason = f"its worker died {_TRIES} times, the last time {_format_death(code)}: try fewer --jobs if memory is short"
-    return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
+    return pool.task.fail(job, WorkerDied(f"{job.source}: {reason}"))
 
 
 def _format_death(code: int | None) -> str:
@@ -175,16 +173,14 @@ def _end(pool: _Pool) -> None:
             worker.process.join()
 
 
-def _serve(pipe: Connection, work: Work) -> None:
-    """Convert the jobs from a pipe until it is closed. This is a worker's main function."""
-    # Converting computes nothing, and frameworks would occupy the GPU.
-    os.environ |= {"CUDA_VISIBLE_DEVICES": "-1", "JAX_PLATFORMS": "cpu"}
+def _serve(pipe: Connection, task: Task[Any, Any]) -> None:
+    """Do the jobs from a pipe until it is closed. This is a worker's main function."""
     with suppress(Exception):  # the first job will report it
-        load_frameworks(work.targets)
+        task.prepare()
     signal.signal(signal.SIGTERM, _leave)  # not before: an exception out of a half-loaded framework aborts the process
     try:
         while True:
-            pipe.send(convert_job(work, pipe.recv()))
+            pipe.send(task.do(pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run has ended or was killed
 

@@ -1,4 +1,4 @@
-"""A Ray cluster. Each task converts one job. If a worker or node is lost, Ray gives its tasks to another."""
+"""A Ray cluster. Each of its tasks does one job. If a worker or node is lost, Ray gives its tasks to another."""
 
 from __future__ import annotations
 
@@ -15,8 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 import ray
 
-from convert.bulk.run import Engine, Outcome, Work, convert_job
-from convert.bulk.selection import Job
+from convert.bulk.engines import Engine, JobT, OutcomeT, Task
 from convert.errors import SelectionError, WorkerDied
 from convert.store import storage
 
@@ -30,7 +29,7 @@ def make_engine(address: str | None, workers: int) -> Engine:
 
     Args:
         address: of the cluster, as ``ray.init`` takes it; None starts one here, with so many workers.
-        workers: how many jobs are converted at once in a cluster that is started here.
+        workers: how many jobs are done at once in a cluster that is started here.
 
     Raises:
         SelectionError: nothing answers at the address.
@@ -51,8 +50,10 @@ def _check_reachable(address: str) -> None:
         raise SelectionError(f"--ray-address {address}: nothing answers there ({error}): is the cluster up?") from error
 
 
-def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
-    """Convert the jobs as Ray tasks; yield each outcome as it is done."""
+def run(
+    address: str | None, workers: int, task: Task[JobT, OutcomeT], jobs: Iterable[JobT]
+) -> Generator[OutcomeT, None, None]:
+    """Do the jobs as tasks of Ray; yield each outcome as it is done."""
     processors = None if address else workers
     try:
         ray.init(
@@ -65,35 +66,41 @@ def run(address: str | None, workers: int, work: Work, jobs: Iterable[Job]) -> G
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise WorkerDied(f"Ray cluster {address or 'of this computer'}: {storage.format_error(error)}") from error
     try:
-        yield from _run_tasks(work, iter(jobs))
+        # The workers of a cluster that is started here run in this folder, those of another one do not.
+        yield from _run_tasks(task, ((job.to_absolute() if address else job, job) for job in jobs))
     finally:
         ray.shutdown()
 
 
-def _run_tasks(work: Work, waiting: Iterator[Job]) -> Iterator[Outcome]:
-    task = ray.remote(num_cpus=1, max_retries=_RETRIES)(convert_job)
-    shared = ray.put(work)
-    running: dict[Any, Job] = {}
+def _run_tasks(task: Task[JobT, OutcomeT], waiting: Iterator[tuple[JobT, JobT]]) -> Iterator[OutcomeT]:
+    """Do the first job of each pair, and yield its outcome as that of the second, which names the same agent."""
+    do = ray.remote(num_cpus=1, max_retries=_RETRIES)(do_job)
+    shared, threads = ray.put(task), os.environ.get("OMP_NUM_THREADS")
+    running: dict[Any, JobT] = {}
     while True:
         room = max(1, _AHEAD * int(ray.cluster_resources().get("CPU", 1))) - len(running)
-        running |= {task.remote(shared, _to_absolute(job)): job for job in islice(waiting, max(0, room))}
+        running |= {do.remote(shared, threads, sent): job for sent, job in islice(waiting, max(0, room))}
         if not running:
             return
         done, _ = ray.wait(list(running))
         for reference in done:
-            yield _fetch(reference, running.pop(reference))
+            yield _fetch(task, reference, running.pop(reference))
 
 
-def _fetch(reference: Any, job: Job) -> Outcome:
+def do_job(task: Task[Any, Any], threads: str | None, job: Any) -> Any:
+    """Do a job. Ray shows this function's name in lists of processes."""
+    # Ray allows a task one thread. The other engines do not, and the last digits of an error depend on it.
+    os.environ.pop("OMP_NUM_THREADS", None)
+    if threads is not None:
+        os.environ["OMP_NUM_THREADS"] = threads
+    return task.do(job)
+
+
+def _fetch(task: Task[JobT, OutcomeT], reference: Any, job: JobT) -> OutcomeT:
     try:
-        outcome: Outcome = ray.get(reference)
+        outcome = ray.get(reference)
     except ray.exceptions.RayError as error:
         reason = f"Ray lost it {_RETRIES + 1} times ({type(error).__name__}: {storage.format_error(error)[:200]})"
-        return Outcome(job, error=WorkerDied(f"{job.source}: {reason}"))
-    return dataclasses.replace(outcome, job=job)
-
-
-def _to_absolute(job: Job) -> Job:
-    """Return a job with absolute paths, which mean the same in every working folder."""
-    source = job.source if storage.is_url(job.source) else os.path.abspath(job.source)
-    return dataclasses.replace(job, source=source, out=job.out if storage.is_url(job.out) else os.path.abspath(job.out))
+        return task.fail(job, WorkerDied(f"{job.source}: {reason}"))
+    replaced: OutcomeT = dataclasses.replace(outcome, job=job)
+    return replaced

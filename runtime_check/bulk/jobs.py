@@ -1,0 +1,52 @@
+"""Which agents to check. `convert.bulk.selection` filters them and cuts them into shards."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from convert.agents.identity import Identity
+from convert.errors import RecordError
+from convert.sources import identify, read_record
+
+
+@dataclass(frozen=True)
+class Job:
+    """An agent to check.
+
+    folder: the agent's, as it was named or found. identity: who its record says it is, or else its path. size: how much
+    work it is, in units of one backend's episodes.
+    """
+
+    folder: str
+    identity: Identity
+    size: int = 1
+
+    @property
+    def source(self) -> str:
+        """What messages call it."""
+        return self.folder
+
+    def to_absolute(self) -> Job:
+        """Return the job with an absolute path, which means the same in every working folder."""
+        return replace(self, folder=os.path.abspath(self.folder))
+
+
+def make_jobs(folders: Iterable[Path], backends: int) -> list[Job]:
+    """Return a job for each agent's folder.
+
+    Args:
+        folders: as `runtime_check.check.folders.find_agent_folders` returns them.
+        backends: how many are checked of each agent; 0 for every artefact that it has.
+    """
+    return [_make_job(folder, backends) for folder in folders]
+
+
+def _make_job(folder: Path, backends: int) -> Job:
+    try:
+        record = read_record(folder)
+    except RecordError:  # checking it will tell why
+        return Job(str(folder), identify(f"{folder.absolute().as_posix()}.gz"))
+    return Job(str(folder), record.agent.identity, 1 + (backends or len(record.artifacts)))

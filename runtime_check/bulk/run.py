@@ -1,0 +1,193 @@
+"""Many agents: pass over those that are proven, check the rest on an engine, and go on after a bad one."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import asdict, dataclass, field
+from functools import lru_cache, partial
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from convert.bulk.engines import Engine, Task, run_here
+from convert.errors import AtariConvertError
+from convert.files.hashes import compute_sha256
+from convert.pipeline import to_known
+from convert.proofs import to_json
+from convert.targets import list_targets
+from runtime_check.bulk.jobs import Job
+from runtime_check.bulk.verdicts import Verdict, Verdicts, find_stamps
+from runtime_check.check.options import Listeners, Options
+from runtime_check.check.pipeline import check_agent
+from runtime_check.check.sources import Sources
+from runtime_check.proof import list_versions, publish_proof, to_statement
+from runtime_check.report.documents import Document, to_document, to_failure
+from runtime_check.report.episode_logs import EpisodeLogs
+from runtime_check.report.page import illustrate
+
+_SILENT = Listeners()
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is to be done with each agent. source: the checkpoints to compare with, a file or a folder."""
+
+    source: str
+    options: Options
+    again: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of an agent.
+
+    document: its part of ``check.json``. pictures: its plots and exhibits, for the page. log: its part of
+    ``episodes.jsonl``. proof: the text of its ``proof.json``; None where nothing was proven. warning: what the user
+    should know beside the verdict. is_known: whether it was passed over, and an earlier run found all this.
+    """
+
+    job: Job
+    document: Document
+    pictures: Mapping[str, Any] = field(default_factory=dict)
+    log: str = ""
+    proof: str | None = None
+    stamps: Mapping[str, str] = field(default_factory=dict)
+    warning: str | None = None
+    is_known: bool = False
+
+    @property
+    def verdict(self) -> str:
+        verdict: str = self.document["verdict"]
+        return verdict
+
+
+def run(
+    jobs: Sequence[Job], work: Work, engine: Engine = run_here, listeners: Listeners = _SILENT
+) -> Generator[Outcome, None, None]:
+    """Check each agent and yield the outcomes in the order of the jobs; a bad agent never stops the rest.
+
+    Verdicts are remembered as they come, whatever their order, so that an interrupted run loses only the agents that
+    were under way.
+
+    Args:
+        jobs: the agents.
+        work: how they are checked.
+        engine: where. Only in this process can somebody listen.
+        listeners: who follows the check.
+    """
+    do = partial(check_job, work, listeners=listeners) if engine is run_here else partial(check_job, work)
+    task = Task(_prepare, do, _fail)
+    with Verdicts.open() as verdicts:
+        known = {} if work.again else _recall(jobs, work, verdicts)
+        stale = [job for job in jobs if job.folder not in known]
+        with closing(engine(task, stale)) as outcomes:
+            yield from _order(jobs, known, _remember(outcomes, work, verdicts))
+
+
+def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
+    """Check one agent and publish its proof. Whatever is wrong with it is part of the outcome."""
+    folder = Path(job.folder)
+    logs = EpisodeLogs()
+
+    def add_log(backend: str, mode: str, log: Any) -> None:
+        logs.add(backend, mode, log)
+        listeners.episode(backend, mode, log)
+
+    try:
+        result = check_agent(
+            folder, _open_sources(work.source), work.options, Listeners(listeners.start, listeners.steps, add_log)
+        )
+        document = to_document(result)
+        outcome = Outcome(job, document, illustrate(result), logs.to_text(document["backends"]))
+        if not result.backends:  # the record is wrong, and nothing was run
+            return outcome
+        statement = to_statement(result, work.options)
+        warning = _publish(folder, result.record, statement)
+        stamps = find_stamps(folder, result.source)
+        return Outcome(job, document, outcome.pictures, outcome.log, to_json(statement), stamps=stamps, warning=warning)
+    except Exception as error:  # noqa: BLE001  an unexpected error must not stop thousands of agents
+        return _fail(job, to_known(error, job.folder))
+    finally:
+        gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+
+
+def find_known(jobs: Sequence[Job], work: Work) -> dict[str, Outcome]:
+    """Return the outcomes of the agents that `run` would pass over, by folder."""
+    with Verdicts.open() as verdicts:
+        return {} if work.again else _recall(jobs, work, verdicts)
+
+
+def _publish(folder: Path, record: Any, statement: Mapping[str, Any]) -> str | None:
+    try:
+        publish_proof(folder, record, statement)
+    except OSError as error:
+        return f"{folder}: proof.json cannot be written ({error.strerror}): only this computer remembers the verdict"
+    return None
+
+
+def _prepare() -> None:
+    """Nothing to load: which frameworks an agent needs, its record tells."""
+
+
+def _fail(job: Job, error: AtariConvertError) -> Outcome:
+    return Outcome(job, to_failure(Path(job.folder), error))
+
+
+@lru_cache(maxsize=1)
+def _open_sources(source: str) -> Sources:
+    return Sources(Path(source))
+
+
+def _order(
+    jobs: Iterable[Job], known: Mapping[str, Outcome], outcomes: Iterable[Outcome]
+) -> Generator[Outcome, None, None]:
+    """Yield the outcomes in the order of their jobs. Those that come early wait."""
+    waiting = dict(known)
+    arriving = iter(outcomes)
+    for job in jobs:
+        while job.folder not in waiting:
+            outcome = next(arriving)
+            waiting[outcome.job.folder] = outcome
+        yield waiting.pop(job.folder)
+
+
+def _remember(outcomes: Iterable[Outcome], work: Work, verdicts: Verdicts) -> Generator[Outcome, None, None]:
+    key = _to_key(work)
+    for outcome in outcomes:
+        if outcome.proof is not None and outcome.stamps:
+            found = {"document": outcome.document, "pictures": outcome.pictures, "log": outcome.log}
+            verdict = Verdict(key, outcome.stamps, outcome.proof, json.dumps(found))
+            verdicts.remember(os.path.abspath(outcome.job.folder), verdict)
+        yield outcome
+
+
+def _recall(jobs: Iterable[Job], work: Work, verdicts: Verdicts) -> dict[str, Outcome]:
+    """Return what is known of agents whose files are still those that were checked."""
+    key = _to_key(work)
+    known = {}
+    for job in jobs:
+        verdict = verdicts.find(os.path.abspath(job.folder), key)
+        if verdict and verdict.is_current(Path(job.folder)):
+            found = json.loads(verdict.found)
+            document = found["document"] | {"folder": job.folder}
+            known[job.folder] = Outcome(job, document, found["pictures"], found["log"], verdict.proof, is_known=True)
+    return known
+
+
+def _to_key(work: Work) -> str:
+    """Return what tells how an agent was checked: options, sources, and the versions of everything that takes part."""
+    packages = sorted({package for target in list_targets() for package in target.packages} | {"torch"})
+    versions = {name: _find_version(name) for name in packages} | list_versions()
+    how = {"source": os.path.realpath(work.source), "options": asdict(work.options), "versions": versions}
+    return compute_sha256(json.dumps(how, sort_keys=True).encode())
+
+
+def _find_version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None

@@ -1,0 +1,141 @@
+"""What earlier runs found: verdicts in the user's cache folder, one SQLite file for this computer.
+
+An agent is passed over where its files are as they were when it was checked, and its ``proof.json`` is byte for byte
+what was written then. A ``proof.json`` alone is never taken for a verdict: anybody can write one.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from convert.errors import UnreadableArtefact
+from convert.files.disk import read_file
+from convert.proofs import PROOF_NAME
+from convert.store.journal import find_cache_folder
+
+_PATIENCE = 2.0  # seconds to wait for another process that writes
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS verdicts (
+    folder TEXT PRIMARY KEY,
+    how TEXT NOT NULL,
+    stamps TEXT NOT NULL,
+    proof TEXT NOT NULL,
+    found BLOB NOT NULL
+) WITHOUT ROWID
+"""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found of an agent.
+
+    how: a digest of how it was checked. stamps: by path, of every file and folder of the agent, and of its checkpoint.
+    proof: the text of ``proof.json``. found: the rest, as JSON.
+    """
+
+    how: str
+    stamps: Mapping[str, str]
+    proof: str
+    found: str
+
+    def is_current(self, folder: Path) -> bool:
+        """Return whether the agent's files and its checkpoint are as they were, and the proof is this one."""
+        source = next((path for path in self.stamps if os.path.isabs(path)), None)
+        if source is None or find_stamps(folder, Path(source)) != self.stamps:
+            return False
+        try:
+            return read_file(folder / PROOF_NAME, len(self.proof.encode())) == self.proof.encode()
+        except UnreadableArtefact:
+            return not os.path.lexists(folder / PROOF_NAME)  # it could not be written there
+
+
+class Verdicts:
+    """The verdicts that this computer remembers. Without a cache folder, it remembers none."""
+
+    def __init__(self, connection: sqlite3.Connection | None) -> None:
+        """Take the connection to the file; see `open`."""
+        self._connection = connection
+
+    @classmethod
+    @contextmanager
+    def open(cls) -> Iterator[Verdicts]:
+        """Open the file, which is made if it is missing, and replaced if it is damaged."""
+        connection = _connect()
+        if connection is None:
+            yield cls(None)
+            return
+        with closing(connection):
+            yield cls(connection)
+
+    def find(self, folder: str, how: str) -> Verdict | None:
+        """Return what was found of an agent that was checked in this way; None where nothing is known."""
+        if self._connection is None:
+            return None
+        try:
+            query = "SELECT stamps, proof, found FROM verdicts WHERE folder = ? AND how = ?"
+            row = self._connection.execute(query, (folder, how)).fetchone()
+            return row and Verdict(how, json.loads(row[0]), row[1], zlib.decompress(row[2]).decode())
+        except (sqlite3.DatabaseError, ValueError, zlib.error):  # SQLite has no checksums
+            return None
+
+    def remember(self, folder: str, verdict: Verdict) -> None:
+        """Store what was found of an agent. Where that fails, the next run checks it again."""
+        if self._connection is None:
+            return
+        row = (folder, verdict.how, json.dumps(verdict.stamps), verdict.proof, zlib.compress(verdict.found.encode()))
+        with suppress(sqlite3.DatabaseError):
+            self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)", row)
+
+
+def find_stamps(folder: Path, source: Path) -> dict[str, str]:
+    """Return what changes with the content of an agent's files, by relative path, and of its checkpoint, by its own.
+
+    Folders are among them: they change where a file is added. ``proof.json`` has none: its bytes are compared.
+    """
+    stamps = {os.path.abspath(source): _find_stamp(source)}
+    for top, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = Path(top, name)
+            if path != folder / PROOF_NAME:
+                stamps[path.relative_to(folder).as_posix()] = _find_stamp(path)
+    return stamps
+
+
+def _find_stamp(path: Path) -> str:
+    try:
+        status = path.lstat()
+    except OSError:
+        return "missing"
+    return f"{status.st_mode}-{status.st_size}-{status.st_mtime_ns}"
+
+
+def _connect() -> sqlite3.Connection | None:
+    try:
+        path = find_cache_folder() / "verdicts.sqlite"
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return None
+    try:
+        return _open(path)
+    except sqlite3.OperationalError:  # locked, or the disk is full
+        return None
+    except sqlite3.DatabaseError:  # damaged: it only saves time
+        with suppress(OSError, sqlite3.DatabaseError):
+            path.unlink()
+            return _open(path)
+    return None
+
+
+def _open(path: Path) -> sqlite3.Connection:
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(_SCHEMA)
+    return connection

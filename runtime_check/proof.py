@@ -1,0 +1,128 @@
+"""Write what a check found as ``proof.json`` beside ``agent.json``: an in-toto statement of a test result.
+
+The statement holds no times and no paths, so the same check of the same files on the same computer writes the same
+bytes. `convert.read_proof` reads it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import ale_py
+import cv2
+import numpy as np
+
+from convert import __version__
+from convert.agents.agent import RECORD_NAME, Record
+from convert.errors import CheckError
+from convert.files.hashes import compute_sha256
+from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, to_json
+from convert.sources import read_record
+from convert.store.local import hold_lock, is_intact
+from runtime_check.backends import REFERENCE, find_backend
+from runtime_check.check.options import Options
+from runtime_check.check.results import AgentResult, BackendResult
+
+_PART = f".{PROOF_NAME}.part"
+
+
+def to_statement(result: AgentResult, options: Options) -> dict[str, Any]:
+    """Return what a check proved, as an in-toto statement (v1) with the predicate test-result (v0.1).
+
+    Args:
+        result: of an agent whose backends were run.
+        options: how it was checked.
+    """
+    outcomes = {name: outcome for name, outcome in result.backends.items() if name != REFERENCE}
+    failed = [name for name, outcome in result.backends.items() if outcome.reasons]
+    return {
+        "_type": STATEMENT_TYPE,
+        "subject": [subject for name in outcomes for subject in _list_subjects(name, result.record)],
+        "predicateType": PREDICATE_TYPE,
+        "predicate": {
+            "result": "FAILED" if failed else "PASSED",
+            "configuration": _describe_configuration(result, options),
+            "passedTests": [name for name in result.backends if name not in failed],
+            "warnedTests": [],
+            "failedTests": failed,
+            "annotations": {name: _describe(outcome, result.folder) for name, outcome in result.backends.items()},
+        },
+    }
+
+
+def list_versions() -> dict[str, str]:
+    """Return the versions of what every check runs on; those of runtimes stand with each backend."""
+    return {
+        "atari-convert": __version__,
+        "ale-py": ale_py.__version__,
+        "numpy": np.__version__,
+        "opencv": cv2.__version__,
+    }
+
+
+def publish_proof(folder: Path, record: Record, statement: Mapping[str, Any]) -> None:
+    """Put ``proof.json`` in place, if the files in the folder are still those that were checked.
+
+    Conversions of the agent wait meanwhile, and a reader finds the old proof or the new one, whole.
+
+    Raises:
+        CheckError: the record or a file is another one by now; nothing was written.
+        OSError: the folder cannot be written.
+    """
+    with hold_lock(folder):
+        _check_unchanged(folder, record, statement)
+        part = folder / _PART
+        part.unlink(missing_ok=True)  # of a check that was killed
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(to_json(statement))
+            os.replace(part, folder / PROOF_NAME)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _check_unchanged(folder: Path, record: Record, statement: Mapping[str, Any]) -> None:
+    names = {subject["name"] for subject in statement["subject"]}
+    covered = [each for each in record.artifacts.values() if any(file.path in names for file in each.files)]
+    is_same = read_record(folder) == record and all(is_intact(folder, artifact) for artifact in covered)
+    if not is_same:
+        raise CheckError(f"{folder}: its files or its {RECORD_NAME} changed while they were checked: check it again")
+
+
+def _list_subjects(backend: str, record: Record) -> list[dict[str, Any]]:
+    target = find_backend(backend).target
+    files = record.artifacts[target].files if target else ()
+    return [
+        {"name": file.path, "digest": {"sha256": file.sha256}, "annotations": {"backend": backend}} for file in files
+    ]
+
+
+def _describe_configuration(result: AgentResult, options: Options) -> list[dict[str, Any]]:
+    source, plan = result.agent.source, result.plan
+    how = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
+    how |= {"side_by_side": options.width, "protocol": asdict(plan.protocol), "versions": list_versions()}
+    digest = compute_sha256(json.dumps(how, sort_keys=True).encode())
+    return [
+        {"name": source.path, "digest": {"sha256": source.sha256}},
+        {"name": f"ROM of {plan.game}", "digest": {"md5": result.rom_md5}},
+        {"name": "atari-check", "digest": {"sha256": digest}, "annotations": how},
+    ]
+
+
+def _describe(outcome: BackendResult, folder: Path) -> dict[str, Any]:
+    tally = outcome.tally
+    return {
+        "steps": tally.steps + outcome.solo.steps,
+        "ties": tally.disagreements.ties,
+        "wrong": tally.disagreements.wrong,
+        "max_error": tally.max_error if tally.max_error_at else None,
+        "runtime": asdict(outcome.description) if outcome.description else None,
+        "reasons": [reason.replace(f"{folder}{os.sep}", "") for reason in outcome.reasons],
+    }
