@@ -8,20 +8,19 @@ import multiprocessing
 import os
 import signal
 import sys
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from convert import __version__
 from convert.console.command import Command
 from convert.console.options import (
+    add_ci_options,
     add_engine_options,
     add_selection_options,
-    add_summary_option,
-    check_writable,
     complete_from,
     format_shard,
     parse_shard,
@@ -29,9 +28,8 @@ from convert.console.options import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Generator, Iterator, Mapping
 
-    from convert.bulk.engines import Engine
     from convert.bulk.selection import Filter
     from runtime_check.bulk.jobs import Job
     from runtime_check.bulk.run import Outcome, Work
@@ -47,6 +45,7 @@ _EXAMPLES = """\
 Replay Atari episodes and compare converted agents with their checkpoints. For example:
   atari-check converted --source RELEASE                    every agent in and below a folder
   atari-check converted --source RELEASE --max-steps 300    in short episodes
+  atari-check report converted -o report                    the report from proofs, without playing again
   atari-check --help                                        every option"""
 
 
@@ -56,8 +55,19 @@ def _list_backend_names() -> list[str]:
     return [backend.name for backend in list_backends()]
 
 
+class _CheckCommand(Command):
+    """The command, and ``atari-check report`` in its place where that is the first word."""
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        words = list(args[0] if args and args[0] is not None else options.get("args") or sys.argv[1:])
+        if words[:1] != ["report"]:
+            return super().main(*args, **options)
+        options |= {"args": words[1:], "prog_name": "atari-check report"}
+        return report_proofs.main(**options)
+
+
 @click.command(
-    cls=Command,
+    cls=_CheckCommand,
     examples=_EXAMPLES,
     exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
@@ -138,14 +148,7 @@ def _list_backend_names() -> list[str]:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write check.json, check.html and episodes.jsonl to this folder.",
 )
-@click.option(
-    "--junitxml",
-    type=click.Path(dir_okay=False),
-    metavar="FILE",
-    callback=check_writable,
-    help="Write the verdicts as JUnit XML: a suite is an agent, a case a backend.",
-)
-@add_summary_option
+@add_ci_options
 @click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
 @click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
@@ -187,7 +190,8 @@ def main(
     AGENT is a folder that atari-convert wrote, or a folder with several of them in or below it. Every artefact is
     opened with its own runtime, sees the same episodes, and is compared with the checkpoint in float64. What was found
     is written as proof.json beside agent.json. Agents whose proof still holds are passed over: rerun the same command
-    to resume. Repeatable options also take several values separated by commas.
+    to resume. Repeatable options also take several values separated by commas. `atari-check report` makes a report
+    from proofs alone.
 
     Exit codes: 0 all agree; 1 at least one disagreement, wrong checksum, or artefact that does not load or run; 2 none
     of these, but something could not be checked, or the command line is wrong; 130 interrupted; 143 terminated.
@@ -198,17 +202,13 @@ def main(
         raise click.UsageError("--ray-address needs --engine ray")
     if not agents and files_from is None:
         raise click.UsageError("Missing argument 'AGENT...': name a folder that atari-convert wrote")
-    _quiet_runtimes()
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a folder need not be UTF-8
-    _end_by_signals(lambda: None)
-    try:
+    with _end_on_errors():
         from convert.bulk.engines import make_engine
         from convert.bulk.selection import Filter
-        from convert.errors import AtariConvertError
         from runtime_check.backends import find_backend
-        from runtime_check.bulk.run import Work
+        from runtime_check.bulk import run as bulk
         from runtime_check.check.options import Options
+        from runtime_check.progress import Progress
 
         options = Options(
             backends=tuple(find_backend(name).name for name in backends),
@@ -224,22 +224,71 @@ def main(
             rtol=rtol,
         )
         listed = [Path(line) for line in map(str.strip, files_from or ()) if line]
-        jobs = _find_jobs([*agents, *listed], Filter(families, games, seeds, steps), shard, options)
-        work = Work(str(source), options, again)
+        jobs = _find_jobs([*agents, *listed], Filter(families, games, seeds, steps), shard, len(backends))
+        work = bulk.Work(str(source), options, again)
         if dry_run:
             _show_plan(jobs, work, quiet=quiet)
             return
+        progress = Progress(len(jobs), max_steps)
         run_on = make_engine(engine, ray_address, workers, len(jobs))
-        sums = _check_all(jobs, work, run_on, _Output(report, as_json, quiet, verbose, fail_fast))
-        about = {"source": str(source), "shard": format_shard(shard)}
-        is_written = _write_extras(sums, junitxml, summary, about)
-        sys.exit(_exit_code(sums) or (0 if is_written else EXIT_UNCHECKED))
-    except (AtariConvertError, OSError) as error:
-        click.echo(f"error: {error}", err=True)
-        sys.exit(EXIT_UNCHECKED)
-    except Exception as error:  # noqa: BLE001  Python would end with exit code 1, which says that agents disagree
-        click.echo(f"error: {_explain_unexpected('atari-check', error)}", err=True)
-        sys.exit(EXIT_UNCHECKED)
+        outcomes = bulk.run(jobs, work, run_on, progress.listeners)
+        output = _Output(report, as_json, quiet, verbose, fail_fast)
+        sums = _follow(progress.show(outcomes), len(jobs), options, output)
+        _finish(sums, junitxml, summary, {"source": str(source), "shard": format_shard(shard)})
+
+
+@click.command(
+    cls=Command,
+    examples="""\
+Make a report from the proofs of earlier checks, without playing anything again. For example:
+  atari-check report converted -o report""",
+    exit_unwritten=EXIT_UNCHECKED,
+    context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
+)
+@click.argument(
+    "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
+)
+@click.option(
+    "-o",
+    "--out",
+    "report",
+    metavar="DIR",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Write check.json, check.html and episodes.jsonl to this folder.",
+)
+@add_selection_options
+@add_ci_options
+@click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
+@click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
+@click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
+def report_proofs(
+    agents: tuple[Path, ...],
+    report: Path | None,
+    families: tuple[str, ...],
+    games: tuple[str, ...],
+    seeds: tuple[str, ...],
+    steps: tuple[str, ...],
+    junitxml: str | None,
+    summary: str | None,
+    as_json: bool,
+    quiet: bool,
+    verbose: bool,
+) -> None:
+    """Make a report from the proofs of earlier checks, whatever their runs, shards and options.
+
+    AGENT is a folder with proof.json, or a folder with several of them in or below it. A proof has to be about the
+    files that are there. It is no signature: a report says what the proofs say. Agents without one count as not
+    checked.
+
+    Exit codes: as of atari-check.
+    """
+    with _end_on_errors():
+        from convert.bulk.selection import Filter
+        from runtime_check.bulk.run import recall
+
+        jobs = _find_jobs(list(agents), Filter(families, games, seeds, steps), None, 0)
+        output = _Output(report, as_json, quiet, verbose, fail_fast=False)
+        _finish(_follow(recall(jobs), len(jobs), None, output), junitxml, summary, {"report": str(report or "")})
 
 
 @dataclass(frozen=True)
@@ -253,12 +302,12 @@ class _Output:
     fail_fast: bool
 
 
-def _find_jobs(paths: list[Path], wanted: Filter, shard: tuple[int, int] | None, options: Options) -> list[Job]:
+def _find_jobs(paths: list[Path], wanted: Filter, shard: tuple[int, int] | None, backends: int) -> list[Job]:
     from convert.bulk import selection
     from runtime_check.bulk.jobs import make_jobs
     from runtime_check.check.folders import find_agent_folders
 
-    jobs = make_jobs(find_agent_folders(paths), len(options.backends))
+    jobs = make_jobs(find_agent_folders(paths), backends)
     if not wanted.is_empty:
         jobs = selection.filter_jobs(jobs, wanted)
     return selection.take_shard(jobs, shard) if shard else jobs
@@ -275,20 +324,17 @@ def _show_plan(jobs: list[Job], work: Work, *, quiet: bool) -> None:
     click.echo(f"{len(jobs) - len(known)} to check, {len(known)} known from an earlier run")
 
 
-def _check_all(jobs: list[Job], work: Work, engine: Engine, output: _Output) -> Sums:
-    from runtime_check.bulk import run as bulk
-    from runtime_check.progress import Progress
+def _follow(outcomes: Generator[Outcome, None, None], total: int, options: Options | None, output: _Output) -> Sums:
+    """Print each outcome as it comes and add it to the report; return the sums of the run."""
     from runtime_check.report.sums import Sums
     from runtime_check.report.writer import ReportWriter
 
-    sums = Sums(len(jobs))
-    progress = Progress(sums, work.options.max_steps)
-    writer = ReportWriter(output.report, work.options)
+    sums = Sums(total)
+    writer = ReportWriter(output.report, options, total)
     _end_by_signals(writer.discard)
     with writer:
-        outcomes = bulk.run(jobs, work, engine, progress.listeners)
         with closing(outcomes):
-            for outcome in progress.show(outcomes):
+            for outcome in outcomes:
                 sums.add(outcome.document, is_known=outcome.is_known)
                 writer.add_agent(outcome.document, outcome.pictures, outcome.log)
                 _print_outcome(outcome, output)
@@ -301,6 +347,31 @@ def _check_all(jobs: list[Job], work: Work, engine: Engine, output: _Output) -> 
         elif not output.quiet:
             _print_summary(sums, output.report)
     return sums
+
+
+def _finish(sums: Sums, junitxml: str | None, summary: str | None, about: Mapping[str, Any]) -> NoReturn:
+    """Write what CI reads, and exit."""
+    is_written = _write_extras(sums, junitxml, summary, about)
+    sys.exit(_exit_code(sums) or (0 if is_written else EXIT_UNCHECKED))
+
+
+@contextmanager
+def _end_on_errors() -> Iterator[None]:
+    """Prepare the process for a check, and end it with one line and exit code 2 after an error."""
+    _quiet_runtimes()
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # the name of a folder need not be UTF-8
+    _end_by_signals(lambda: None)
+    from convert.errors import AtariConvertError
+
+    try:
+        yield
+    except (AtariConvertError, OSError) as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(EXIT_UNCHECKED)
+    except Exception as error:  # noqa: BLE001  Python would end with exit code 1, which says that agents disagree
+        click.echo(f"error: {_explain_unexpected('atari-check', error)}", err=True)
+        sys.exit(EXIT_UNCHECKED)
 
 
 def _explain_unexpected(name: str, error: Exception) -> str:
@@ -358,11 +429,8 @@ def _print_outcome(outcome: Outcome, output: _Output) -> None:
         folder, message = to_printable(document["folder"]), document["error"]["message"]
         click.echo(f"not checked: {message if message.startswith(folder) else f'{folder}: {message}'}", err=True)
     elif not output.as_json and not (output.quiet and outcome.verdict == AGREE):
-        if outcome.is_known and outcome.verdict == AGREE:
-            if output.verbose:
-                click.echo(f"{to_printable(document['folder'])}: agrees, known from an earlier run\n")
-        else:
-            click.echo(format_agent(document, verbose=output.verbose) + "\n")
+        known = "  known from an earlier run: --again repeats the check\n" if outcome.is_known else ""
+        click.echo(format_agent(document, verbose=output.verbose) + f"\n{known}")
 
 
 def _print_summary(sums: Sums, report: Path | None) -> None:

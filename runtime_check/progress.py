@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import click
@@ -27,22 +28,22 @@ class Progress:
     How long an episode is, those that ended tell.
     """
 
-    def __init__(self, sums: Sums, max_steps: int | None) -> None:
-        """Begin a run.
-
-        Args:
-            sums: of the run, which somebody else adds to.
-            max_steps: the bound of an episode.
-        """
-        self._sums, self._max_steps = sums, max_steps
+    def __init__(self, total: int, max_steps: int | None) -> None:
+        """Begin a run of so many agents, whose episodes have at most so many steps."""
+        self._sums, self._max_steps = Sums(total), max_steps
         self._is_terminal = sys.stderr.isatty()
         self._started = self._shown = time.monotonic()
         self._steps = self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
         self.listeners = Listeners(self._start, self._add_steps, self._end_episode)
 
-    def show(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    def show(self, outcomes: Generator[Outcome, None, None]) -> Generator[Outcome, None, None]:
         """Pass outcomes on, and show the progress between them."""
+        with closing(outcomes):
+            yield from self._show(outcomes)
+
+    def _show(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
         for outcome in outcomes:
+            self._sums.add(outcome.document, is_known=outcome.is_known)
             self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
             if self._is_terminal:
                 click.echo("\r\033[K", nl=False, err=True)

@@ -19,15 +19,17 @@ import numpy as np
 
 from convert import __version__
 from convert.agents.agent import RECORD_NAME, Record
-from convert.errors import CheckError
+from convert.errors import CheckError, ProofError
 from convert.files.hashes import compute_sha256
-from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, to_json
+from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, Proof, to_json
 from convert.sources import read_record
 from convert.store.local import hold_lock, is_intact
-from runtime_check.backends import REFERENCE, find_backend
+from runtime_check.backends import find_backend
 from runtime_check.check.options import Options
-from runtime_check.check.results import AgentResult, BackendResult
+from runtime_check.check.results import AgentResult
+from runtime_check.report.documents import AGREE, DISAGREE, Document, describe_agent, find_problem, to_document
 
+_FOUND = ("protocol", "rom_md5", "episodes", "tolerance", "unchecked_targets")
 _PART = f".{PROOF_NAME}.part"
 
 
@@ -38,21 +40,51 @@ def to_statement(result: AgentResult, options: Options) -> dict[str, Any]:
         result: of an agent whose backends were run.
         options: how it was checked.
     """
-    outcomes = {name: outcome for name, outcome in result.backends.items() if name != REFERENCE}
-    failed = [name for name, outcome in result.backends.items() if outcome.reasons]
+    document = to_document(result)
+    backends = {name: _hide_paths(outcome, result.folder) for name, outcome in document["backends"].items()}
+    failed = [name for name, outcome in backends.items() if outcome["reasons"]]
     return {
         "_type": STATEMENT_TYPE,
-        "subject": [subject for name in outcomes for subject in _list_subjects(name, result.record)],
+        "subject": [subject for name in backends for subject in _list_subjects(name, result.record)],
         "predicateType": PREDICATE_TYPE,
         "predicate": {
             "result": "FAILED" if failed else "PASSED",
-            "configuration": _describe_configuration(result, options),
-            "passedTests": [name for name in result.backends if name not in failed],
+            "configuration": _describe_configuration(document, options),
+            "passedTests": [name for name in backends if name not in failed],
             "warnedTests": [],
             "failedTests": failed,
-            "annotations": {name: _describe(outcome, result.folder) for name, outcome in result.backends.items()},
+            "annotations": {**{name: document[name] for name in _FOUND}, "backends": backends},
         },
     }
+
+
+def from_proof(folder: str, record: Record, proof: Proof) -> Document:
+    """Return an agent's part of ``check.json``, as it was when the proof was written.
+
+    Raises:
+        ProofError: the proof is not about the files that are there, or it is not of the form that this version writes.
+    """
+    if not proof.holds:
+        raise ProofError(
+            f"{folder}: its {PROOF_NAME} is not about the files that are there: run atari-check on it again"
+        )
+    annotations = proof.statement["predicate"].get("annotations")
+    parts = annotations if isinstance(annotations, dict) else {}
+    failed = bool(proof.failed) or proof.result != "PASSED"
+    document = {
+        "folder": folder,
+        "verdict": DISAGREE if failed else AGREE,
+        "faults": [],
+        "error": None,
+        **describe_agent(record.agent),
+        **{name: parts.get(name) for name in (*_FOUND, "backends")},
+    }
+    if problem := find_problem(document):
+        raise ProofError(f"{folder}: {PROOF_NAME} {problem}: run atari-check on it again")
+    told = tuple(name for name, outcome in document["backends"].items() if outcome["reasons"])
+    if told != proof.failed or {*document["backends"]} != {*proof.passed, *proof.failed}:
+        raise ProofError(f"{folder}: {PROOF_NAME} contradicts itself: run atari-check on it again")
+    return document
 
 
 def list_versions() -> dict[str, str]:
@@ -104,25 +136,16 @@ def _list_subjects(backend: str, record: Record) -> list[dict[str, Any]]:
     ]
 
 
-def _describe_configuration(result: AgentResult, options: Options) -> list[dict[str, Any]]:
-    source, plan = result.agent.source, result.plan
+def _describe_configuration(document: Document, options: Options) -> list[dict[str, Any]]:
     how = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
-    how |= {"side_by_side": options.width, "protocol": asdict(plan.protocol), "versions": list_versions()}
+    how |= {"side_by_side": options.width, "protocol": document["protocol"], "versions": list_versions()}
     digest = compute_sha256(json.dumps(how, sort_keys=True).encode())
     return [
-        {"name": source.path, "digest": {"sha256": source.sha256}},
-        {"name": f"ROM of {plan.game}", "digest": {"md5": result.rom_md5}},
+        {"name": document["source"]["path"], "digest": {"sha256": document["source"]["sha256"]}},
+        {"name": f"ROM of {document['game']}", "digest": {"md5": document["rom_md5"]}},
         {"name": "atari-check", "digest": {"sha256": digest}, "annotations": how},
     ]
 
 
-def _describe(outcome: BackendResult, folder: Path) -> dict[str, Any]:
-    tally = outcome.tally
-    return {
-        "steps": tally.steps + outcome.solo.steps,
-        "ties": tally.disagreements.ties,
-        "wrong": tally.disagreements.wrong,
-        "max_error": tally.max_error if tally.max_error_at else None,
-        "runtime": asdict(outcome.description) if outcome.description else None,
-        "reasons": [reason.replace(f"{folder}{os.sep}", "") for reason in outcome.reasons],
-    }
+def _hide_paths(outcome: Document, folder: Path) -> Document:
+    return outcome | {"reasons": [reason.replace(f"{folder}{os.sep}", "") for reason in outcome["reasons"]]}

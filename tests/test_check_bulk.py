@@ -85,7 +85,7 @@ def test_a_check_leaves_its_proof_with_the_agent(agents):
     assert re.fullmatch("[0-9a-f]{32}", rom["digest"]["md5"])
     assert how["annotations"]["max_steps"] == 5
     assert how["annotations"]["protocol"]["name"] == "modern"
-    assert statement["predicate"]["annotations"]["onnxruntime"]["steps"] == 5
+    assert statement["predicate"]["annotations"]["backends"]["onnxruntime"]["steps"] == 5
     text = (agents / FOLDER / "proof.json").read_text("utf-8")
     assert str(agents) not in text
     assert str(time.gmtime().tm_year) not in text.replace(record.agent.source.sha256, "").replace(file.sha256, "")
@@ -95,7 +95,7 @@ def test_a_proof_of_an_agent_that_disagrees_says_so(tree):
     _run(tree / "bad", *FAST, code=1)
     proof = convert.read_proof(tree / "bad")
     assert (proof.result, proof.failed, proof.holds) == ("FAILED", ("onnxruntime",), True)
-    reasons = proof.statement["predicate"]["annotations"]["onnxruntime"]["reasons"]
+    reasons = proof.statement["predicate"]["annotations"]["backends"]["onnxruntime"]["reasons"]
     assert any("other weights than the checkpoint's" in reason for reason in reasons)
 
 
@@ -324,3 +324,71 @@ def test_a_conversion_leaves_a_proof_that_no_longer_holds(agents):
     convert_checkpoint(AGENTS / f"{FOLDER}.gz", agents / FOLDER, ["safetensors"])
     assert convert.read_proof(agents / FOLDER).holds  # the files that were checked are the same
     assert "known" not in _run(agents / FOLDER, *FAST).stdout
+
+
+def test_a_report_is_made_from_proofs_alone(tree, tmp_path):
+    for number in (1, 2):
+        CliRunner().invoke(main, [str(tree), *FAST, "--shard", f"{number}/2"])
+    whole = CliRunner().invoke(main, [str(tree), *FAST, "--report", str(tmp_path / "whole")])
+    made = _run("report", tree, "-o", tmp_path / "made", "--junitxml", tmp_path / "made.xml", code=1)
+    assert "4 agents agree, 1 disagree, 1 could not be checked" in made.stdout
+    assert whole.exit_code == 1
+    first, second = _read_report(tmp_path / "whole"), _read_report(tmp_path / "made")
+    assert (first.pop("options")["max_steps"], second.pop("options")) == (5, None)
+    broken = [document["agents"].pop(2) for document in (first, second)]
+    assert [agent["verdict"] for agent in broken] == ["unchecked", "unchecked"]
+    assert first == second
+    # Pictures and episodes come from what this computer remembers.
+    assert (tmp_path / "made/episodes.jsonl").read_text("utf-8") == (tmp_path / "whole/episodes.jsonl").read_text(
+        "utf-8"
+    )
+    assert "<svg" in (tmp_path / "made/check.html").read_text("utf-8")
+    assert len(JUnitXml.fromfile(str(tmp_path / "made.xml"))) == 6
+
+
+def test_another_computer_reports_the_same_verdicts_without_pictures(tree, tmp_path, monkeypatch):
+    CliRunner().invoke(main, [str(tree), *FAST])
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "empty"))
+    moved = tree.rename(tmp_path / "moved")
+    done = _run("report", moved, "-o", tmp_path / "report", code=1)
+    assert "other weights than the checkpoint's" in done.stdout
+    page = (tmp_path / "report/check.html").read_text("utf-8")
+    assert "1 disagrees, 4 agree, 1 not checked" in page
+    assert "<svg" not in page
+
+
+def _forge(predicate: dict, path: tuple[str, ...], value: object) -> None:
+    *above, name = path
+    for part in above:
+        predicate = predicate[part]
+    predicate[name] = value
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        (("annotations", "backends", "onnxruntime", "steps"), "<script>", "no valid backends.onnxruntime.steps"),
+        (("annotations", "backends", "onnxruntime", "reasons"), ["wrong"], "contradicts itself"),
+        (("annotations", "backends", "onnxruntime", "more"), 1, "no valid backends.onnxruntime"),
+        (("annotations", "protocol"), {}, "no valid protocol"),
+        (("annotations",), None, "no valid "),
+        (("failedTests",), ["flax"], "contradicts itself"),
+    ],
+)
+def test_a_damaged_or_forged_proof_is_no_row_of_a_report(agents, path, value, message):
+    _run(agents / FOLDER, *FAST)
+    proof = agents / FOLDER / "proof.json"
+    statement = json.loads(proof.read_text("utf-8"))
+    _forge(statement["predicate"], path, value)
+    proof.write_text(json.dumps(statement), "utf-8")
+    done = _run("report", agents / FOLDER, code=2)
+    assert message in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+def test_a_report_needs_proofs_of_the_files_that_are_there(agents):
+    _run(agents / FOLDER, *FAST)
+    assert "run atari-check on the folder to write one" in _run("report", agents / OTHER, code=2).stderr
+    with (agents / FOLDER / "model.onnx").open("ab") as file:
+        file.write(b"\0")
+    assert "not about the files that are there" in _run("report", agents / FOLDER, code=2).stderr

@@ -119,7 +119,7 @@ def test_the_episode_log_replays(checked):
 def test_the_page_needs_nothing_from_outside(checked):
     _, report = checked
     page = (report / "check.html").read_text("utf-8")
-    assert "All agree" in page
+    assert "✓ 2 agree" in page
     references = re.findall(r"""(?:src|href|action|data)=["']([^"']*)""", page)
     assert references
     assert all(reference.startswith(("#", "data:")) for reference in references)
@@ -158,7 +158,7 @@ def test_a_disagreement_exits_with_1_and_the_rest_is_checked(faulty, tmp_path):
     listed = document["agents"][0]["backends"]["onnxruntime"]["listed"]
     assert {entry["kind"] for entry in listed} == {"wrong"}
     page = (report / "check.html").read_text("utf-8")
-    assert "Disagreement" in page
+    assert "✗ 1 disagrees, 1 agrees, 1 not checked" in page
     assert page.count('src="data:image/png;base64,') % 4 == 0
     assert 'src="data:image/png;base64,' in page
     for name in ("oracle", "reference", "onnxruntime", "RIGHTFIRE"):
@@ -416,7 +416,10 @@ def test_a_press_while_the_report_is_put_in_place_waits_for_it(converted, tmp_pa
     options = ["--source", AGENTS, "--backend", "onnxruntime", "--max-steps", "2", "--report", report]
     command = [sys.executable, "-c", code, *map(str, [converted / FOLDER, *options])]
     done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=60)
-    assert (done.returncode, done.stderr) == (130, "\ninterrupted: no report was written\n")
+    assert (done.returncode, done.stderr) == (
+        130,
+        "\ninterrupted: no report was written; rerun the same command to resume\n",
+    )
     assert sorted(path.name for path in report.iterdir()) == ["check.html", "check.json", "episodes.jsonl"]
 
 

@@ -25,7 +25,6 @@ from runtime_check.check.results import AgentResult, BackendResult
 from runtime_check.compare import Tolerance, compare_outputs
 from runtime_check.protocols import PROTOCOLS
 from runtime_check.replay import EpisodeLog, Plan, from_json_line
-from runtime_check.report import writer as writer_module
 from runtime_check.report.documents import combine_verdicts, to_document, to_failure
 from runtime_check.report.episode_logs import EpisodeLogs
 from runtime_check.report.page import illustrate
@@ -74,7 +73,7 @@ def _make_result(
 
 
 def _write(tmp_path: Path, *results: AgentResult, options: Options = OPTIONS) -> tuple[dict, str]:
-    with ReportWriter(tmp_path / "report", options) as writer:
+    with ReportWriter(tmp_path / "report", options, len(results)) as writer:
         for result in results:
             writer.add_agent(to_document(result), illustrate(result), "")
         document = json.loads("".join(writer.finish()))
@@ -162,15 +161,24 @@ def test_an_agent_that_could_not_be_checked_has_its_reason(tmp_path):
     assert "no ROM" in (tmp_path / "report/check.html").read_text("utf-8")
 
 
-def test_agents_that_agree_fill_the_table_and_not_the_page(tmp_path, monkeypatch):
-    monkeypatch.setattr(writer_module, "_MAX_AGREEING_SECTIONS", 2)
-    bad = _make_result("out/bad", error=1.0)
-    document, page = _write(tmp_path, *(_make_result(f"out/{index}") for index in range(4)), bad)
-    assert document["counts"] == {"agree": 4, "disagree": 1, "unchecked": 0}
-    assert page.count("<details") == 3
-    assert 'id="agent-4"' in page
-    assert "2 more agents that agree" in page
-    assert page.count('<td class="verdict agree">') == 4
+def test_many_agents_have_one_row_each_the_problems_first(tmp_path):
+    bounds = {"flax": None, "onnxruntime": None}
+    results = [_make_result(f"out/{number}", bounds=bounds) for number in range(60)]
+    results[7] = _make_result("out/7", error=1.0, bounds=bounds)
+    _, page = _write(tmp_path, *results)
+    _, page = _write(tmp_path, *results)  # in place of the one before
+    assert "✗ 1 disagrees, 59 agree" in page
+    assert page.index("Problems") < page.index("out/7.html".replace("out", "agents")) < page.index("Agreements")
+    assert "<summary>DQN_modern Pong: 59 agree</summary>" in page
+    assert page.count("<tr><td>") == 60
+    assert "<svg" not in page
+    detail = (tmp_path / "report/agents/7.html").read_text("utf-8")
+    assert "error above the allowed" in detail
+    assert detail.count("<svg") == 3
+    assert [path.name for path in (tmp_path / "report/agents").iterdir()] == ["7.html"]
+    _, page = _write(tmp_path, _make_result())
+    assert not (tmp_path / "report/agents").exists()
+    assert "<svg" in page
 
 
 def test_nothing_is_left_of_a_report_that_was_not_finished(tmp_path):
@@ -184,7 +192,7 @@ def test_a_finished_report_replaces_the_one_before(tmp_path):
     _write(tmp_path, _make_result(error=1.0))
     document, page = _write(tmp_path, _make_result())
     assert document["verdict"] == "agree"
-    assert "All agree" in page
+    assert "✓ 1 agrees" in page
     assert len(list((tmp_path / "report").iterdir())) == 3
 
 

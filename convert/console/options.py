@@ -131,6 +131,18 @@ def add_engine_options(verb: str) -> Callable[[_Command], _Command]:
     return lambda command: _add(command, options)
 
 
+def add_ci_options(command: _Command) -> _Command:
+    """Add what CI reads of a check: ``--junitxml`` and ``--summary``."""
+    option = click.option(
+        "--junitxml",
+        type=click.Path(dir_okay=False),
+        metavar="FILE",
+        callback=check_writable,
+        help="Write the verdicts as JUnit XML: a suite is an agent, a case a backend.",
+    )
+    return option(add_summary_option(command))
+
+
 def add_summary_option(command: _Command) -> _Command:
     """Add ``--summary``."""
     option = click.option(

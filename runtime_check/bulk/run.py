@@ -17,14 +17,15 @@ from convert.bulk.engines import Engine, Task, run_here
 from convert.errors import AtariConvertError
 from convert.files.hashes import compute_sha256
 from convert.pipeline import to_known
-from convert.proofs import to_json
+from convert.proofs import read_proof, to_json
+from convert.sources import read_record
 from convert.targets import list_targets
 from runtime_check.bulk.jobs import Job
 from runtime_check.bulk.verdicts import Verdict, Verdicts, find_stamps
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.pipeline import check_agent
 from runtime_check.check.sources import Sources
-from runtime_check.proof import list_versions, publish_proof, to_statement
+from runtime_check.proof import from_proof, list_versions, publish_proof, to_statement
 from runtime_check.report.documents import Document, to_document, to_failure
 from runtime_check.report.episode_logs import EpisodeLogs
 from runtime_check.report.page import illustrate
@@ -119,6 +120,30 @@ def find_known(jobs: Sequence[Job], work: Work) -> dict[str, Outcome]:
     """Return the outcomes of the agents that `run` would pass over, by folder."""
     with Verdicts.open() as verdicts:
         return {} if work.again else _recall(jobs, work, verdicts)
+
+
+def recall(jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
+    """Yield what the proofs of agents say, without playing anything again.
+
+    Plots, pictures and episodes are there for those that were checked on this computer.
+    """
+    with Verdicts.open() as verdicts:
+        for job in jobs:
+            try:
+                yield _read_proof(job, verdicts)
+            except Exception as error:  # noqa: BLE001  one bad file must not stop the rest
+                yield _fail(job, to_known(error, job.folder))
+
+
+def _read_proof(job: Job, verdicts: Verdicts) -> Outcome:
+    proof = read_proof(job.folder)
+    document = from_proof(job.folder, read_record(job.folder), proof)
+    text = to_json(proof.statement)
+    verdict = verdicts.find(os.path.abspath(job.folder))
+    if verdict is None or verdict.proof != text:
+        return Outcome(job, document, proof=text)
+    found = json.loads(verdict.found)
+    return Outcome(job, document, found["pictures"], found["log"], text)
 
 
 def _publish(folder: Path, record: Any, statement: Mapping[str, Any]) -> str | None:

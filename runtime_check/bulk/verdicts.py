@@ -74,14 +74,16 @@ class Verdicts:
         with closing(connection):
             yield cls(connection)
 
-    def find(self, folder: str, how: str) -> Verdict | None:
-        """Return what was found of an agent that was checked in this way; None where nothing is known."""
+    def find(self, folder: str, how: str | None = None) -> Verdict | None:
+        """Return what was found of an agent, or None. With ``how``, only of one that was checked in this way."""
         if self._connection is None:
             return None
         try:
-            query = "SELECT stamps, proof, found FROM verdicts WHERE folder = ? AND how = ?"
-            row = self._connection.execute(query, (folder, how)).fetchone()
-            return row and Verdict(how, json.loads(row[0]), row[1], zlib.decompress(row[2]).decode())
+            query = "SELECT how, stamps, proof, found FROM verdicts WHERE folder = ?"
+            row = self._connection.execute(query, (folder,)).fetchone()
+            if row is None or how not in (row[0], None):
+                return None
+            return Verdict(row[0], json.loads(row[1]), row[2], zlib.decompress(row[3]).decode())
         except (sqlite3.DatabaseError, ValueError, zlib.error):  # SQLite has no checksums
             return None
 

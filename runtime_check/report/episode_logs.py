@@ -34,7 +34,7 @@ class EpisodeLogs:
         return "".join(line[-1] for line in lines)
 
 
-def name_agent(text: str, folder: str) -> str:
+def add_folder(text: str, folder: str) -> str:
     """Return the lines of an agent with its folder in each."""
     head = json.dumps({"folder": folder})[:-1]
     return "".join(f"{head}, {line[1:]}" for line in text.splitlines(keepends=True))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from runtime_check.check.exhibits import Exhibit
 from runtime_check.check.results import AgentResult
 from runtime_check.report import plots
+from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document
 from runtime_check.report.terminal import format_bound, format_number, format_returns, format_tolerance
 
 
@@ -30,6 +31,7 @@ def load_templates() -> jinja2.Environment:
         "format_tolerance": format_tolerance,
         "format_bound": format_bound,
         "format_options": format_options,
+        "name_agent": name_agent,
     }
     return templates
 
@@ -41,6 +43,21 @@ def format_options(options: Mapping[str, Any]) -> str:
         for name, value in options.items()
         if value not in (None, ())
     )
+
+
+def name_agent(document: Document) -> str:
+    """Return what a list calls an agent: game, family, seed and step; its folder where these are not known."""
+    who = [document.get(field) for field in ("family", "seed", "step")]
+    if document.get("game") is None:
+        return str(document["folder"])
+    return f"{document['game']} {'/'.join('?' if part is None else str(part) for part in who)}"
+
+
+def format_headline(counts: Mapping[str, int]) -> str:
+    """Return what happened, the worst first: ``1 disagrees, 34 agree, 2 not checked``."""
+    words = {DISAGREE: ("disagrees", "disagree"), AGREE: ("agrees", "agree"), UNCHECKED: ("not checked", "not checked")}
+    found = [(counts.get(name, 0), *word) for name, word in words.items()]
+    return ", ".join(f"{count:,} {one if count == 1 else many}" for count, one, many in found if count) or "no agents"
 
 
 def _format_value(value: object) -> str:

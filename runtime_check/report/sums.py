@@ -13,7 +13,7 @@ from typing import Any
 from convert import __version__
 from convert.bulk.summary import format_duration
 from convert.names import to_printable
-from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document
+from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document, find_reason
 from runtime_check.report.junit import to_suite
 
 _LISTED = 50  # problems in the Markdown; the JSON has all of them
@@ -58,17 +58,6 @@ class Sums:
         self.suites.append(to_suite(document))
         if document["verdict"] != AGREE:
             self.problems.append(Problem(document["folder"], document["verdict"], find_reason(document)))
-
-
-def find_reason(document: Document) -> str:
-    """Return in one line why an agent does not agree; empty where it does."""
-    if document["verdict"] == UNCHECKED:
-        reasons = [document["error"]["message"]]
-    else:
-        reasons = list(document["faults"])
-        for name, outcome in document["backends"].items():
-            reasons += [f"{name}: {reason}" for reason in outcome["reasons"]]
-    return " ".join("; ".join(reasons).split())
 
 
 def format_counts(sums: Sums) -> str:

@@ -30,13 +30,24 @@ from convert import __version__
 from convert.errors import UnwritableOutput
 from convert.signals import hold_signals
 from runtime_check.check.options import Options
-from runtime_check.report.documents import AGREE, DISAGREE, FORMAT_VERSION, UNCHECKED, Document, combine_verdicts
-from runtime_check.report.episode_logs import name_agent
-from runtime_check.report.page import load_templates
+from runtime_check.report.documents import (
+    AGREE,
+    DISAGREE,
+    FORMAT_VERSION,
+    UNCHECKED,
+    Document,
+    combine_verdicts,
+    find_reason,
+    find_worst,
+)
+from runtime_check.report.episode_logs import add_folder
+from runtime_check.report.page import format_headline, load_templates, name_agent
 
 JSON_NAME, HTML_NAME, LOG_NAME = "check.json", "check.html", "episodes.jsonl"
-# Every agent that does not agree gets its plots and pictures; of those that do, the first ones.
-_MAX_AGREEING_SECTIONS = 50
+PAGES_NAME = "agents"
+# So many agents have a row for each backend, plots and pictures on one page. Of more, each has one row; those that do
+# not agree come first, with a page of their own, and the others are folded by family and game.
+_MOST_ON_ONE_PAGE = 50
 
 
 class ReportWriter:
@@ -46,19 +57,21 @@ class ReportWriter:
     where another disk is mounted.
     """
 
-    def __init__(self, directory: Path | None, options: Options) -> None:
+    def __init__(self, directory: Path | None, options: Options | None, total: int = 0) -> None:
         """Prepare a report.
 
         Args:
             directory: where it goes; None to have the JSON document alone, for `finish` to return.
-            options: how the agents are checked.
+            options: how the agents are checked; None for a report from proofs, each of which says how.
+            total: how many agents are to come, which decides how they are shown.
         """
         self._directory = directory
         self._is_new = directory is not None and not directory.exists()
         self._aside = (directory or Path(tempfile.gettempdir())) / f".atari-check-{secrets.token_hex(8)}"
         self._options = options
         self._counts: dict[str, int] = {}
-        self._sections = 0
+        self._is_long = total > _MOST_ON_ONE_PAGE
+        self._group: tuple[str, list[str]] = ("", [])
         self._stack = ExitStack()
         self._files: dict[str, TextIO] = {}
         self._templates = load_templates()
@@ -73,7 +86,7 @@ class ReportWriter:
             if self._directory is not None:
                 self._directory.mkdir(parents=True, exist_ok=True)
             self._aside.mkdir(mode=0o700)
-            for name in ("agents", "rows", "sections", LOG_NAME):
+            for name in ("documents", "rows", "sections", "groups", LOG_NAME):
                 self._files[name] = self._stack.enter_context(_create(self._aside / name))
         return self
 
@@ -111,19 +124,50 @@ class ReportWriter:
         number = sum(self._counts.values())
         self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
         with self._writing():
-            self._files[LOG_NAME].write(name_agent(log, document["folder"]))
-            self._files["agents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
+            self._files[LOG_NAME].write(add_folder(log, document["folder"]))
+            self._files["documents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
             if self._directory is not None:
                 self._add_to_page(document, pictures, number)
 
     def _add_to_page(self, document: Document, pictures: Mapping[str, Any], number: int) -> None:
-        has_section = document["verdict"] != AGREE or self._sections < _MAX_AGREEING_SECTIONS
+        if self._is_long:
+            self._add_line(document, pictures, number)
+            return
         rows = self._templates.get_template("rows.html")
-        self._files["rows"].write(rows.render(agent=document, number=number, has_section=has_section))
-        if has_section:
-            self._sections += 1
-            section = self._templates.get_template("agent.html")
-            self._files["sections"].write(section.render(agent=document, number=number, **pictures))
+        self._files["rows"].write(rows.render(agent=document, number=number))
+        section = self._templates.get_template("agent.html")
+        self._files["sections"].write(section.render(agent=document, number=number, **pictures))
+
+    def _add_line(self, document: Document, pictures: Mapping[str, Any], number: int) -> None:
+        agrees, link = document["verdict"] == AGREE, None
+        if not agrees:
+            link, detail = f"{PAGES_NAME}/{number}.html", self._templates.get_template("detail.html")
+            (self._aside / PAGES_NAME).mkdir(exist_ok=True)
+            with _create(self._aside / link) as page:
+                page.write(detail.render(agent=document, number=number, **pictures))
+        worst = find_worst(document)
+        line = self._templates.get_template("line.html").render(
+            agent=document,
+            name=name_agent(document),
+            link=link,
+            worst=worst,
+            outcome=document["backends"].get(worst),
+            reason=find_reason(document),
+        )
+        if not agrees:
+            self._files["rows"].write(line)
+            return
+        group = f"{document['family'] or 'unknown family'} {document['game']}"
+        if group != self._group[0]:
+            self._end_group()
+            self._group = (group, [])
+        self._group[1].append(line)
+
+    def _end_group(self) -> None:
+        """Write the group of agents that have come; those of one family and game come one after the other."""
+        name, lines = self._group
+        if lines:
+            self._files["groups"].write(json.dumps([name, len(lines), "".join(lines)]) + "\n")
 
     def finish(self) -> Iterator[str]:
         """Put the report in place, and return ``check.json`` in pieces.
@@ -132,16 +176,26 @@ class ReportWriter:
             UnwritableOutput: the disk is full, or something like it.
         """
         with self._writing():
+            self._end_group()
             for file in self._files.values():
                 file.close()
             self._write_json()
             if self._directory is not None:
                 self._write_html()
                 with hold_signals(signal.SIGINT, signal.SIGTERM):
+                    self._replace_pages()
                     # The document that carries the verdict comes last.
                     for name in (LOG_NAME, HTML_NAME, JSON_NAME):
                         os.replace(self._aside / name, self._directory / name)
         return _read_lines((self._directory or self._aside) / JSON_NAME)
+
+    def _replace_pages(self) -> None:
+        """Put the pages of single agents in place of those of an earlier report."""
+        new, old = self._aside / PAGES_NAME, (self._directory or self._aside) / PAGES_NAME
+        if old.is_dir() and not old.is_symlink():
+            os.replace(old, self._aside / "old")
+        if new.is_dir():
+            os.replace(new, old)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
@@ -159,15 +213,18 @@ class ReportWriter:
         head = _dump(self._describe_run())
         with _create(self._aside / JSON_NAME) as out:
             out.write(head[: head.rindex("\n}")] + ',\n  "agents": [')
-            out.writelines(_read_lines(self._aside / "agents"))
+            out.writelines(_read_lines(self._aside / "documents"))
             out.write("\n  ]\n}\n")
 
     def _write_html(self) -> None:
         page = self._templates.get_template("page.html").generate(
             run=self._describe_run(),
+            headline=format_headline(self._counts),
             rows=_read_markup(self._aside / "rows"),
             sections=_read_markup(self._aside / "sections"),
-            hidden=sum(self._counts.values()) - self._sections,
+            is_long=self._is_long,
+            problems=sum(self._counts.values()) - self._counts.get(AGREE, 0),
+            groups=_read_groups(self._aside / "groups"),
             log_name=LOG_NAME,
         )
         with _create(self._aside / HTML_NAME) as out:
@@ -180,7 +237,7 @@ class ReportWriter:
             "verdict": combine_verdicts(self._counts),
             "counts": {name: self._counts.get(name, 0) for name in (AGREE, DISAGREE, UNCHECKED)},
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "options": asdict(options) | {"side_by_side": options.width},
+            "options": asdict(options) | {"side_by_side": options.width} if options else None,
             "versions": {
                 "atari-convert": __version__,
                 "python": platform.python_version(),
@@ -204,6 +261,12 @@ def _dump(document: Document) -> str:
 def _read_lines(path: Path) -> Iterator[str]:
     with path.open(encoding="utf-8") as file:
         yield from file
+
+
+def _read_groups(path: Path) -> Iterator[tuple[str, int, Markup]]:
+    for line in _read_lines(path):
+        name, count, lines = json.loads(line)
+        yield name, count, Markup(lines)  # noqa: S704 - rendered, and escaped, above
 
 
 def _read_markup(path: Path) -> Iterator[Markup]:
