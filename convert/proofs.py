@@ -47,8 +47,8 @@ class Proof:
 
 
 def to_json(statement: Mapping[str, Any]) -> str:
-    """Return the text of ``proof.json``: the same for the same statement."""
-    return json.dumps(statement, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Return the text of ``proof.json``, in ASCII: the same for the same statement."""
+    return json.dumps(statement, indent=2, allow_nan=False) + "\n"
 
 
 def read_proof(folder: str | Path) -> Proof:

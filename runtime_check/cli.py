@@ -49,6 +49,13 @@ Replay Atari episodes and compare converted agents with their checkpoints. For e
   atari-check --help                                        every option"""
 
 
+class _PathOrUrl(click.Path):
+    """A path that has to exist, or any URL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        return value if "://" in str(value) else super().convert(value, param, ctx)
+
+
 def _list_backend_names() -> list[str]:
     from runtime_check.backends import list_backends
 
@@ -72,15 +79,16 @@ class _CheckCommand(Command):
     exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.argument("agents", nargs=-1, metavar="[AGENT]...", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("agents", nargs=-1, metavar="[AGENT]...", type=_PathOrUrl(exists=True, file_okay=False))
 @click.option(
     "--source",
     default=".",
     metavar="PATH",
-    type=click.Path(exists=True, path_type=Path),
-    help="The original checkpoints to compare with: one file, or the root of the release. There, "
-    "FAMILY/Game/seed/model_STEP.gz is tried first, then any *.gz with the sha256 in agent.json.",
+    type=_PathOrUrl(exists=True),
+    help="The original checkpoints to compare with: one file, or the root of the release, as a path or a URL. There, "
+    "FAMILY/Game/seed/model_STEP.gz is tried first, then, on disk, any *.gz with the sha256 in agent.json.",
 )
+@click.option("--anonymous", is_flag=True, help="Read gs:// and s3:// sources without credentials, for public buckets.")
 @click.option(
     "--backend",
     "backends",
@@ -154,8 +162,9 @@ class _CheckCommand(Command):
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
 @click.version_option(__version__, prog_name="atari-check")
 def main(
-    agents: tuple[Path, ...],
-    source: Path,
+    agents: tuple[str, ...],
+    source: str,
+    anonymous: bool,
     backends: tuple[str, ...],
     files_from: IO[str] | None,
     families: tuple[str, ...],
@@ -187,11 +196,11 @@ def main(
 ) -> None:
     """Replay Atari episodes to prove that converted agents act like their checkpoints.
 
-    AGENT is a folder that atari-convert wrote, or a folder with several of them in or below it. Every artefact is
-    opened with its own runtime, sees the same episodes, and is compared with the checkpoint in float64. What was found
-    is written as proof.json beside agent.json. Agents whose proof still holds are passed over: rerun the same command
-    to resume. Repeatable options also take several values separated by commas. `atari-check report` makes a report
-    from proofs alone.
+    AGENT is a folder that atari-convert wrote, or a folder with several of them in or below it, as a path or a URL.
+    Every artefact is opened with its own runtime, sees the same episodes, and is compared with the checkpoint in
+    float64. What was found is written as proof.json beside agent.json. Agents whose proof still holds are passed over:
+    rerun the same command to resume. Repeatable options also take several values separated by commas. `atari-check
+    report` makes a report from proofs alone.
 
     Exit codes: 0 all agree; 1 at least one disagreement, wrong checksum, or artefact that does not load or run; 2 none
     of these, but something could not be checked, or the command line is wrong; 130 interrupted; 143 terminated.
@@ -205,6 +214,7 @@ def main(
     with _end_on_errors():
         from convert.bulk.engines import make_engine
         from convert.bulk.selection import Filter
+        from convert.store.storage import normalise
         from runtime_check.backends import find_backend
         from runtime_check.bulk import run as bulk
         from runtime_check.check.options import Options
@@ -223,9 +233,9 @@ def main(
             atol=atol,
             rtol=rtol,
         )
-        listed = [Path(line) for line in map(str.strip, files_from or ()) if line]
+        listed = [line for line in map(str.strip, files_from or ()) if line]
         jobs = _find_jobs([*agents, *listed], Filter(families, games, seeds, steps), shard, len(backends))
-        work = bulk.Work(str(source), options, again)
+        work = bulk.Work(normalise(source), options, again, anonymous)
         if dry_run:
             _show_plan(jobs, work, quiet=quiet)
             return
@@ -234,7 +244,7 @@ def main(
         outcomes = bulk.run(jobs, work, run_on, progress.listeners)
         output = _Output(report, as_json, quiet, verbose, fail_fast)
         sums = _follow(progress.show(outcomes), len(jobs), options, output)
-        _finish(sums, junitxml, summary, {"source": str(source), "shard": format_shard(shard)})
+        _finish(sums, junitxml, summary, {"source": source, "shard": format_shard(shard)})
 
 
 @click.command(
@@ -245,9 +255,7 @@ Make a report from the proofs of earlier checks, without playing anything again.
     exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},
 )
-@click.argument(
-    "agents", nargs=-1, required=True, metavar="AGENT...", type=click.Path(exists=True, file_okay=False, path_type=Path)
-)
+@click.argument("agents", nargs=-1, required=True, metavar="AGENT...", type=_PathOrUrl(exists=True, file_okay=False))
 @click.option(
     "-o",
     "--out",
@@ -262,7 +270,7 @@ Make a report from the proofs of earlier checks, without playing anything again.
 @click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
 @click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
 def report_proofs(
-    agents: tuple[Path, ...],
+    agents: tuple[str, ...],
     report: Path | None,
     families: tuple[str, ...],
     games: tuple[str, ...],
@@ -302,7 +310,7 @@ class _Output:
     fail_fast: bool
 
 
-def _find_jobs(paths: list[Path], wanted: Filter, shard: tuple[int, int] | None, backends: int) -> list[Job]:
+def _find_jobs(paths: list[str], wanted: Filter, shard: tuple[int, int] | None, backends: int) -> list[Job]:
     from convert.bulk import selection
     from runtime_check.bulk.jobs import make_jobs
     from runtime_check.check.folders import find_agent_folders

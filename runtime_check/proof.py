@@ -107,7 +107,7 @@ def publish_proof(folder: Path, record: Record, statement: Mapping[str, Any]) ->
         OSError: the folder cannot be written.
     """
     with hold_lock(folder):
-        _check_unchanged(folder, record, statement)
+        check_unchanged(folder, record, statement)
         part = folder / _PART
         part.unlink(missing_ok=True)  # of a check that was killed
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o666)
@@ -120,7 +120,12 @@ def publish_proof(folder: Path, record: Record, statement: Mapping[str, Any]) ->
             raise
 
 
-def _check_unchanged(folder: Path, record: Record, statement: Mapping[str, Any]) -> None:
+def check_unchanged(folder: Path, record: Record, statement: Mapping[str, Any]) -> None:
+    """Raise unless an agent's record and the files that a statement is about are as the record says.
+
+    Raises:
+        CheckError: they are not.
+    """
     names = {subject["name"] for subject in statement["subject"]}
     covered = [each for each in record.artifacts.values() if any(file.path in names for file in each.files)]
     is_same = read_record(folder) == record and all(is_intact(folder, artifact) for artifact in covered)

@@ -36,7 +36,7 @@ def _own_cache(tmp_path_factory, monkeypatch):
 @pytest.fixture
 def agents(converted, tmp_path):
     """A tree of both trained agents, to change."""
-    return Path(shutil.copytree(converted, tmp_path / "agents"))
+    return _copy(converted, tmp_path / "agents")
 
 
 @pytest.fixture
@@ -44,11 +44,16 @@ def tree(converted, tmp_path):
     """Six agents: four good ones, one with other weights, one whose record is damaged."""
     root = tmp_path / "tree"
     for name in ("a", "bad", "c", "d", "e"):
-        shutil.copytree(converted / FOLDER, root / name)
+        _copy(converted / FOLDER, root / name)
     plant_weights(root / "bad", "onnx", to_network(make_state(6)))
     (root / "broken").mkdir()
     (root / "broken/agent.json").write_text("{", "utf-8")
     return root
+
+
+def _copy(folder: Path, to: Path) -> Path:
+    """Copy agents without the proofs that other tests may have left with them."""
+    return Path(shutil.copytree(folder, to, ignore=shutil.ignore_patterns("proof.json")))
 
 
 def _run(*arguments: object, code: int = 0) -> Result:
@@ -230,7 +235,7 @@ def test_ray_finds_what_one_process_finds(tree, tmp_path):
 def test_a_run_that_is_killed_loses_the_agents_under_way_at_most(converted, tmp_path):
     root = tmp_path / "tree"
     for number in range(12):
-        shutil.copytree(converted / FOLDER, root / f"agent{number:02}")
+        _copy(converted / FOLDER, root / f"agent{number:02}")
     command = [sys.executable, "-m", "runtime_check", str(root), *FAST, "-j", "2"]
     for kill in (signal.SIGKILL, signal.SIGTERM, signal.SIGINT):
         before = len(_read_proofs(root))

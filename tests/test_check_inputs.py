@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from builders import AGENTS, PONG, make_state, save_checkpoint
@@ -27,9 +28,9 @@ def test_agent_folders_are_found_in_order_and_not_in_what_is_hidden(converted, t
     for name in ("b/2", "b/1", "a", "b/1/.atari-convert-new"):
         (tmp_path / name).mkdir(parents=True, exist_ok=True)
         shutil.copy(converted / FOLDER / "agent.json", tmp_path / name)
-    found = [str(path.relative_to(tmp_path)) for path in find_agent_folders([tmp_path])]
+    found = [str(Path(path).relative_to(tmp_path)) for path in find_agent_folders([str(tmp_path)])]
     assert found == ["a", "b/1", "b/2"]
-    assert list(find_agent_folders([tmp_path / "a"])) == [tmp_path / "a"]
+    assert find_agent_folders([str(tmp_path / "a")]) == [str(tmp_path / "a")]
 
 
 def test_links_are_followed_where_they_are_named_and_each_agent_is_found_once(converted, tmp_path):
@@ -40,14 +41,18 @@ def test_links_are_followed_where_they_are_named_and_each_agent_is_found_once(co
     (tree / "a").symlink_to(elsewhere)
     (tree / "c").symlink_to(tree / "b")
     (tree / "loop").symlink_to(tree)
-    assert find_agent_folders([tree]) == [tree / "b"]
-    assert find_agent_folders([tree / "a"]) == [tree / "a"]
-    assert find_agent_folders([tree / "c", tree, tree / "b/../b"]) == [tree / "c"]
+
+    def find(*places: Path) -> list[str]:
+        return find_agent_folders([str(place) for place in places])
+
+    assert find(tree) == [str(tree / "b")]
+    assert find(tree / "a") == [str(tree / "a")]
+    assert find(tree / "c", tree, tree / "b/../b") == [str(tree / "c")]
 
 
 def test_a_folder_without_agents_is_refused(tmp_path):
     with pytest.raises(CheckError, match=r"no agent\.json in it or below"):
-        list(find_agent_folders([tmp_path]))
+        find_agent_folders([str(tmp_path)])
 
 
 def test_a_source_is_found_at_its_place_in_the_release(record):

@@ -17,7 +17,7 @@ from pathlib import Path
 import boto3
 import pytest
 import torch
-from builders import make_state, save_checkpoint
+from builders import AGENTS, make_state, save_checkpoint
 from bulk_release import COUNT, run
 from click.testing import CliRunner
 from fsspec.registry import _registry
@@ -491,3 +491,78 @@ def test_a_missing_library_names_its_extra(monkeypatch):
             find_jobs([f"{protocol}://bucket/atari"], "out")
     with pytest.raises(SelectionError, match="expected a path, gs://, s3:// or https://"):
         find_jobs(["nonsense://bucket"], "out")
+
+
+def test_agents_in_s3_are_checked_there_and_keep_their_proof(s3, tmp_path, monkeypatch):
+    """Agents and checkpoints in a bucket: fetched one by one, nothing left here, passed over the next time."""
+    from runtime_check.cli import main as check
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temp"))
+    (tmp_path / "temp").mkdir()
+    _upload(s3, AGENTS, "atari")
+    assert _statuses(find_jobs(["s3://bucket/atari"], "s3://bucket/out"), "onnx") == ["converted"] * 2
+    arguments = ["s3://bucket/out/", "--source", "s3://bucket/atari", "--max-steps", "3"]
+
+    def run_check(*options: str, code: int = 0) -> str:
+        result = CliRunner().invoke(check, [*arguments, *options])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    report = tmp_path / "report"
+    text = run_check("--report", str(report))
+    assert "2 agents agree" in text
+    assert "s3://bucket/out/DQN_modern/Pong/0/model_328492" in text
+    assert str(tmp_path / "temp") not in text + (report / "check.json").read_text("utf-8")
+    proofs = {key: digest for key, digest in _hashes(s3, "out").items() if key.endswith("proof.json")}
+    assert len(proofs) == 2
+    assert "2 of them known from an earlier run" in run_check()
+    assert "1 to check, 1 known" in run_check("--dry-run", "--game", "Pong", "--again").replace("0 known", "1 known")
+    # An artefact that is replaced with other weights, with a record that says so.
+    key = "out/DQN_modern/Pong/0/model_328492/model.onnx"
+    data = bytearray(s3.get_object(Bucket="bucket", Key=key)["Body"].read())
+    data[-5] ^= 1
+    s3.put_object(Bucket="bucket", Key=key, Body=bytes(data))
+    text = run_check(code=1)
+    assert "1 agent agrees, 1 disagree, 0 could not be checked; 1 of them known" in text
+    assert "checksum" in text
+    assert {key: _hashes(s3, "out")[key] for key in proofs} == proofs
+    result = CliRunner().invoke(check, ["report", "s3://bucket/out"])
+    assert result.exit_code == 2
+    assert "not about the files that are there" in result.output
+    s3.delete_object(Bucket="bucket", Key="atari/DQN_modern/Pong/0/model_328492.gz")
+    assert "s3://bucket/atari/DQN_modern/Pong/0/model_328492.gz: cannot be read (not found)" in run_check(code=2)
+    assert list((tmp_path / "temp").iterdir()) == []
+
+
+def test_a_check_of_a_bucket_works_in_processes_and_on_local_agents(s3, tmp_path, monkeypatch):
+    from runtime_check.cli import main as check
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    _upload(s3, AGENTS, "atari")
+    run(AGENTS, "--to", "onnx", "-o", tmp_path / "out")
+    arguments = [str(tmp_path / "out"), "--source", "s3://bucket/atari", "--max-steps", "3", "-j", "2"]
+    result = CliRunner().invoke(check, arguments)
+    assert (result.exit_code, "2 agents agree" in result.output) == (0, True), result.output
+    assert "2 of them known" in CliRunner().invoke(check, arguments).output
+    assert len(list((tmp_path / "out").rglob("proof.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({}, "no agent.json in it or below"),
+        ({"agent.json": b"{"}, "not JSON"),
+        ({"agent.json": b"{}", "..\\x": b"1"}, "backslashes"),
+    ],
+)
+def test_what_a_bucket_holds_is_not_trusted(files, message, s3, tmp_path, monkeypatch):
+    from runtime_check.cli import main as check
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    s3.put_object(Bucket="bucket", Key="bad/other.txt", Body=b"1")
+    for name, data in files.items():
+        s3.put_object(Bucket="bucket", Key=f"bad/agent/{name}", Body=data)
+    result = CliRunner().invoke(check, ["s3://bucket/bad", "--source", str(AGENTS)])
+    assert result.exit_code == 2
+    assert message in result.output

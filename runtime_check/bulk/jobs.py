@@ -5,19 +5,19 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from convert.agents.identity import Identity
 from convert.errors import RecordError
 from convert.sources import identify, read_record
+from convert.store.storage import is_url
 
 
 @dataclass(frozen=True)
 class Job:
     """An agent to check.
 
-    folder: the agent's, as it was named or found. identity: who its record says it is, or else its path. size: how much
-    work it is, in units of one backend's episodes.
+    folder: the agent's, a path or a URL, as it was named or found. identity: who its record says it is, or else its
+    path. size: how much work it is, in units of one backend's episodes.
     """
 
     folder: str
@@ -30,11 +30,11 @@ class Job:
         return self.folder
 
     def to_absolute(self) -> Job:
-        """Return the job with an absolute path, which means the same in every working folder."""
-        return replace(self, folder=os.path.abspath(self.folder))
+        """Return the job with a URL or an absolute path, which means the same in every working folder."""
+        return self if is_url(self.folder) else replace(self, folder=os.path.abspath(self.folder))
 
 
-def make_jobs(folders: Iterable[Path], backends: int) -> list[Job]:
+def make_jobs(folders: Iterable[str], backends: int) -> list[Job]:
     """Return a job for each agent's folder.
 
     Args:
@@ -44,9 +44,11 @@ def make_jobs(folders: Iterable[Path], backends: int) -> list[Job]:
     return [_make_job(folder, backends) for folder in folders]
 
 
-def _make_job(folder: Path, backends: int) -> Job:
+def _make_job(folder: str, backends: int) -> Job:
+    if is_url(folder):  # whose record is read when its turn comes
+        return Job(folder, identify(f"{folder}.gz"))
     try:
         record = read_record(folder)
     except RecordError:  # checking it will tell why
-        return Job(str(folder), identify(f"{folder.absolute().as_posix()}.gz"))
-    return Job(str(folder), record.agent.identity, 1 + (backends or len(record.artifacts)))
+        return Job(folder, identify(f"{os.path.abspath(folder)}.gz"))
+    return Job(folder, record.agent.identity, 1 + (backends or len(record.artifacts)))

@@ -7,25 +7,28 @@ import json
 import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from convert.bulk.engines import Engine, Task, run_here
-from convert.errors import AtariConvertError
+from convert.errors import AtariConvertError, CheckError, UnwritableOutput
 from convert.files.hashes import compute_sha256
 from convert.pipeline import to_known
 from convert.proofs import read_proof, to_json
 from convert.sources import read_record
+from convert.store.storage import is_url
 from convert.targets import list_targets
 from runtime_check.bulk.jobs import Job
-from runtime_check.bulk.verdicts import Verdict, Verdicts, find_stamps
+from runtime_check.bulk.places import Place, find_stamps, name_source, open_place, publish
+from runtime_check.bulk.verdicts import Verdict, Verdicts
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.pipeline import check_agent
 from runtime_check.check.sources import Sources
-from runtime_check.proof import from_proof, list_versions, publish_proof, to_statement
+from runtime_check.proof import from_proof, list_versions, to_statement
+from runtime_check.replay import EpisodeLog
 from runtime_check.report.documents import Document, to_document, to_failure
 from runtime_check.report.episode_logs import EpisodeLogs
 from runtime_check.report.page import illustrate
@@ -35,11 +38,16 @@ _SILENT = Listeners()
 
 @dataclass(frozen=True)
 class Work:
-    """What is to be done with each agent. source: the checkpoints to compare with, a file or a folder."""
+    """What is to be done with each agent.
+
+    source: the checkpoints to compare with: a file or a folder, a path or a URL. again: pass over none. anonymous: read
+    sources at URLs without credentials.
+    """
 
     source: str
     options: Options
     again: bool = False
+    anonymous: bool = False
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,7 @@ class Outcome:
     pictures: Mapping[str, Any] = field(default_factory=dict)
     log: str = ""
     proof: str | None = None
-    stamps: Mapping[str, str] = field(default_factory=dict)
+    stamps: Mapping[str, str | None] = field(default_factory=dict)
     warning: str | None = None
     is_known: bool = False
 
@@ -91,29 +99,42 @@ def run(
 
 def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
     """Check one agent and publish its proof. Whatever is wrong with it is part of the outcome."""
-    folder = Path(job.folder)
-    logs = EpisodeLogs()
-
-    def add_log(backend: str, mode: str, log: Any) -> None:
-        logs.add(backend, mode, log)
-        listeners.episode(backend, mode, log)
-
     try:
-        result = check_agent(
-            folder, _open_sources(work.source), work.options, Listeners(listeners.start, listeners.steps, add_log)
-        )
-        document = to_document(result)
-        outcome = Outcome(job, document, illustrate(result), logs.to_text(document["backends"]))
-        if not result.backends:  # the record is wrong, and nothing was run
-            return outcome
-        statement = to_statement(result, work.options)
-        warning = _publish(folder, result.record, statement)
-        stamps = find_stamps(folder, result.source)
-        return Outcome(job, document, outcome.pictures, outcome.log, to_json(statement), stamps=stamps, warning=warning)
+        sources = None if is_url(work.source) else _open_sources(work.source)
+        with open_place(job.folder, work.source, sources, anonymous=work.anonymous) as place:
+            return _check(work, job, place, listeners)
     except Exception as error:  # noqa: BLE001  an unexpected error must not stop thousands of agents
         return _fail(job, to_known(error, job.folder))
     finally:
         gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+
+
+def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
+    logs = EpisodeLogs()
+
+    def add_log(backend: str, mode: str, log: EpisodeLog) -> None:
+        logs.add(backend, mode, log)
+        listeners.episode(backend, mode, log)
+
+    follow = Listeners(listeners.start, listeners.steps, add_log)
+    result = check_agent(place.folder, place.sources, work.options, follow)
+    document = place.restore(to_document(result))
+    outcome = Outcome(job, document, illustrate(result), logs.to_text(document["backends"]))
+    if not result.backends:  # the record is wrong, and nothing was run
+        return outcome
+    statement = to_statement(result, work.options)
+    try:
+        publish(place, result.record, statement)
+    except CheckError:
+        if result.agrees:
+            raise
+        return outcome  # files that are not those of the record are a verdict, and nothing is proven of them
+    except (OSError, UnwritableOutput) as error:
+        reason = getattr(error, "strerror", None) or error
+        warning = f"{job.folder}: proof.json cannot be written ({reason}): only this computer remembers the verdict"
+        outcome = replace(outcome, warning=warning)
+    stamps = find_stamps(job.folder, name_source(place, result.source, work.source))
+    return replace(outcome, proof=to_json(statement), stamps=stamps)
 
 
 def find_known(jobs: Sequence[Job], work: Work) -> dict[str, Outcome]:
@@ -136,22 +157,15 @@ def recall(jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
 
 
 def _read_proof(job: Job, verdicts: Verdicts) -> Outcome:
-    proof = read_proof(job.folder)
-    document = from_proof(job.folder, read_record(job.folder), proof)
+    with open_place(job.folder, "", Sources(Path()), anonymous=False) as place:
+        proof = read_proof(place.folder)
+        document = place.restore(from_proof(str(place.folder), read_record(place.folder), proof))
     text = to_json(proof.statement)
-    verdict = verdicts.find(os.path.abspath(job.folder))
+    verdict = verdicts.find(_to_absolute(job.folder))
     if verdict is None or verdict.proof != text:
         return Outcome(job, document, proof=text)
     found = json.loads(verdict.found)
     return Outcome(job, document, found["pictures"], found["log"], text)
-
-
-def _publish(folder: Path, record: Any, statement: Mapping[str, Any]) -> str | None:
-    try:
-        publish_proof(folder, record, statement)
-    except OSError as error:
-        return f"{folder}: proof.json cannot be written ({error.strerror}): only this computer remembers the verdict"
-    return None
 
 
 def _prepare() -> None:
@@ -186,7 +200,7 @@ def _remember(outcomes: Iterable[Outcome], work: Work, verdicts: Verdicts) -> Ge
         if outcome.proof is not None and outcome.stamps:
             found = {"document": outcome.document, "pictures": outcome.pictures, "log": outcome.log}
             verdict = Verdict(key, outcome.stamps, outcome.proof, json.dumps(found))
-            verdicts.remember(os.path.abspath(outcome.job.folder), verdict)
+            verdicts.remember(_to_absolute(outcome.job.folder), verdict)
         yield outcome
 
 
@@ -195,8 +209,8 @@ def _recall(jobs: Iterable[Job], work: Work, verdicts: Verdicts) -> dict[str, Ou
     key = _to_key(work)
     known = {}
     for job in jobs:
-        verdict = verdicts.find(os.path.abspath(job.folder), key)
-        if verdict and verdict.is_current(Path(job.folder)):
+        verdict = verdicts.find(_to_absolute(job.folder), key)
+        if verdict and verdict.is_current(job.folder):
             found = json.loads(verdict.found)
             document = found["document"] | {"folder": job.folder}
             known[job.folder] = Outcome(job, document, found["pictures"], found["log"], verdict.proof, is_known=True)
@@ -207,8 +221,12 @@ def _to_key(work: Work) -> str:
     """Return what tells how an agent was checked: options, sources, and the versions of everything that takes part."""
     packages = sorted({package for target in list_targets() for package in target.packages} | {"torch"})
     versions = {name: _find_version(name) for name in packages} | list_versions()
-    how = {"source": os.path.realpath(work.source), "options": asdict(work.options), "versions": versions}
+    how = {"source": _to_absolute(work.source), "options": asdict(work.options), "versions": versions}
     return compute_sha256(json.dumps(how, sort_keys=True).encode())
+
+
+def _to_absolute(name: str) -> str:
+    return name if is_url(name) else os.path.realpath(name)
 
 
 def _find_version(package: str) -> str | None:

@@ -15,10 +15,9 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from convert.errors import UnreadableArtefact
-from convert.files.disk import read_file
-from convert.proofs import PROOF_NAME
 from convert.store.journal import find_cache_folder
+from convert.store.storage import is_url
+from runtime_check.bulk.places import find_stamps, has_proof
 
 _PATIENCE = 2.0  # seconds to wait for another process that writes
 _SCHEMA = """
@@ -37,23 +36,20 @@ class Verdict:
     """What was found of an agent.
 
     how: a digest of how it was checked. stamps: by path, of every file and folder of the agent, and of its checkpoint.
-    proof: the text of ``proof.json``. found: the rest, as JSON.
+    None where a server told none. proof: the text of ``proof.json``. found: the rest, as JSON.
     """
 
     how: str
-    stamps: Mapping[str, str]
+    stamps: Mapping[str, str | None]
     proof: str
     found: str
 
-    def is_current(self, folder: Path) -> bool:
-        """Return whether the agent's files and its checkpoint are as they were, and the proof is this one."""
-        source = next((path for path in self.stamps if os.path.isabs(path)), None)
-        if source is None or find_stamps(folder, Path(source)) != self.stamps:
+    def is_current(self, name: str) -> bool:
+        """Return whether the agent's files and its checkpoint are as they were, and its proof is this one."""
+        source = next((path for path in self.stamps if os.path.isabs(path) or is_url(path)), None)
+        if source is None or None in self.stamps.values() or find_stamps(name, source) != self.stamps:
             return False
-        try:
-            return read_file(folder / PROOF_NAME, len(self.proof.encode())) == self.proof.encode()
-        except UnreadableArtefact:
-            return not os.path.lexists(folder / PROOF_NAME)  # it could not be written there
+        return has_proof(name, self.proof)
 
 
 class Verdicts:
@@ -80,7 +76,7 @@ class Verdicts:
             return None
         try:
             query = "SELECT how, stamps, proof, found FROM verdicts WHERE folder = ?"
-            row = self._connection.execute(query, (folder,)).fetchone()
+            row = self._connection.execute(query, (ascii(folder),)).fetchone()
             if row is None or how not in (row[0], None):
                 return None
             return Verdict(row[0], json.loads(row[1]), row[2], zlib.decompress(row[3]).decode())
@@ -91,31 +87,15 @@ class Verdicts:
         """Store what was found of an agent. Where that fails, the next run checks it again."""
         if self._connection is None:
             return
-        row = (folder, verdict.how, json.dumps(verdict.stamps), verdict.proof, zlib.compress(verdict.found.encode()))
+        row = (
+            ascii(folder),
+            verdict.how,
+            json.dumps(verdict.stamps),
+            verdict.proof,
+            zlib.compress(verdict.found.encode()),
+        )
         with suppress(sqlite3.DatabaseError):
             self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)", row)
-
-
-def find_stamps(folder: Path, source: Path) -> dict[str, str]:
-    """Return what changes with the content of an agent's files, by relative path, and of its checkpoint, by its own.
-
-    Folders are among them: they change where a file is added. ``proof.json`` has none: its bytes are compared.
-    """
-    stamps = {os.path.abspath(source): _find_stamp(source)}
-    for top, folders, files in os.walk(folder):
-        for name in (*folders, *files):
-            path = Path(top, name)
-            if path != folder / PROOF_NAME:
-                stamps[path.relative_to(folder).as_posix()] = _find_stamp(path)
-    return stamps
-
-
-def _find_stamp(path: Path) -> str:
-    try:
-        status = path.lstat()
-    except OSError:
-        return "missing"
-    return f"{status.st_mode}-{status.st_size}-{status.st_mtime_ns}"
 
 
 def _connect() -> sqlite3.Connection | None:

@@ -8,26 +8,38 @@ from pathlib import Path
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
 from convert.errors import CheckError
+from convert.store.storage import is_url, join, normalise, walk
 from convert.targets import list_targets
 
 
-def find_agent_folders(paths: Iterable[Path]) -> list[Path]:
-    """Return each agent's folder once, in order: the given ones and those below them.
+def find_agent_folders(places: Iterable[str]) -> list[str]:
+    """Return each agent's folder once, in order: the given ones and those below them, at paths and URLs.
 
     They hold an ``agent.json``, or what atari-convert writes beside one: an agent that has lost its record, or a folder
     that cannot be read, is not passed over in silence but cannot be checked. Links below a given path are not followed.
 
     Raises:
-        CheckError: a path holds none.
+        CheckError: a place holds none.
+        SelectionError, Unreachable: a URL cannot be listed.
     """
-    found: dict[Path, Path] = {}
-    for path in paths:
-        folders = list(_walk(path))
+    found: dict[str, str] = {}
+    for place in map(normalise, places):
+        folders = list(_walk_url(place)) if is_url(place) else [str(folder) for folder in _walk(Path(place))]
         if not folders:
-            raise CheckError(f"{path}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
+            raise CheckError(f"{place}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
         for folder in folders:
-            found.setdefault(folder.resolve(), folder)
+            found.setdefault(folder if is_url(folder) else os.path.realpath(folder), folder)
     return list(found.values())
+
+
+def _walk_url(url: str) -> Iterator[str]:
+    """Yield the agents' folders in and below a URL, in order."""
+    found = []
+    for place, folders, files in walk(url):
+        if RECORD_NAME in files or UNFINISHED_NAME in files:
+            folders.clear()
+            found.append(join(url, place) if place else url)
+    yield from sorted(found)
 
 
 def _walk(path: Path) -> Iterator[Path]:

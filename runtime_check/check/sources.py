@@ -16,7 +16,7 @@ class Sources:
 
     def __init__(self, root: Path) -> None:
         """Look at ``root``, a file or a folder."""
-        self._root = root
+        self.root = root
         self._listed: dict[str, dict[int, list[Path]]] = {}
 
     def find(self, agent: Agent) -> Path:
@@ -28,16 +28,16 @@ class Sources:
             CheckpointError: there is none with this sha256.
         """
         source = agent.source
-        if self._root.is_file():
-            if change := find_change(self._root, source):
+        if self.root.is_file():
+            if change := find_change(self.root, source):
                 _, found, recorded = change
                 raise CheckpointError(
-                    f"{self._root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
+                    f"{self.root}: has {found}, agent.json of {source.path} says {recorded}: another checkpoint; name "
                     "the one that was converted with --source"
                 )
-            return self._root
+            return self.root
         places = (locate(agent.identity), source.path)
-        for path in (self._root / place for place in dict.fromkeys(places) if place):
+        for path in (self.root / place for place in dict.fromkeys(places) if place):
             if not find_change(path, source):
                 return path
         suffix = PurePosixPath(source.path).suffix
@@ -45,7 +45,7 @@ class Sources:
             if not find_change(path, source):
                 return path
         raise CheckpointError(
-            f"{self._root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
+            f"{self.root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
             f"expected it at this path or as any *{suffix} below; name its root with --source"
         )
 
@@ -53,7 +53,7 @@ class Sources:
         """Return the files below the root that have a suffix, by their size; looked for once."""
         if suffix not in self._listed:
             by_size = self._listed[suffix] = {}
-            for path in filter(Path.is_file, sorted(self._root.rglob(f"*{escape(suffix)}"))):
+            for path in filter(Path.is_file, sorted(self.root.rglob(f"*{escape(suffix)}"))):
                 by_size.setdefault(path.stat().st_size, []).append(path)
         return self._listed[suffix]
 
