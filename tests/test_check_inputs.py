@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from builders import AGENTS, PONG, make_state, save_checkpoint
 
+import convert
 from convert.agents.record import read_record
 from convert.errors import CheckError, CheckpointError
+from convert.store.local import is_intact
 from runtime_check.check.folders import find_agent_folders
 from runtime_check.check.sources import Sources
 from runtime_check.check.verification import find_artefact, find_changes
@@ -136,3 +141,33 @@ def test_links_and_pipes_are_told_and_never_opened(converted, record, tmp_path):
     assert change == "model.onnx is not a regular file, which atari-convert never writes"
     (change,) = find_changes(folder, "tensorflow", record.artifacts["tensorflow"])
     assert change == "saved_model/more is not a regular file, which atari-convert never writes"
+
+
+def test_a_link_above_a_recorded_file_is_never_followed(converted, tmp_path, monkeypatch):
+    """A record that lists a file of onnx below a folder, and that folder is a link to somewhere else."""
+    folder, secret = tmp_path / "agent", tmp_path / "elsewhere"
+    shutil.copytree(converted / FOLDER, folder)
+    secret.mkdir()
+    (secret / "secret").write_bytes(b"secret")
+    (folder / "sub").symlink_to(secret)
+    document = json.loads((folder / "agent.json").read_text("utf-8"))
+    document["artifacts"] = {"onnx": document["artifacts"]["onnx"]}
+    document["artifacts"]["onnx"]["files"] = [
+        {"path": "sub/secret", "size": 6, "sha256": hashlib.sha256(b"secret").hexdigest()}
+    ]
+    (folder / "agent.json").write_text(json.dumps(document), "utf-8")
+    opened, really_open = [], os.open
+
+    def watch(path: object, *rest: int, **more: int) -> int:
+        opened.append(path)
+        return really_open(path, *rest, **more)
+
+    monkeypatch.setattr(os, "open", watch)
+    artifact = convert.read_record(folder).artifacts["onnx"]
+    assert not is_intact(folder, artifact)
+    with suppress(convert.AtariConvertError):
+        convert.read_agent(folder)
+    with suppress(convert.AtariConvertError):
+        convert.load_agent(folder, "onnx")
+    assert find_changes(folder, "onnx", artifact)[0] == "sub/secret is no part of onnx, whose place is model.onnx"
+    assert not [path for path in opened if "secret" in str(path)]

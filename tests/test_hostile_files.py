@@ -239,6 +239,12 @@ def _text(value: str) -> bytes:
     return b"\x8c" + bytes([len(value)]) + value.encode()
 
 
+def _wide_text() -> bytes:
+    """Return a text whose one emoji makes every other character take four bytes of memory."""
+    text = ("\U0001f47e" + 65_000 * "a").encode()
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
 def _storage_of(key: bytes) -> bytes:
     """Return the instructions of a dict with one tensor, whose reference to its storage holds ``key``."""
     return (
@@ -328,6 +334,7 @@ PICKLES: dict[str, bytes] = {
     ),
     "a memo of millions": PROTO + b"N" + b"\x94" * 1_900_000 + b".",
     "a memo of many millions": PROTO + b"N" + b"\x94" * 60_000_000 + b".",
+    "texts with a wide character in each": PROTO + b"](" + _wide_text() * 1900 + b"e.",
     "nothing": b"",
     "only a stop": b".",
 }  # fmt: skip
@@ -1503,6 +1510,19 @@ def flax_many_maps(folder: Path) -> None:
 @case("flax", "Flax")
 def flax_a_claimed_map(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(b"\xdf\xff\xff\xff\xff")
+
+
+@case("flax", "Flax")
+def flax_millions_of_small_maps(folder: Path) -> None:
+    (folder / "params.msgpack").write_bytes(b"\x81\xa1x" * 3 + b"\x8f" + b"\xa1y\x81\xa1x\xc0" * 400_000)
+
+
+@case("flax", "Flax")
+def flax_maps_within_maps(folder: Path) -> None:
+    level = b"\xa1z\xc0"
+    for _ in range(4):
+        level = b"\xa1z\xde\x00\x20" + level * 32
+    (folder / "params.msgpack").write_bytes(b"\x81" + level)
 
 
 @case("flax", "Flax")

@@ -24,6 +24,7 @@ MOST_INSTRUCTIONS = 2_000_000
 DEEPEST = 100  # containers within each other
 LARGEST_NUMBER = 2**127
 LONGEST_TEXT = 2**16  # bytes
+MOST_TEXT = 2**24  # characters in all, each of which may take four bytes of memory
 _LARGEST_KEY = 2**61 - 2  # Python hashes larger numbers modulo 2**61 - 1, so that many share one hash
 
 _ATOMS = frozenset(
@@ -162,10 +163,12 @@ class _Machine:
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
         self._is_known = is_known
+        self._characters = 0
 
     def run(self, name: str, argument: Any) -> None:
         stack = self.stack
         if name in _ATOMS:
+            self._count_text(argument)
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -177,6 +180,11 @@ class _Machine:
             self._memo[len(self._memo)] = stack[-1]
         elif name not in ("PROTO", "FRAME"):
             _INSTRUCTIONS[name](self, argument)
+
+    def _count_text(self, argument: Any) -> None:
+        self._characters += len(argument) if isinstance(argument, str) else 0
+        if self._characters > MOST_TEXT:
+            raise ValueError(f"more than {MOST_TEXT} characters of text")
 
     def _mark(self, _: Any) -> None:
         self._marked.append(self.stack)

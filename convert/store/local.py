@@ -163,8 +163,14 @@ def find_strangers(top: Path, depth: int = 0) -> dict[Path, str]:
 
 
 def is_intact(folder: Path, artifact: Artifact) -> bool:
-    """Return whether an artefact has files, and each is there with its recorded size and sha256."""
-    return bool(artifact.files) and all(_is_intact(folder / file.path, file) for file in artifact.files)
+    """Return whether an artefact has files, and each is there with its recorded size and sha256.
+
+    A record may come from a stranger: where a link is at or below one of the places that it names, nothing is opened.
+    """
+    places = {folder / file.path.partition("/")[0] for file in artifact.files}
+    if not places or any(map(find_strangers, places)):
+        return False
+    return all(_is_intact(folder / file.path, file) for file in artifact.files)
 
 
 def describe_files(folder: Path, path: str) -> tuple[File, ...]:

@@ -28,6 +28,7 @@ _MOST_ENTRIES = 1000
 # Of a pickle; those of the release have a few hundred. Some of them can make a dict, and as many others copy it.
 _MOST_INSTRUCTIONS = 5000
 _LONGEST_TEXT = 1000  # characters; torch searches names for likely ones, which takes for ever
+_MOST_TEXT = 2**22  # characters in all
 _DEEPEST_TUPLE = 16
 _LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
 _STRIDES = {0: 4, 2: 2, 4: 1}  # by the number of the layer
@@ -222,12 +223,16 @@ def _check_pickles(stream: io.BytesIO, count: int) -> None:
     """
     for _ in range(count):
         stack: list[int | None] = []  # None is a mark
+        characters = 0  # each of which may take four bytes of memory
         memo: dict[Any, int | None] = {}
         for number, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
             if number == _MOST_INSTRUCTIONS:
                 raise ValueError(f"its pickle has more than {_MOST_INSTRUCTIONS} instructions")
             if isinstance(argument, str | bytes) and len(argument) > _LONGEST_TEXT:
                 raise ValueError(f"its pickle has a text of {len(argument)} characters")
+            characters += len(argument) if isinstance(argument, str) else 0
+            if characters > _MOST_TEXT:
+                raise ValueError(f"its pickle has more than {_MOST_TEXT} characters of text")
             if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
                 memo[argument] = stack[-1]
             elif opcode.name == "MEMOIZE":
