@@ -27,6 +27,7 @@ from convert.store.local import hold_lock, is_intact
 from runtime_check.backends import find_backend
 from runtime_check.check.options import Options
 from runtime_check.check.results import AgentResult
+from runtime_check.check.verification import list_others
 from runtime_check.report.documents import AGREE, DISAGREE, Document, describe_agent, find_problem, to_document
 
 _FOUND = ("protocol", "rom_md5", "episodes", "tolerance", "unchecked_targets")
@@ -77,6 +78,7 @@ def from_proof(folder: str, record: Record, proof: Proof) -> Document:
         "faults": [],
         "error": None,
         **describe_agent(record.agent),
+        "other_files": list(list_others(Path(folder), record)),
         **{name: parts.get(name) for name in (*_FOUND, "backends")},
     }
     if problem := find_problem(document):

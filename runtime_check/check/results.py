@@ -48,8 +48,8 @@ class AgentResult:
     """What was found of one agent.
 
     record: its ``agent.json``, as it was checked. source: the checkpoint that it was compared with. faults: what is
-    wrong with its record; its backends are not run then. unchecked: artefacts that no backend opens. backends: by name,
-    the reference first.
+    wrong with its record; its backends are not run then. unchecked: artefacts that no backend opens. others:
+    what else is in the folder. backends: by name, the reference first.
     """
 
     folder: Path
@@ -60,6 +60,7 @@ class AgentResult:
     tolerance: Tolerance
     faults: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     backends: Mapping[str, BackendResult] = field(default_factory=dict)
     exhibits: tuple[Exhibit, ...] = ()
 
@@ -113,6 +114,7 @@ def _to_result(case: Case, backends: Mapping[str, BackendResult], exhibits: tupl
         case.tolerance,
         case.faults,
         case.unchecked,
+        case.others,
         backends,
         exhibits,
     )

@@ -20,6 +20,7 @@ from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError
 from convert.files.disk import write_files
 from convert.files.hashes import compute_sha256
+from convert.proofs import PROOF_NAME
 from convert.sources import identify, read_record
 from convert.store.local import find_strangers
 from convert.targets import QuantizedModule, describe_tensors, find_target, import_target, list_targets
@@ -39,7 +40,7 @@ class Case:
     """An agent that can be checked: what is checked, and what it is compared with.
 
     faults: where its record contradicts the checkpoint or the emulator. unchecked: artefacts that no backend opens.
-    backends: the reference first.
+    others: what else is in the folder. backends: the reference first.
     """
 
     folder: Path
@@ -52,6 +53,7 @@ class Case:
     tolerance: Tolerance
     faults: tuple[str, ...]
     unchecked: tuple[str, ...]
+    others: tuple[str, ...]
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -117,6 +119,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         Tolerance(options.atol, options.rtol, compute_scale(oracle.support)),
         (*find_record_faults(folder, record, oracle, plan), *find_identity_faults(record.agent, source)),
         tuple(name for name in record.artifacts if name not in covered),
+        list_others(folder, record),
     )
 
 
@@ -302,6 +305,13 @@ def find_unlisted(folder: Path, record: Record) -> list[str]:
         for top, name in sorted(tops.items())
         if os.path.lexists(folder / top)
     ]
+
+
+def list_others(folder: Path, record: Record) -> tuple[str, ...]:
+    """Return the names in an agent's folder that are no part of the agent: nothing is known of what they hold."""
+    ours = {RECORD_NAME, PROOF_NAME, UNFINISHED_NAME, *(target.path for target in list_targets())}
+    ours |= {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
+    return tuple(sorted(set(os.listdir(folder)) - ours))
 
 
 def find_identity_faults(agent: Agent, source: Path) -> list[str]:
