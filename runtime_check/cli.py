@@ -234,7 +234,10 @@ def main(
             rtol=rtol,
         )
         listed = [line for line in map(str.strip, files_from or ()) if line]
-        jobs = _find_jobs([*agents, *listed], Filter(families, games, seeds, steps), shard, len(backends))
+        wanted = Filter(families, games, seeds, steps)
+        jobs = _find_jobs([*agents, *listed], wanted, shard, len(backends))
+        if not shard and not quiet:
+            _note_unconverted(normalise(source), agents, jobs, wanted)
         work = bulk.Work(normalise(source), options, again, anonymous)
         if dry_run:
             _show_plan(jobs, work, quiet=quiet)
@@ -319,6 +322,15 @@ def _find_jobs(paths: list[str], wanted: Filter, shard: tuple[int, int] | None, 
     if not wanted.is_empty:
         jobs = selection.filter_jobs(jobs, wanted)
     return selection.take_shard(jobs, shard) if shard else jobs
+
+
+def _note_unconverted(source: str, places: tuple[str, ...], jobs: list[Job], wanted: Filter) -> None:
+    from convert.names import to_printable
+    from runtime_check.bulk.jobs import find_unconverted
+
+    if missing := find_unconverted(source, places, [job.folder for job in jobs], wanted):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        click.echo(f"note: not converted, so not checked: {to_printable(missing[0])}{more}", err=True)
 
 
 def _show_plan(jobs: list[Job], work: Work, *, quiet: bool) -> None:

@@ -397,3 +397,12 @@ def test_a_report_needs_proofs_of_the_files_that_are_there(agents):
     with (agents / FOLDER / "model.onnx").open("ab") as file:
         file.write(b"\0")
     assert "not about the files that are there" in _run("report", agents / FOLDER, code=2).stderr
+
+
+def test_a_checkpoint_that_was_not_converted_is_told(agents):
+    shutil.rmtree(agents / "C51_classic")
+    note = f"note: not converted, so not checked: {AGENTS / OTHER}.gz\n"
+    assert _run(agents, *FAST).stderr == note
+    assert _run(agents, *FAST, "--game", "Pong").stderr == ""
+    assert _run(agents / FOLDER, *FAST).stderr == ""
+    assert _run(agents, *FAST, "-q").stderr == ""

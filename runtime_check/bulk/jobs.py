@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 from convert.agents.identity import Identity
-from convert.errors import RecordError
+from convert.bulk.selection import Filter, filter_jobs, find_jobs
+from convert.errors import AtariConvertError, RecordError
 from convert.sources import identify, read_record
 from convert.store.storage import is_url
 
@@ -42,6 +44,29 @@ def make_jobs(folders: Iterable[str], backends: int) -> list[Job]:
         backends: how many are checked of each agent; 0 for every artefact that it has.
     """
     return [_make_job(folder, backends) for folder in folders]
+
+
+def find_unconverted(source: str, places: Iterable[str], folders: Iterable[str], wanted: Filter) -> list[str]:
+    """Return the checkpoints of a local source that have no agent's folder in the places where their like have one.
+
+    Args:
+        source: what holds the checkpoints.
+        places: what was searched for agents. One that holds no agent of the source in its place tells nothing.
+        folders: the agents that were found there.
+        wanted: which checkpoints are of interest.
+    """
+    found = {os.path.realpath(folder) for folder in folders if not is_url(folder)}
+    missing = []
+    for place in places:
+        if is_url(source) or is_url(place):
+            continue
+        with suppress(AtariConvertError):  # no checkpoints there, or none that fits
+            expected = {
+                os.path.realpath(job.folder): job.source for job in filter_jobs(find_jobs([source], place), wanted)
+            }
+            if expected.keys() & found:
+                missing += [path for folder, path in expected.items() if folder not in found]
+    return missing
 
 
 def _make_job(folder: str, backends: int) -> Job:
