@@ -20,6 +20,7 @@ from junitparser import Error, Failure, JUnitXml
 import convert
 from convert.errors import CheckError, ProofError
 from convert.pipeline import convert_checkpoint
+from runtime_check.bulk import run
 from runtime_check.cli import main
 from runtime_check.proof import publish_proof
 
@@ -179,6 +180,21 @@ def test_an_agent_in_which_anything_has_changed_is_checked_again(agents, change)
     change(agents / FOLDER)
     assert "known" not in _run(agents / FOLDER, *FAST).stdout
     assert (agents / FOLDER / "proof.json").read_bytes() == proof
+
+
+def test_a_verdict_on_files_that_were_replaced_meanwhile_is_not_remembered(agents, monkeypatch):
+    """Somebody puts another artefact in place, after the proof was published and before the stamps are taken."""
+
+    def publish_and_replace(place, record, statement, publish=run.publish) -> None:
+        publish(place, record, statement)
+        plant_weights(agents / FOLDER, "onnx", to_network(make_state(6)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "publish", publish_and_replace)
+        _run(agents / FOLDER, *FAST)
+    done = _run(agents / FOLDER, *FAST, code=1)
+    assert "known" not in done.stdout
+    assert "other weights than the checkpoint's" in done.stdout
 
 
 def test_other_options_or_sources_are_another_check(agents, tmp_path):
@@ -401,7 +417,7 @@ def test_a_report_needs_proofs_of_the_files_that_are_there(agents):
 
 def test_a_checkpoint_that_was_not_converted_is_told(agents):
     shutil.rmtree(agents / "C51_classic")
-    note = f"note: not converted, so not checked: {AGENTS / OTHER}.gz\n"
+    note = f"note: not converted, so not checked: {agents / OTHER}\n"
     assert _run(agents, *FAST).stderr == note
     assert _run(agents, *FAST, "--game", "Pong").stderr == ""
     assert _run(agents / FOLDER, *FAST).stderr == ""

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
 
+from convert.agents.agent import RECORD_NAME
 from convert.agents.identity import Identity
-from convert.bulk.selection import Filter, filter_jobs, find_jobs
-from convert.errors import AtariConvertError, RecordError
-from convert.sources import identify, read_record
-from convert.store.storage import is_url
+from convert.bulk.selection import Filter, filter_jobs
+from convert.errors import RecordError, SelectionError
+from convert.sources import identify, list_patterns, locate, read_record, strip_suffix
+from convert.store.storage import is_url, walk_links
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ def make_jobs(folders: Iterable[str], backends: int) -> list[Job]:
 
 
 def find_unconverted(source: str, places: Iterable[str], folders: Iterable[str], wanted: Filter) -> list[str]:
-    """Return the checkpoints of a local source that have no agent's folder in the places where their like have one.
+    """Return the agents' folders that are missing: of checkpoints below a local source, where others have theirs.
 
     Args:
         source: what holds the checkpoints.
@@ -55,18 +57,30 @@ def find_unconverted(source: str, places: Iterable[str], folders: Iterable[str],
         folders: the agents that were found there.
         wanted: which checkpoints are of interest.
     """
-    found = {os.path.realpath(folder) for folder in folders if not is_url(folder)}
-    missing = []
+    if is_url(source) or not os.path.isdir(source):
+        return []
+    known = {os.path.realpath(folder) for folder in folders if not is_url(folder)}
+    paths = list(_walk_checkpoints(source))
+    missing: list[str] = []
     for place in places:
-        if is_url(source) or is_url(place):
-            continue
-        with suppress(AtariConvertError):  # no checkpoints there, or none that fits
-            expected = {
-                os.path.realpath(job.folder): job.source for job in filter_jobs(find_jobs([source], place), wanted)
-            }
-            if expected.keys() & found:
-                missing += [path for folder, path in expected.items() if folder not in found]
+        expected = [Job(os.path.join(place, strip_suffix(path)), identify(path)) for path in paths]
+        with suppress(SelectionError):  # none of them is wanted
+            kept = filter_jobs(expected, wanted)
+            absent = [job.folder for job in kept if os.path.realpath(job.folder) not in known]
+            missing += absent if len(absent) < len(kept) else []
     return missing
+
+
+def _walk_checkpoints(source: str) -> Iterator[str]:
+    """Yield the checkpoints in and below a folder, as paths relative to the root of the release or to the folder."""
+    for top, folders, files in walk_links(source):
+        if RECORD_NAME in files:
+            folders.clear()
+            continue
+        for name in files:
+            if any(fnmatchcase(name, pattern) for pattern in list_patterns()):
+                path = os.path.join(top, name)
+                yield locate(identify(os.path.abspath(path))) or os.path.relpath(path, source)
 
 
 def _make_job(folder: str, backends: int) -> Job:

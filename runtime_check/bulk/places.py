@@ -24,6 +24,8 @@ from convert.store import storage
 from runtime_check.check.sources import Sources
 from runtime_check.proof import check_unchanged, publish_proof
 
+Stamps = Mapping[str, str | None]
+
 _LARGEST_AGENT = 8 * LARGEST  # bytes; an agent with every target has 250 MB
 
 
@@ -38,7 +40,7 @@ class Place:
     name: str
     folder: Path
     sources: Sources
-    files: Mapping[str, str | None]
+    files: Stamps
 
     def restore(self, value: Any) -> Any:
         """Return texts, and what holds texts, with the name of the agent in place of that of its copy."""
@@ -93,24 +95,22 @@ def publish(place: Place, record: Record, statement: Mapping[str, Any]) -> None:
         publish_proof(place.folder, record, statement)
         return
     check_unchanged(place.folder, record, statement)
-    if _stamp_files(place.name) != place.files:
+    if stamp_files(place.name) != place.files:
         raise CheckError(f"{place.name}: its files changed while they were checked: check it again")
     storage.write_bytes(storage.join(place.name, PROOF_NAME), to_json(statement).encode())
 
 
-def find_stamps(name: str, source: str) -> dict[str, str | None]:
-    """Return what changes with the content of an agent's files, by relative path, and of its checkpoint, by its own.
+def stamp_files(name: str) -> dict[str, str | None]:
+    """Return what changes with the content of an agent's files, by relative path; None where a server tells nothing.
 
     Folders on disk are among them: they change where a file is added. ``proof.json`` is not: its bytes are compared.
 
     Args:
         name: the agent's folder, a path or a URL.
-        source: its checkpoint, an absolute path or a URL.
     """
     if storage.is_url(name):
-        return {source: storage.find_stamp(source), **_stamp_files(name)}
-    stamps = {source: storage.find_stamp(source)}
-    folder = Path(name)
+        return {path: file.stamp for path, file in storage.list_files(name).items() if path != PROOF_NAME}
+    folder, stamps = Path(name), {}
     for top, folders, files in os.walk(folder):
         for path in (Path(top, each) for each in (*folders, *files)):
             if path != folder / PROOF_NAME:
@@ -179,13 +179,9 @@ def _is_file(url: str) -> bool:
     return storage.path_of(url).endswith(list_suffixes())
 
 
-def _stamp_files(url: str) -> dict[str, str | None]:
-    return {path: file.stamp for path, file in storage.list_files(url).items() if path != PROOF_NAME}
-
-
-def _stamp(path: Path) -> str:
+def _stamp(path: Path) -> str | None:
     try:
         status = path.lstat()
     except OSError:
-        return "missing"
+        return None  # another run is at work there
     return f"{status.st_mode}-{status.st_size}-{status.st_mtime_ns}"

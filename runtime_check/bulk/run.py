@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Container, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
@@ -19,10 +19,10 @@ from convert.files.hashes import compute_sha256
 from convert.pipeline import to_known
 from convert.proofs import read_proof, to_json
 from convert.sources import read_record
-from convert.store.storage import is_url
+from convert.store.storage import find_stamp, is_url
 from convert.targets import list_targets
 from runtime_check.bulk.jobs import Job
-from runtime_check.bulk.places import Place, find_stamps, name_source, open_place, publish
+from runtime_check.bulk.places import Place, Stamps, name_source, open_place, publish, stamp_files
 from runtime_check.bulk.verdicts import Verdict, Verdicts
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.pipeline import check_agent
@@ -91,25 +91,26 @@ def run(
     do = partial(check_job, work, listeners=listeners) if engine is run_here else partial(check_job, work)
     task = Task(_prepare, do, _fail)
     with Verdicts.open() as verdicts:
-        known = {} if work.again else _recall(jobs, work, verdicts)
+        known = _find_known(jobs, work, verdicts)
         stale = [job for job in jobs if job.folder not in known]
         with closing(engine(task, stale)) as outcomes:
-            yield from _order(jobs, known, _remember(outcomes, work, verdicts))
+            yield from _order(jobs, known, verdicts, _remember(outcomes, work, verdicts))
 
 
 def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
     """Check one agent and publish its proof. Whatever is wrong with it is part of the outcome."""
     try:
         sources = None if is_url(work.source) else _open_sources(work.source)
+        before = stamp_files(job.folder)
         with open_place(job.folder, work.source, sources, anonymous=work.anonymous) as place:
-            return _check(work, job, place, listeners)
+            return _check(work, job, place, before, listeners)
     except Exception as error:  # noqa: BLE001  an unexpected error must not stop thousands of agents
         return _fail(job, to_known(error, job.folder))
     finally:
         gc.collect()  # a model of TensorFlow's is a circle of references, and not small
 
 
-def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
+def _check(work: Work, job: Job, place: Place, before: Stamps, listeners: Listeners) -> Outcome:
     logs = EpisodeLogs()
 
     def add_log(backend: str, mode: str, log: EpisodeLog) -> None:
@@ -133,14 +134,17 @@ def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
         reason = getattr(error, "strerror", None) or error
         warning = f"{job.folder}: proof.json cannot be written ({reason}): only this computer remembers the verdict"
         outcome = replace(outcome, warning=warning)
-    stamps = find_stamps(job.folder, name_source(place, result.source, work.source))
-    return replace(outcome, proof=to_json(statement), stamps=stamps)
+    outcome = replace(outcome, proof=to_json(statement))
+    if stamp_files(job.folder) != before:  # somebody writes there: the next run looks again
+        return outcome
+    source = name_source(place, result.source, work.source)
+    return replace(outcome, stamps={source: find_stamp(source), **before})
 
 
-def find_known(jobs: Sequence[Job], work: Work) -> dict[str, Outcome]:
-    """Return the outcomes of the agents that `run` would pass over, by folder."""
+def find_known(jobs: Sequence[Job], work: Work) -> set[str]:
+    """Return the folders of the agents that `run` would pass over."""
     with Verdicts.open() as verdicts:
-        return {} if work.again else _recall(jobs, work, verdicts)
+        return _find_known(jobs, work, verdicts)
 
 
 def recall(jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
@@ -164,8 +168,7 @@ def _read_proof(job: Job, verdicts: Verdicts) -> Outcome:
     verdict = verdicts.find(_to_absolute(job.folder))
     if verdict is None or verdict.proof != text:
         return Outcome(job, document, proof=text)
-    found = json.loads(verdict.found)
-    return Outcome(job, document, found["pictures"], found["log"], text)
+    return replace(_recall(job, verdicts), document=document)
 
 
 def _prepare() -> None:
@@ -182,12 +185,15 @@ def _open_sources(source: str) -> Sources:
 
 
 def _order(
-    jobs: Iterable[Job], known: Mapping[str, Outcome], outcomes: Iterable[Outcome]
+    jobs: Iterable[Job], known: Container[str], verdicts: Verdicts, outcomes: Iterable[Outcome]
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes in the order of their jobs. Those that come early wait."""
-    waiting = dict(known)
+    waiting: dict[str, Outcome] = {}
     arriving = iter(outcomes)
     for job in jobs:
+        if job.folder in known:
+            yield _recall(job, verdicts)
+            continue
         while job.folder not in waiting:
             outcome = next(arriving)
             waiting[outcome.job.folder] = outcome
@@ -199,22 +205,27 @@ def _remember(outcomes: Iterable[Outcome], work: Work, verdicts: Verdicts) -> Ge
     for outcome in outcomes:
         if outcome.proof is not None and outcome.stamps:
             found = {"document": outcome.document, "pictures": outcome.pictures, "log": outcome.log}
-            verdict = Verdict(key, outcome.stamps, outcome.proof, json.dumps(found))
-            verdicts.remember(_to_absolute(outcome.job.folder), verdict)
+            verdict = Verdict(key, outcome.stamps, outcome.proof)
+            verdicts.remember(_to_absolute(outcome.job.folder), verdict, json.dumps(found))
         yield outcome
 
 
-def _recall(jobs: Iterable[Job], work: Work, verdicts: Verdicts) -> dict[str, Outcome]:
-    """Return what is known of agents whose files are still those that were checked."""
-    key = _to_key(work)
-    known = {}
-    for job in jobs:
-        verdict = verdicts.find(_to_absolute(job.folder), key)
-        if verdict and verdict.is_current(job.folder):
-            found = json.loads(verdict.found)
-            document = found["document"] | {"folder": job.folder}
-            known[job.folder] = Outcome(job, document, found["pictures"], found["log"], verdict.proof, is_known=True)
+def _find_known(jobs: Iterable[Job], work: Work, verdicts: Verdicts) -> set[str]:
+    """Return the folders of agents whose files are still those that were checked, in this way."""
+    key = None if work.again else _to_key(work)
+    known = set()
+    for job in jobs if key else ():
+        verdict = verdicts.find(_to_absolute(job.folder))
+        if verdict and verdict.how == key and verdict.is_current(job.folder):
+            known.add(job.folder)
     return known
+
+
+def _recall(job: Job, verdicts: Verdicts) -> Outcome:
+    """Return what an earlier run found of an agent."""
+    found = json.loads(verdicts.read_found(_to_absolute(job.folder)))
+    document = found["document"] | {"folder": job.folder}
+    return Outcome(job, document, found["pictures"], found["log"], is_known=True)
 
 
 def _to_key(work: Work) -> str:

@@ -10,14 +10,16 @@ import json
 import os
 import sqlite3
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from convert.errors import CheckError
 from convert.store.journal import find_cache_folder
-from convert.store.storage import is_url
-from runtime_check.bulk.places import find_stamps, has_proof
+from convert.store.storage import find_stamp, is_url
+from runtime_check.bulk.places import Stamps, has_proof, stamp_files
 
 _PATIENCE = 2.0  # seconds to wait for another process that writes
 _SCHEMA = """
@@ -35,19 +37,20 @@ CREATE TABLE IF NOT EXISTS verdicts (
 class Verdict:
     """What was found of an agent.
 
-    how: a digest of how it was checked. stamps: by path, of every file and folder of the agent, and of its checkpoint.
-    None where a server told none. proof: the text of ``proof.json``. found: the rest, as JSON.
+    how: a digest of how it was checked. stamps: by path, of every file and folder of the agent, and of its checkpoint,
+    whose path is absolute or a URL. proof: the text of ``proof.json``.
     """
 
     how: str
-    stamps: Mapping[str, str | None]
+    stamps: Stamps
     proof: str
-    found: str
 
     def is_current(self, name: str) -> bool:
         """Return whether the agent's files and its checkpoint are as they were, and its proof is this one."""
         source = next((path for path in self.stamps if os.path.isabs(path) or is_url(path)), None)
-        if source is None or None in self.stamps.values() or find_stamps(name, source) != self.stamps:
+        if source is None or None in self.stamps.values():
+            return False
+        if {source: find_stamp(source), **stamp_files(name)} != self.stamps:
             return False
         return has_proof(name, self.proof)
 
@@ -70,32 +73,44 @@ class Verdicts:
         with closing(connection):
             yield cls(connection)
 
-    def find(self, folder: str, how: str | None = None) -> Verdict | None:
-        """Return what was found of an agent, or None. With ``how``, only of one that was checked in this way."""
+    def find(self, folder: str) -> Verdict | None:
+        """Return the last verdict on an agent; None where nothing is known."""
+        row = self._read("SELECT how, stamps, proof FROM verdicts WHERE folder = ?", folder)
+        try:
+            return row and Verdict(row[0], json.loads(row[1]), row[2])
+        except ValueError:  # SQLite has no checksums
+            return None
+
+    def read_found(self, folder: str) -> str:
+        """Return what was found beside the verdict, as JSON.
+
+        Raises:
+            CheckError: it is gone or damaged.
+        """
+        row = self._read("SELECT found FROM verdicts WHERE folder = ?", folder)
+        try:
+            if row:
+                return zlib.decompress(row[0]).decode()
+        except (zlib.error, ValueError):
+            pass
+        raise CheckError(f"{folder}: what an earlier run found of it cannot be read any more: check it with --again")
+
+    def remember(self, folder: str, verdict: Verdict, found: str) -> None:
+        """Store a verdict, and what was found beside it. Where that fails, the next run checks the agent again."""
+        if self._connection is None:
+            return
+        texts = (ascii(folder), verdict.how, json.dumps(dict(verdict.stamps)), verdict.proof)
+        with suppress(sqlite3.DatabaseError):
+            statement = "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)"
+            self._connection.execute(statement, (*texts, zlib.compress(found.encode())))
+
+    def _read(self, query: str, folder: str) -> Any:
         if self._connection is None:
             return None
         try:
-            query = "SELECT how, stamps, proof, found FROM verdicts WHERE folder = ?"
-            row = self._connection.execute(query, (ascii(folder),)).fetchone()
-            if row is None or how not in (row[0], None):
-                return None
-            return Verdict(row[0], json.loads(row[1]), row[2], zlib.decompress(row[3]).decode())
-        except (sqlite3.DatabaseError, ValueError, zlib.error):  # SQLite has no checksums
+            return self._connection.execute(query, (ascii(folder),)).fetchone()
+        except sqlite3.DatabaseError:
             return None
-
-    def remember(self, folder: str, verdict: Verdict) -> None:
-        """Store what was found of an agent. Where that fails, the next run checks it again."""
-        if self._connection is None:
-            return
-        row = (
-            ascii(folder),
-            verdict.how,
-            json.dumps(verdict.stamps),
-            verdict.proof,
-            zlib.compress(verdict.found.encode()),
-        )
-        with suppress(sqlite3.DatabaseError):
-            self._connection.execute("INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)", row)
 
 
 def _connect() -> sqlite3.Connection | None:
