@@ -85,6 +85,6 @@ def survive(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: `nox -s bench -- bulk`, `-- check`, `-- check-bulk` or `-- stack`, each with its own options after it."""
+    """Measure: `nox -s bench -- bulk`, `check`, `check-bulk` or `stack`, each with its own options after it."""
     name, *arguments = session.posargs or ["bulk"]
     python(session, f"tests/bench_{name.replace('-', '_')}.py", *arguments)
