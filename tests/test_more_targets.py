@@ -38,6 +38,7 @@ from convert.targets import dopamine, find_target, import_target, list_targets
 from convert.targets.litert_int8 import read_calibration
 from runtime_check.oracle import compute_q_values
 from runtime_check.originals import read_oracle
+from runtime_check.protocols import PROTOCOLS
 
 pytestmark = pytest.mark.slow
 
@@ -538,6 +539,30 @@ def test_a_support_that_dopamine_cannot_hold_is_refused(tmp_path):
     network = to_network(state)
     with pytest.raises(TargetError, match=r"a support from 0.0 to 10.0 that is not evenly spaced, or begins at 0"):
         import_target("dopamine").write(network, _describe(network), tmp_path / "dopamine")
+
+
+def test_a_protocol_that_dopamine_cannot_play_is_refused(tmp_path):
+    """Its sticky actions are not known, and a guess would train the agent on in another game."""
+    network = to_network(make_state())
+    agent = describe_agent(network, Identity(protocol="modern"), describe_bytes(b"x", "m.gz"))
+    other = replace(agent, identity=replace(agent.identity, protocol="toybox"))
+    message = r"m\.gz: protocol 'toybox' cannot be bound in agent\.gin, expected one of modern, classic"
+    path = tmp_path / "dopamine"
+    with pytest.raises(TargetError, match=message):
+        dopamine.write(network, other, path)
+    assert not path.exists()
+    dopamine.write(network, agent, path)
+    with open_screened("dopamine", path, agent):
+        pass
+    with pytest.raises(UnreadableArtefact, match=message), open_screened("dopamine", path, other):
+        pass
+
+
+def test_the_dopamine_target_knows_the_sticky_actions_of_every_protocol():
+    network = to_network(make_state())
+    for name, protocol in PROTOCOLS.items():
+        agent = describe_agent(network, Identity(protocol=name), describe_bytes(b"x", "m.gz"))
+        assert f"sticky_actions = {protocol.repeat_action_probability > 0}\n" in dopamine.to_gin(agent)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -43,6 +43,8 @@ STEPS_PER_ITERATION = 250_000  # Dopamine's default of Runner.training_steps
 PICKLE_PROTOCOL = 4
 
 _SENTINEL = "sentinel_checkpoint_complete"
+# Of each protocol that ``agent.gin`` can bind: whether Dopamine's own environment is to repeat actions too.
+_STICKY_ACTIONS = {"modern": True, "classic": False}
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,11 +60,9 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     """Write ``checkpoints/ckpt.N`` with its sentinel, ``agent.gin`` and ``origin.json``.
 
     Raises:
-        TargetError: JaxRainbowAgent cannot hold the support.
+        TargetError: JaxRainbowAgent cannot hold the support, or ``agent.gin`` cannot bind the protocol.
     """
-    support = support_of(agent)
-    if support is not None:
-        _check_support(support, agent.source.path)
+    _check_agent(agent)
     files = _to_texts(network, agent)
     files[_name_checkpoint(agent)] = pickle.dumps(_to_content(network, agent), PICKLE_PROTOCOL)
     write_files(path, files)
@@ -108,8 +108,12 @@ def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
     """Write the folder anew at ``to`` with the network that was read, where all else at ``path`` is as it should be.
 
     Raises:
-        UnreadableArtefact: the folder tells something else of the agent.
+        UnreadableArtefact: the folder tells something else of the agent, or cannot be of such an agent.
     """
+    try:
+        _check_agent(agent)
+    except TargetError as error:
+        raise UnreadableArtefact(f"{path}: {error}") from error
     texts = _to_texts(network, agent)
     files = read_files(path)
     check_names(path, files, (*texts, _name_checkpoint(agent)))
@@ -250,6 +254,18 @@ def _checkpoint(path: Path, iteration: int) -> Path:
     return path / "checkpoints" / f"ckpt.{iteration}"
 
 
+def _check_agent(agent: Agent) -> None:
+    """Raise unless Dopamine can hold the agent's support and play its protocol."""
+    name, protocol, support = agent.source.path, agent.identity.protocol, support_of(agent)
+    if protocol is not None and protocol not in _STICKY_ACTIONS:
+        raise TargetError(
+            f"{name}: protocol {protocol!r} cannot be bound in {GIN_NAME}, expected one of "
+            f"{', '.join(_STICKY_ACTIONS)}: choose other targets"
+        )
+    if support is not None:
+        _check_support(support, name)
+
+
 def _check_support(support: Float32, name: str) -> None:
     """Raise unless Dopamine, which knows the support by its ends and rebuilds it, gets the same one."""
     low, high = float(support[0]), float(support[-1])
@@ -266,7 +282,7 @@ def to_gin(agent: Agent) -> str:
     iteration = iteration_of(identity.step)
     game = repr(identity.game) if identity.game else "%gin.REQUIRED"
     protocol = repr(identity.protocol) if identity.protocol else "%gin.REQUIRED"
-    sticky = str(identity.protocol == "modern") if identity.protocol else "%gin.REQUIRED"
+    sticky = str(_STICKY_ACTIONS[identity.protocol]) if identity.protocol else "%gin.REQUIRED"
     return _GIN.format(
         name=repr(agent.source.path),
         iteration=iteration,
