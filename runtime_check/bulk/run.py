@@ -34,6 +34,11 @@ from runtime_check.report.episode_logs import EpisodeLogs
 from runtime_check.report.page import illustrate
 
 _SILENT = Listeners()
+# Variables by which users choose what runtimes run on.
+_ENVIRONMENT = (
+    *("KERAS_BACKEND", "CUDA_VISIBLE_DEVICES", "JAX_PLATFORMS", "JAX_DEFAULT_MATMUL_PRECISION"),
+    *("NVIDIA_TF32_OVERRIDE", "TF_ENABLE_ONEDNN_OPTS", "OMP_NUM_THREADS"),
+)
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,11 @@ def run(
     do = partial(check_job, work, listeners=listeners) if engine is run_here else partial(check_job, work)
     task = Task(_prepare, do, _fail)
     with Verdicts.open() as verdicts:
-        known = _find_known(jobs, work, verdicts)
+        key = _to_key(work)
+        known = set() if work.again else _find_known(jobs, key, verdicts)
         stale = [job for job in jobs if job.folder not in known]
         with closing(engine(task, stale)) as outcomes:
-            yield from _order(jobs, known, verdicts, _remember(outcomes, work, verdicts))
+            yield from _order(jobs, known, verdicts, _remember(outcomes, key, verdicts))
 
 
 def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
@@ -144,7 +150,7 @@ def _check(work: Work, job: Job, place: Place, before: Stamps, listeners: Listen
 def find_known(jobs: Sequence[Job], work: Work) -> set[str]:
     """Return the folders of the agents that `run` would pass over."""
     with Verdicts.open() as verdicts:
-        return _find_known(jobs, work, verdicts)
+        return set() if work.again else _find_known(jobs, _to_key(work), verdicts)
 
 
 def recall(jobs: Iterable[Job]) -> Generator[Outcome, None, None]:
@@ -200,8 +206,7 @@ def _order(
         yield waiting.pop(job.folder)
 
 
-def _remember(outcomes: Iterable[Outcome], work: Work, verdicts: Verdicts) -> Generator[Outcome, None, None]:
-    key = _to_key(work)
+def _remember(outcomes: Iterable[Outcome], key: str, verdicts: Verdicts) -> Generator[Outcome, None, None]:
     for outcome in outcomes:
         if outcome.proof is not None and outcome.stamps:
             found = {"document": outcome.document, "pictures": outcome.pictures, "log": outcome.log}
@@ -210,11 +215,10 @@ def _remember(outcomes: Iterable[Outcome], work: Work, verdicts: Verdicts) -> Ge
         yield outcome
 
 
-def _find_known(jobs: Iterable[Job], work: Work, verdicts: Verdicts) -> set[str]:
+def _find_known(jobs: Iterable[Job], key: str, verdicts: Verdicts) -> set[str]:
     """Return the folders of agents whose files are still those that were checked, in this way."""
-    key = None if work.again else _to_key(work)
     known = set()
-    for job in jobs if key else ():
+    for job in jobs:
         verdict = verdicts.find(_to_absolute(job.folder))
         if verdict and verdict.how == key and verdict.is_current(job.folder):
             known.add(job.folder)
@@ -229,10 +233,12 @@ def _recall(job: Job, verdicts: Verdicts) -> Outcome:
 
 
 def _to_key(work: Work) -> str:
-    """Return what tells how an agent was checked: options, sources, and the versions of everything that takes part."""
+    """Return what tells how an agent was checked: options, sources, versions, and what runtimes read at their start."""
     packages = sorted({package for target in list_targets() for package in target.packages} | {"torch"})
     versions = {name: _find_version(name) for name in packages} | list_versions()
-    how = {"source": _to_absolute(work.source), "options": asdict(work.options), "versions": versions}
+    environment = {name: os.environ.get(name) for name in _ENVIRONMENT}
+    options = {"source": _to_absolute(work.source), **asdict(work.options)}
+    how = {"options": options, "versions": versions, "environment": environment}
     return compute_sha256(json.dumps(how, sort_keys=True).encode())
 
 
