@@ -216,6 +216,7 @@ def test_a_forged_proof_is_never_taken_for_a_verdict(tree):
     assert "other weights than the checkpoint's" in _run(tree / "bad", *FAST, code=1).stdout
 
 
+@pytest.mark.slow
 def test_processes_and_shards_find_what_one_process_finds(tree, tmp_path):
     _run(tree, *FAST, "--report", tmp_path / "one", "--junitxml", tmp_path / "one.xml", code=1)
     proofs = _read_proofs(tree)

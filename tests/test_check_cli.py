@@ -468,9 +468,10 @@ def test_a_report_goes_to_where_a_disk_is_mounted_and_a_full_one_is_not_the_agen
     names = ["check.html", "check.json", "episodes.jsonl"]
     assert sorted(path.name for path in small_disk.iterdir()) == names
     first = (small_disk / "check.json").read_bytes()
-    done = _run(*check, "--max-steps", 300, "--episodes", 40, "--report", small_disk)
+    done = _run(*check, "--max-steps", 100, "--episodes", 40, "--report", small_disk)
     assert done.exit_code == 2
-    assert re.fullmatch(rf"error: {small_disk}: the report cannot be written .*No space left.*--report\n", done.stderr)
+    error = done.stderr.splitlines()[-1]  # after a line on the progress, on a busy computer
+    assert re.fullmatch(rf"error: {small_disk}: the report cannot be written .*No space left.*--report", error)
     assert sorted(path.name for path in small_disk.iterdir()) == names
     assert (small_disk / "check.json").read_bytes() == first
 
