@@ -260,9 +260,7 @@ def _find_jobs(
         raise click.UsageError(
             f"--from names the artefact to read in the folder of a converted agent, but {file.source} is no such folder"
         )
-    if not wanted.is_empty:
-        jobs = selection.filter_jobs(jobs, wanted)
-    return selection.take_shard(jobs, shard) if shard else jobs
+    return selection.select_jobs(jobs, wanted, shard)
 
 
 def _choose_engine(name: str, address: str | None, workers: int, jobs: list[Job]) -> Engine:
@@ -312,13 +310,8 @@ def _write_summary(path: str, tally: Tally, about: Mapping[str, Any]) -> bool:
     from convert.bulk import summary
     from convert.printing import print_failure
 
-    page = os.environ.get("GITHUB_STEP_SUMMARY")
     try:
-        with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
-            file.write(summary.to_json(tally, about))
-        if page:
-            with open(page, "a", encoding="utf-8", errors="backslashreplace") as file:
-                file.write(summary.to_markdown(tally, about))
+        summary.write(path, summary.to_json(tally, about), summary.to_markdown(tally, about))
     except OSError as error:
         print_failure(f"{error.filename}: the summary cannot be written ({error.strerror})")
         return False

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from convert.agents.agent import Record
+from convert.agents.agent import Artifact, Record
 from convert.errors import ProofError, UnreadableArtefact
 from convert.files.disk import read_file
 from convert.files.documents import LARGEST_DOCUMENT, read_json
@@ -84,12 +84,16 @@ def read_proof(folder: str | Path) -> Proof:
     )
 
 
+def list_covered(record: Record, statement: Mapping[str, Any]) -> list[Artifact]:
+    """Return the artefacts of a record that a statement is about."""
+    names = {subject["name"] for subject in statement["subject"]}
+    return [artifact for artifact in record.artifacts.values() if any(file.path in names for file in artifact.files)]
+
+
 def _holds(folder: Path, record: Record, statement: Mapping[str, Any]) -> bool:
     source = statement["predicate"]["configuration"][0]["digest"]["sha256"]
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
-    covered = [
-        artifact for artifact in record.artifacts.values() if any(file.path in subjects for file in artifact.files)
-    ]
+    covered = list_covered(record, statement)
     recorded = {file.path: file.sha256 for artifact in covered for file in artifact.files}
     is_same = source == record.agent.source.sha256 and subjects == recorded
     return is_same and all(is_intact(folder, artifact) for artifact in covered)

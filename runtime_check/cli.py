@@ -56,6 +56,16 @@ class _PathOrUrl(click.Path):
         return value if "://" in str(value) else super().convert(value, param, ctx)
 
 
+def _add_output_options(command: Callable[..., None]) -> Callable[..., None]:
+    for option in (
+        click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on."),
+        click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree."),
+        click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table."),
+    ):
+        command = option(command)
+    return command
+
+
 def _list_backend_names() -> list[str]:
     from runtime_check.backends import list_backends
 
@@ -157,9 +167,7 @@ class _CheckCommand(Command):
     help="Write check.json, check.html and episodes.jsonl to this folder.",
 )
 @add_ci_options
-@click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
-@click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
-@click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
+@_add_output_options
 @click.version_option(__version__, prog_name="atari-check")
 def main(
     agents: tuple[str, ...],
@@ -219,6 +227,7 @@ def main(
         from runtime_check.bulk import run as bulk
         from runtime_check.check.options import Options
         from runtime_check.progress import Progress
+        from runtime_check.report.sums import Sums
 
         options = Options(
             backends=tuple(find_backend(name).name for name in backends),
@@ -242,11 +251,12 @@ def main(
         if dry_run:
             _show_plan(jobs, work, quiet=quiet)
             return
-        progress = Progress(len(jobs), max_steps)
+        sums = Sums(len(jobs))
+        progress = Progress(sums, max_steps)
         run_on = make_engine(engine, ray_address, workers, len(jobs))
         outcomes = bulk.run(jobs, work, run_on, progress.listeners)
         output = _Output(report, as_json, quiet, verbose, fail_fast)
-        sums = _follow(progress.show(outcomes), len(jobs), options, output)
+        _follow(progress.show(outcomes), sums, options, output)
         _finish(sums, junitxml, summary, {"source": source, "shard": format_shard(shard)})
 
 
@@ -269,9 +279,7 @@ Make a report from the proofs of earlier checks, without playing anything again.
 )
 @add_selection_options
 @add_ci_options
-@click.option("--json", "as_json", is_flag=True, help="Print check.json instead of the table.")
-@click.option("-q", "--quiet", is_flag=True, help="Print only agents that do not agree.")
-@click.option("-v", "--verbose", is_flag=True, help="Also print what each backend ran on.")
+@_add_output_options
 def report_proofs(
     agents: tuple[str, ...],
     report: Path | None,
@@ -296,10 +304,13 @@ def report_proofs(
     with _end_on_errors():
         from convert.bulk.selection import Filter
         from runtime_check.bulk.run import recall
+        from runtime_check.report.sums import Sums
 
         jobs = _find_jobs(list(agents), Filter(families, games, seeds, steps), None, 0)
         output = _Output(report, as_json, quiet, verbose, fail_fast=False)
-        _finish(_follow(recall(jobs), len(jobs), None, output), junitxml, summary, {"report": str(report or "")})
+        sums = Sums(len(jobs))
+        _follow(recall(jobs), sums, None, output)
+        _finish(sums, junitxml, summary, {"report": str(report or "")})
 
 
 @dataclass(frozen=True)
@@ -314,14 +325,11 @@ class _Output:
 
 
 def _find_jobs(paths: list[str], wanted: Filter, shard: tuple[int, int] | None, backends: int) -> list[Job]:
-    from convert.bulk import selection
+    from convert.bulk.selection import select_jobs
     from runtime_check.bulk.jobs import make_jobs
     from runtime_check.check.folders import find_agent_folders
 
-    jobs = make_jobs(find_agent_folders(paths), backends)
-    if not wanted.is_empty:
-        jobs = selection.filter_jobs(jobs, wanted)
-    return selection.take_shard(jobs, shard) if shard else jobs
+    return select_jobs(make_jobs(find_agent_folders(paths), backends), wanted, shard)
 
 
 def _note_unconverted(source: str, places: tuple[str, ...], jobs: list[Job], wanted: Filter) -> None:
@@ -344,13 +352,11 @@ def _show_plan(jobs: list[Job], work: Work, *, quiet: bool) -> None:
     click.echo(f"{len(jobs) - len(known)} to check, {len(known)} known from an earlier run")
 
 
-def _follow(outcomes: Generator[Outcome, None, None], total: int, options: Options | None, output: _Output) -> Sums:
-    """Print each outcome as it comes and add it to the report; return the sums of the run."""
-    from runtime_check.report.sums import Sums
+def _follow(outcomes: Generator[Outcome, None, None], sums: Sums, options: Options | None, output: _Output) -> None:
+    """Print each outcome as it comes, and add it to the sums and to the report."""
     from runtime_check.report.writer import ReportWriter
 
-    sums = Sums(total)
-    writer = ReportWriter(output.report, options, total)
+    writer = ReportWriter(output.report, options, sums.total)
     _end_by_signals(writer.discard)
     with writer:
         with closing(outcomes):
@@ -366,7 +372,6 @@ def _follow(outcomes: Generator[Outcome, None, None], total: int, options: Optio
                 click.echo(line, nl=False)
         elif not output.quiet:
             _print_summary(sums, output.report)
-    return sums
 
 
 def _finish(sums: Sums, junitxml: str | None, summary: str | None, about: Mapping[str, Any]) -> NoReturn:
@@ -464,6 +469,7 @@ def _print_summary(sums: Sums, report: Path | None) -> None:
 
 def _write_extras(sums: Sums, junitxml: str | None, summary: str | None, about: Mapping[str, Any]) -> bool:
     """Write what CI reads, beside the report; return whether that worked."""
+    from convert.bulk.summary import write as write_summary
     from runtime_check.report import junit
     from runtime_check.report import sums as words
 
@@ -472,20 +478,13 @@ def _write_extras(sums: Sums, junitxml: str | None, summary: str | None, about: 
             click.echo(line, err=True)
     try:
         if junitxml:
-            _write(junitxml, "w", junit.to_junit(sums.suites))
+            Path(junitxml).write_text(junit.to_junit(sums.suites), "utf-8", "backslashreplace")
         if summary:
-            _write(summary, "w", words.to_json(sums, about))
-            if page := os.environ.get("GITHUB_STEP_SUMMARY"):
-                _write(page, "a", words.to_markdown(sums, about))
+            write_summary(summary, words.to_json(sums, about), words.to_markdown(sums, about))
     except OSError as error:
         click.echo(f"error: {error.filename}: cannot be written ({error.strerror})", err=True)
         return False
     return True
-
-
-def _write(path: str, mode: str, text: str) -> None:
-    with open(path, mode, encoding="utf-8", errors="backslashreplace") as file:
-        file.write(text)
 
 
 def _exit_code(sums: Sums) -> int:

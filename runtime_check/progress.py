@@ -28,9 +28,14 @@ class Progress:
     How long an episode is, those that ended tell.
     """
 
-    def __init__(self, total: int, max_steps: int | None) -> None:
-        """Begin a run of so many agents, whose episodes have at most so many steps."""
-        self._sums, self._max_steps = Sums(total), max_steps
+    def __init__(self, sums: Sums, max_steps: int | None) -> None:
+        """Begin a run.
+
+        Args:
+            sums: of the run; who takes an outcome adds it.
+            max_steps: the bound of an episode.
+        """
+        self._sums, self._max_steps = sums, max_steps
         self._is_terminal = sys.stderr.isatty()
         self._started = self._shown = time.monotonic()
         self._steps = self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
@@ -43,7 +48,6 @@ class Progress:
 
     def _show(self, outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
         for outcome in outcomes:
-            self._sums.add(outcome.document, is_known=outcome.is_known)
             self._episodes = self._ended = self._agent_steps = self._ended_steps = 0
             if self._is_terminal:
                 click.echo("\r\033[K", nl=False, err=True)

@@ -21,27 +21,27 @@ from convert import __version__
 from convert.agents.agent import RECORD_NAME, Record
 from convert.errors import CheckError, ProofError
 from convert.files.hashes import compute_sha256
-from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, Proof, to_json
+from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, Proof, list_covered, to_json
 from convert.sources import read_record
 from convert.store.local import hold_lock, is_intact
 from runtime_check.backends import find_backend
 from runtime_check.check.options import Options
 from runtime_check.check.results import AgentResult
 from runtime_check.check.verification import list_others
-from runtime_check.report.documents import AGREE, DISAGREE, Document, describe_agent, find_problem, to_document
+from runtime_check.report.documents import AGREE, DISAGREE, Document, describe_agent, find_problem
 
 _FOUND = ("protocol", "rom_md5", "episodes", "tolerance", "unchecked_targets")
 _PART = f".{PROOF_NAME}.part"
 
 
-def to_statement(result: AgentResult, options: Options) -> dict[str, Any]:
+def to_statement(result: AgentResult, document: Document, options: Options) -> dict[str, Any]:
     """Return what a check proved, as an in-toto statement (v1) with the predicate test-result (v0.1).
 
     Args:
         result: of an agent whose backends were run.
+        document: its part of ``check.json``.
         options: how it was checked.
     """
-    document = to_document(result)
     backends = {name: _hide_paths(outcome, result.folder) for name, outcome in document["backends"].items()}
     failed = [name for name, outcome in backends.items() if outcome["reasons"]]
     return {
@@ -128,8 +128,7 @@ def check_unchanged(folder: Path, record: Record, statement: Mapping[str, Any]) 
     Raises:
         CheckError: they are not.
     """
-    names = {subject["name"] for subject in statement["subject"]}
-    covered = [each for each in record.artifacts.values() if any(file.path in names for file in each.files)]
+    covered = list_covered(record, statement)
     is_same = read_record(folder) == record and all(is_intact(folder, artifact) for artifact in covered)
     if not is_same:
         raise CheckError(f"{folder}: its files or its {RECORD_NAME} changed while they were checked: check it again")

@@ -177,6 +177,12 @@ def find_jobs(
     return jobs
 
 
+def select_jobs(jobs: Sequence[SelectableT], wanted: Filter, shard: tuple[int, int] | None = None) -> list[SelectableT]:
+    """Return the jobs that a filter keeps, or of these the part K of N; see `filter_jobs` and `take_shard`."""
+    kept = list(jobs) if wanted.is_empty else filter_jobs(jobs, wanted)
+    return take_shard(kept, shard) if shard else kept
+
+
 def filter_jobs(jobs: Sequence[SelectableT], wanted: Filter) -> list[SelectableT]:
     """Return the jobs that a filter keeps. What is not known of an agent matches nothing that is asked of it.
 

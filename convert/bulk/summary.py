@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import json
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -110,6 +111,24 @@ def to_markdown(tally: Tally, settings: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def write(path: str, document: str, page: str) -> None:
+    """Write a summary, and add its page to that of the step in GitHub Actions.
+
+    Args:
+        path: of the file for the document.
+        document: the summary as JSON.
+        page: the summary as Markdown.
+
+    Raises:
+        OSError: a file cannot be written.
+    """
+    with open(path, "w", encoding="utf-8", errors="backslashreplace") as file:
+        file.write(document)
+    if step := os.environ.get("GITHUB_STEP_SUMMARY"):
+        with open(step, "a", encoding="utf-8", errors="backslashreplace") as file:
+            file.write(page)
+
+
 def format_counts(tally: Tally) -> str:
     """Return the run in one sentence."""
     return f"{tally.converted} converted, {tally.current} current, {tally.failed} failed"
@@ -149,8 +168,9 @@ def format_duration(seconds: float) -> str:
 
 def _format_row(failure: Failure) -> str:
     # Within backticks Markdown shows everything as it is, entities too.
-    return f"| `{_format_cell(failure.source)}` | {html.escape(_format_cell(failure.message), quote=False)} |"
+    return f"| `{format_cell(failure.source)}` | {html.escape(format_cell(failure.message), quote=False)} |"
 
 
-def _format_cell(text: str) -> str:
+def format_cell(text: str) -> str:
+    """Return a text for a cell of a table in Markdown."""
     return " ".join(text.split()).replace("|", "\\|").replace("`", "'")

@@ -66,43 +66,33 @@ def list_family_names() -> list[str]:
 def add_selection_options(command: _Command) -> _Command:
     """Add the options that say which agents: ``families``, ``games``, ``seeds``, ``steps``."""
     options = (
-        click.option(
-            "--family",
-            "families",
-            multiple=True,
-            metavar="PATTERN,...",
-            callback=split_names,
-            shell_complete=complete_from(list_family_names),
-            help="Only these families, such as 'DQN*'. Repeatable.",
-        ),
-        click.option(
-            "--game",
-            "games",
-            multiple=True,
-            metavar="PATTERN,...",
-            callback=split_names,
-            shell_complete=complete_from(list_game_names),
-            help="Only these games, such as 'Space*'. Repeatable.",
-        ),
-        click.option(
-            "--seed",
-            "seeds",
-            multiple=True,
-            metavar="PATTERN,...",
-            callback=split_names,
-            help="Only agents trained with these seeds. Repeatable.",
-        ),
-        click.option(
+        _make_filter("--family", "families", "PATTERN", list_family_names, "Only these families, such as 'DQN*'."),
+        _make_filter("--game", "games", "PATTERN", list_game_names, "Only these games, such as 'Space*'."),
+        _make_filter("--seed", "seeds", "PATTERN", list, "Only agents trained with these seeds."),
+        _make_filter(
             "--steps",
-            multiple=True,
-            metavar="WHICH,...",
-            callback=split_names,
-            shell_complete=complete_from(lambda: ["latest", "final"]),
-            help="Only these steps of training: latest (of each training run), final (50,000,000), a step (250000), a "
-            "range (1000000:2000000) or a pattern ('*000000'). Repeatable.",
+            "steps",
+            "WHICH",
+            lambda: ["latest", "final"],
+            "Only these steps of training: latest (of each training run), final (50,000,000), a step (250000), a "
+            "range (1000000:2000000) or a pattern ('*000000').",
         ),
     )
     return _add(command, options)
+
+
+def _make_filter(
+    flag: str, name: str, kind: str, list_names: Callable[[], Iterable[str]], text: str
+) -> Callable[[_Command], _Command]:
+    return click.option(
+        flag,
+        name,
+        multiple=True,
+        metavar=f"{kind},...",
+        callback=split_names,
+        shell_complete=complete_from(list_names),
+        help=f"{text} Repeatable.",
+    )
 
 
 def add_engine_options(verb: str) -> Callable[[_Command], _Command]:

@@ -54,11 +54,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._is_usable = True
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-        self._connection.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk, and others may read
-        self._connection.execute("PRAGMA synchronous = NORMAL")
-        self._connection.execute(_SCHEMA)
+        self._connection = connect(path, _SCHEMA)
 
     def __enter__(self) -> Journal:
         return self
@@ -104,6 +100,21 @@ class Journal:
                 _warn_of_lock(self._path)
             return None
         return row
+
+
+def connect(path: Path, schema: str) -> sqlite3.Connection:
+    """Open a SQLite file of the cache folder, which is made if it is missing.
+
+    Raises:
+        OSError: its folder cannot be made.
+        sqlite3.DatabaseError: it is damaged, or another process locks it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
+    connection.execute("PRAGMA journal_mode = WAL")  # a commit waits for no disk, and others may read
+    connection.execute("PRAGMA synchronous = NORMAL")
+    connection.execute(schema)
+    return connection
 
 
 def open_journal(out: str) -> Journal | None:

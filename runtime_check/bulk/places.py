@@ -34,7 +34,7 @@ class Place:
     """An agent on this computer.
 
     name: what the user calls it, a path or a URL. folder: where it is, or its copy. sources: where its checkpoint is.
-    files: the stamps of its files at a URL by their relative paths; empty for a path.
+    files: the stamps of its files, taken before anything was read, see `stamp_files`.
     """
 
     name: str
@@ -67,13 +67,14 @@ def open_place(name: str, source: str, sources: Sources | None, *, anonymous: bo
         AtariConvertError: something at a URL cannot be read, or is too large.
     """
     if sources is not None and not storage.is_url(name):
-        yield Place(name, Path(name), sources, {})
+        yield Place(name, Path(name), sources, stamp_files(name))
         return
     with tempfile.TemporaryDirectory(prefix="atari-check-") as copy:
-        folder, files = Path(name), {}
         if storage.is_url(name):
             folder = Path(copy, "agent")
             files = _copy_agent(name, folder)
+        else:
+            folder, files = Path(name), stamp_files(name)
         try:
             near = sources or _copy_checkpoint(source, read_record(folder).agent, Path(copy, "source"), anonymous)
             yield Place(name, folder, near, files)
@@ -109,7 +110,7 @@ def stamp_files(name: str) -> dict[str, str | None]:
         name: the agent's folder, a path or a URL.
     """
     if storage.is_url(name):
-        return {path: file.stamp for path, file in storage.list_files(name).items() if path != PROOF_NAME}
+        return _to_stamps(storage.list_files(name))
     folder, stamps = Path(name), {}
     for top, folders, files in os.walk(folder):
         for path in (Path(top, each) for each in (*folders, *files)):
@@ -156,6 +157,10 @@ def _copy_agent(url: str, folder: Path) -> dict[str, str | None]:
         if left < 0:
             raise CheckError(f"{url}: more than {_LARGEST_AGENT} bytes, whatever its server says")
         write_files(folder, {path: data})
+    return _to_stamps(found)
+
+
+def _to_stamps(found: Mapping[str, storage.Found]) -> dict[str, str | None]:
     return {path: file.stamp for path, file in found.items() if path != PROOF_NAME}
 
 

@@ -22,7 +22,7 @@ from convert.sources import read_record
 from convert.store.storage import find_stamp, is_url
 from convert.targets import list_targets
 from runtime_check.bulk.jobs import Job
-from runtime_check.bulk.places import Place, Stamps, name_source, open_place, publish, stamp_files
+from runtime_check.bulk.places import Place, name_source, open_place, publish, stamp_files
 from runtime_check.bulk.verdicts import Verdict, Verdicts
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.pipeline import check_agent
@@ -107,16 +107,15 @@ def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
     """Check one agent and publish its proof. Whatever is wrong with it is part of the outcome."""
     try:
         sources = None if is_url(work.source) else _open_sources(work.source)
-        before = stamp_files(job.folder)
         with open_place(job.folder, work.source, sources, anonymous=work.anonymous) as place:
-            return _check(work, job, place, before, listeners)
+            return _check(work, job, place, listeners)
     except Exception as error:  # noqa: BLE001  an unexpected error must not stop thousands of agents
         return _fail(job, to_known(error, job.folder))
     finally:
         gc.collect()  # a model of TensorFlow's is a circle of references, and not small
 
 
-def _check(work: Work, job: Job, place: Place, before: Stamps, listeners: Listeners) -> Outcome:
+def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
     logs = EpisodeLogs()
 
     def add_log(backend: str, mode: str, log: EpisodeLog) -> None:
@@ -125,11 +124,11 @@ def _check(work: Work, job: Job, place: Place, before: Stamps, listeners: Listen
 
     follow = Listeners(listeners.start, listeners.steps, add_log)
     result = check_agent(place.folder, place.sources, work.options, follow)
-    document = place.restore(to_document(result))
-    outcome = Outcome(job, document, illustrate(result), logs.to_text(document["backends"]))
+    document = to_document(result)
+    outcome = Outcome(job, place.restore(document), illustrate(result), logs.to_text(document["backends"]))
     if not result.backends:  # the record is wrong, and nothing was run
         return outcome
-    statement = to_statement(result, work.options)
+    statement = to_statement(result, document, work.options)
     try:
         publish(place, result.record, statement)
     except CheckError:
@@ -141,10 +140,10 @@ def _check(work: Work, job: Job, place: Place, before: Stamps, listeners: Listen
         warning = f"{job.folder}: proof.json cannot be written ({reason}): only this computer remembers the verdict"
         outcome = replace(outcome, warning=warning)
     outcome = replace(outcome, proof=to_json(statement))
-    if stamp_files(job.folder) != before:  # somebody writes there: the next run looks again
+    if stamp_files(job.folder) != place.files:  # somebody writes there: the next run looks again
         return outcome
     source = name_source(place, result.source, work.source)
-    return replace(outcome, stamps={source: find_stamp(source), **before})
+    return replace(outcome, stamps={source: find_stamp(source), **place.files})
 
 
 def find_known(jobs: Sequence[Job], work: Work) -> set[str]:
@@ -170,10 +169,9 @@ def _read_proof(job: Job, verdicts: Verdicts) -> Outcome:
     with open_place(job.folder, "", Sources(Path()), anonymous=False) as place:
         proof = read_proof(place.folder)
         document = place.restore(from_proof(str(place.folder), read_record(place.folder), proof))
-    text = to_json(proof.statement)
     verdict = verdicts.find(_to_absolute(job.folder))
-    if verdict is None or verdict.proof != text:
-        return Outcome(job, document, proof=text)
+    if verdict is None or verdict.proof != to_json(proof.statement):
+        return Outcome(job, document)
     return replace(_recall(job, verdicts), document=document)
 
 

@@ -13,15 +13,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from convert.errors import CheckError
-from convert.store.journal import find_cache_folder
+from convert.store.journal import connect, find_cache_folder
 from convert.store.storage import find_stamp, is_url
 from runtime_check.bulk.places import Stamps, has_proof, stamp_files
 
-_PATIENCE = 2.0  # seconds to wait for another process that writes
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS verdicts (
     folder TEXT PRIMARY KEY,
@@ -116,23 +114,11 @@ class Verdicts:
 def _connect() -> sqlite3.Connection | None:
     try:
         path = find_cache_folder() / "verdicts.sqlite"
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return None
-    try:
-        return _open(path)
-    except sqlite3.OperationalError:  # locked, or the disk is full
+        return connect(path, _SCHEMA)
+    except (OSError, sqlite3.OperationalError):  # no cache folder; locked, or the disk is full
         return None
     except sqlite3.DatabaseError:  # damaged: it only saves time
         with suppress(OSError, sqlite3.DatabaseError):
             path.unlink()
-            return _open(path)
+            return connect(path, _SCHEMA)
     return None
-
-
-def _open(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None)
-    connection.execute("PRAGMA journal_mode = WAL")
-    connection.execute("PRAGMA synchronous = NORMAL")
-    connection.execute(_SCHEMA)
-    return connection

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from convert import __version__
-from convert.bulk.summary import format_duration
+from convert.bulk.summary import format_cell, format_duration
 from convert.names import to_printable
 from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document, find_reason
 from runtime_check.report.junit import to_suite
@@ -109,10 +109,7 @@ def to_markdown(sums: Sums, settings: Mapping[str, Any]) -> str:
     ]
     if sums.problems:
         lines += ["| agent | verdict | why |", "|---|---|---|"]
-        lines += [
-            f"| `{_cell(each.folder)}` | {each.verdict} | {html.escape(_cell(each.reason), quote=False)} |"
-            for each in sums.problems[:_LISTED]
-        ]
+        lines += [_format_row(problem) for problem in sums.problems[:_LISTED]]
         if len(sums.problems) > _LISTED:
             lines.append(f"\n… and {len(sums.problems) - _LISTED:,} more.")
         lines.append("")
@@ -131,6 +128,12 @@ def format_annotations(sums: Sums) -> list[str]:
     return lines
 
 
+def _format_row(problem: Problem) -> str:
+    # Within backticks Markdown shows everything as it is, entities too.
+    folder, reason = (format_cell(to_printable(text)) for text in (problem.folder, problem.reason))
+    return f"| `{folder}` | {problem.verdict} | {html.escape(reason, quote=False)} |"
+
+
 def _escape(text: str) -> str:
     """Return a text as GitHub's workflow commands take it."""
     return to_printable(text).replace("%", "%25")
@@ -138,7 +141,3 @@ def _escape(text: str) -> str:
 
 def _escape_property(text: str) -> str:
     return _escape(text).replace(":", "%3A").replace(",", "%2C")
-
-
-def _cell(text: str) -> str:
-    return " ".join(to_printable(text).split()).replace("|", "\\|").replace("`", "'")

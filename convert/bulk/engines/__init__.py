@@ -69,7 +69,7 @@ def make_engine(name: str, address: str | None, workers: int, jobs: int) -> Engi
         MissingExtra: Ray is not installed.
         SelectionError: nothing answers at the address of the cluster.
     """
-    workers = workers or count_processors()
+    workers = workers or _count_processors()
     if name == "ray":
         return _make_ray_engine(address, workers)
     if min(workers, jobs) < 2:
@@ -79,7 +79,7 @@ def make_engine(name: str, address: str | None, workers: int, jobs: int) -> Engi
     return processes.make_engine(min(workers, jobs))
 
 
-def count_processors() -> int:
+def _count_processors() -> int:
     """Return how many processors this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
