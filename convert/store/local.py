@@ -31,10 +31,11 @@ from convert.store.folders import (
     Staging,
     describe_bytes,
     find_dropped,
+    find_misplaced,
     parse_record,
     to_checked_json,
 )
-from convert.targets import list_targets
+from convert.targets import Target, list_targets
 
 _OLD = ".atari-convert-old"
 _DEEPEST = 16  # folders below each other in an artefact
@@ -54,9 +55,9 @@ def inspect(place: str | Path) -> Folder:
     return Folder(str(folder), record, is_exact, is_settled=not {UNFINISHED_NAME, _OLD} & set(names))
 
 
-def has_artifact(found: Folder, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:  # noqa: ARG001
+def has_artifact(found: Folder, target: Target, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:  # noqa: ARG001
     """Return whether an artefact's files are there as recorded; see `convert.store.Store`."""
-    return is_intact(Path(found.place), artifact)
+    return is_intact(Path(found.place), target, artifact)
 
 
 @contextmanager
@@ -152,9 +153,14 @@ def find_strangers(top: Path, depth: int = 0) -> dict[Path, str]:
     return {path: kind for name in names for path, kind in find_strangers(top / name, depth + 1).items()}
 
 
-def is_intact(folder: Path, artifact: Artifact) -> bool:
-    """Return whether an artefact has files, and each is there with its recorded size and sha256."""
-    return bool(artifact.files) and all(_is_intact(folder / file.path, file) for file in artifact.files)
+def is_intact(folder: Path, target: Target, artifact: Artifact) -> bool:
+    """Return whether an artefact has files, and each is there with its recorded size and sha256.
+
+    Nothing is opened where the record or a link leads out of the target's place.
+    """
+    if not artifact.files or find_misplaced(target, artifact) or find_strangers(folder / target.path):
+        return False
+    return all(_is_intact(folder / file.path, file) for file in artifact.files)
 
 
 def describe_files(folder: Path, path: str) -> tuple[File, ...]:

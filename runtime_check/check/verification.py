@@ -21,6 +21,7 @@ from convert.errors import ArtefactMissing, CheckError
 from convert.files.disk import write_files
 from convert.files.hashes import compute_sha256
 from convert.sources import identify, read_record
+from convert.store.folders import find_misplaced
 from convert.store.local import find_strangers
 from convert.targets import QuantizedModule, describe_tensors, find_target, import_target, list_targets
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
@@ -170,9 +171,10 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     changes = find_strange_files(folder, top)
     if changes:  # they may lead anywhere: open nothing
         return changes
+    misplaced = find_misplaced(find_target(target), artifact)
     for file in artifact.files:
         path = folder / file.path
-        if not path.is_relative_to(top):
+        if file.path in misplaced:
             changes.append(f"{file.path} is no part of {target}, whose place is {top.name}")
         elif not path.is_file():
             changes.append(f"{file.path} is missing: convert the agent again")
