@@ -6,7 +6,7 @@ stack machine of this module, which knows no function: what a pickle wants to ca
 
 Bombs are refused or defused: a memo of billions of entries (it is a dict here), containers that contain each other
 billions of times (`resolve` visits each once, and none is printed whole), keys whose hashes take for ever or collide
-(only plain keys and no large numbers are accepted), and numbers and text of many megabytes.
+(only plain keys and no large numbers are accepted), and numbers and texts of many megabytes.
 """
 
 from __future__ import annotations
@@ -24,6 +24,9 @@ MOST_INSTRUCTIONS = 2_000_000
 DEEPEST = 100  # containers within each other
 LARGEST_NUMBER = 2**127
 LONGEST_TEXT = 2**16  # bytes
+MOST_TEXT = (
+    2**22
+)  # characters of all texts together, up to four bytes of memory each; names of a state dict have 10,000
 _LARGEST_KEY = 2**61 - 2  # Python hashes larger numbers modulo 2**61 - 1, so that many share one hash
 
 _ATOMS = frozenset(
@@ -33,7 +36,7 @@ _ATOMS = frozenset(
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
-_TEXTS = {"BINUNICODE": 4, "BINUNICODE8": 8}  # bytes of the length before a text
+_TEXTS = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}  # bytes of the length before a text
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -85,10 +88,13 @@ def load(stream: Stream, is_known: Callable[[Name], bool]) -> Any:
         PickleRefused: it names another function or class; the message says which.
         ValueError: it is damaged, or larger than any checkpoint.
     """
-    machine = _Machine(is_known)
+    machine, text_left = _Machine(is_known), MOST_TEXT
     try:
         for _ in range(MOST_INSTRUCTIONS):
             name, argument = _read_instruction(stream)
+            text_left -= len(argument) if isinstance(argument, str) else 0
+            if text_left < 0:
+                raise ValueError(f"texts of more than {MOST_TEXT} characters")
             if name == "STOP":
                 return machine.stack.pop()
             machine.run(name, argument)
