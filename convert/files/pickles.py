@@ -24,9 +24,7 @@ MOST_INSTRUCTIONS = 2_000_000
 DEEPEST = 100  # containers within each other
 LARGEST_NUMBER = 2**127
 LONGEST_TEXT = 2**16  # bytes
-MOST_TEXT = (
-    2**22
-)  # characters of all texts together, up to four bytes of memory each; names of a state dict have 10,000
+MOST_TEXT = 2**22  # characters of all texts together, each of up to four bytes; a state dict has some thousand
 _LARGEST_KEY = 2**61 - 2  # Python hashes larger numbers modulo 2**61 - 1, so that many share one hash
 
 _ATOMS = frozenset(
@@ -88,13 +86,10 @@ def load(stream: Stream, is_known: Callable[[Name], bool]) -> Any:
         PickleRefused: it names another function or class; the message says which.
         ValueError: it is damaged, or larger than any checkpoint.
     """
-    machine, text_left = _Machine(is_known), MOST_TEXT
+    machine = _Machine(is_known)
     try:
         for _ in range(MOST_INSTRUCTIONS):
             name, argument = _read_instruction(stream)
-            text_left -= len(argument) if isinstance(argument, str) else 0
-            if text_left < 0:
-                raise ValueError(f"texts of more than {MOST_TEXT} characters")
             if name == "STOP":
                 return machine.stack.pop()
             machine.run(name, argument)
@@ -167,10 +162,15 @@ class _Machine:
         self.stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._text_left = MOST_TEXT
         self._is_known = is_known
 
     def run(self, name: str, argument: Any) -> None:
         stack = self.stack
+        if isinstance(argument, str):
+            self._text_left -= len(argument)
+            if self._text_left < 0:
+                raise ValueError(f"texts of more than {MOST_TEXT} characters")
         if name in _ATOMS:
             stack.append(argument)
         elif name in _CONSTANTS:
