@@ -47,8 +47,9 @@ class BackendResult:
 class AgentResult:
     """What was found of one agent.
 
-    source: the checkpoint that it was compared with. faults: what is wrong with its record; its backends are not run
-    then. unchecked: artefacts that no backend opens. backends: by name, the reference first.
+    source: the checkpoint that it was compared with. faults: what is wrong with its record or its folder; its backends
+    are not run then. unchecked: artefacts that no backend opens. others: what else is in its folder, which is not
+    judged. backends: by name, the reference first.
     """
 
     folder: Path
@@ -59,6 +60,7 @@ class AgentResult:
     tolerance: Tolerance
     faults: tuple[str, ...] = ()
     unchecked: tuple[str, ...] = ()
+    others: tuple[str, ...] = ()
     backends: Mapping[str, BackendResult] = field(default_factory=dict)
     exhibits: tuple[Exhibit, ...] = ()
 
@@ -107,6 +109,7 @@ def _to_result(case: Case, backends: Mapping[str, BackendResult], exhibits: tupl
         case.tolerance,
         case.faults,
         case.unchecked,
+        case.others,
         backends,
         exhibits,
     )

@@ -27,6 +27,7 @@ from convert.targets import QuantizedModule, describe_tensors, find_target, impo
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.sources import Sources, find_change
+from runtime_check.check.surroundings import find_surroundings
 from runtime_check.compare import Tolerance, compute_scale
 from runtime_check.oracle import Conv as JudgedConv
 from runtime_check.oracle import Dense, Float64, Oracle
@@ -39,8 +40,9 @@ from runtime_check.replay import Plan
 class Case:
     """An agent that can be checked: what is checked, and what it is compared with.
 
-    faults: where its record contradicts the checkpoint or the emulator. unchecked: artefacts that no backend opens.
-    backends: the reference first.
+    faults: where its record contradicts the checkpoint or the emulator, and what in its folder a program would load.
+    unchecked: artefacts that no backend opens. others: what else is in its folder, see `Surroundings`. backends: the
+    reference first.
     """
 
     folder: Path
@@ -53,6 +55,7 @@ class Case:
     tolerance: Tolerance
     faults: tuple[str, ...]
     unchecked: tuple[str, ...]
+    others: tuple[str, ...]
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -97,6 +100,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
             f"{folder}: the network sees {seen.frames} frames of {seen.size} × {seen.size}, the protocol "
             f"{protocol!r} shows {shown.stack} of {shown.height} × {shown.width}: the agent is of another protocol"
         )
+    surroundings = find_surroundings(folder)
     covered = {backend.target for backend in list_backends()}
     plan = Plan(
         game,
@@ -116,8 +120,13 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         plan,
         read_rom(game).md5,
         Tolerance(options.atol, options.rtol, compute_scale(oracle.support)),
-        (*find_record_faults(folder, record, oracle, plan), *find_identity_faults(record.agent, source)),
+        (
+            *find_record_faults(folder, record, oracle, plan),
+            *find_identity_faults(record.agent, source),
+            *surroundings.faults,
+        ),
         tuple(name for name in record.artifacts if name not in covered),
+        surroundings.others,
     )
 
 

@@ -38,6 +38,7 @@ def to_document(result: AgentResult) -> Document:
         "episodes": {"first_seed": plan.seed, "count": plan.episodes, "max_steps": plan.max_steps},
         "tolerance": asdict(result.tolerance),
         "unchecked_targets": list(result.unchecked),
+        "not_judged": list(result.others),
         "backends": {name: _describe_backend(outcome) for name, outcome in result.backends.items()},
     }
 

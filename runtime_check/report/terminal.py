@@ -34,6 +34,8 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
             lines += _wrap(f"{name}: {format_bound(outcome)}")
     for target in document["unchecked_targets"]:
         lines += _wrap(f"{target}: not checked, no backend opens it")
+    if document["not_judged"]:
+        lines += _wrap(f"not judged: {', '.join(document['not_judged'])}")
     return "\n".join(lines)
 
 
