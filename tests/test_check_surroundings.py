@@ -12,6 +12,8 @@ from click.testing import CliRunner
 
 from convert.errors import CheckError
 from runtime_check.check import surroundings
+from runtime_check.check.options import Options
+from runtime_check.check.pipeline import check_agent
 from runtime_check.check.surroundings import find_surroundings
 from runtime_check.cli import main
 
@@ -104,6 +106,16 @@ def test_what_is_told_is_what_python_loads(tmp_path):
     code = "import module, package, joined.below"
     assert run_python(code, cwd=tmp_path) == "ran\n" * 3
     assert len(find_surroundings(tmp_path).faults) == 3
+
+
+def test_what_a_stranger_named_is_one_printable_line_of_a_verdict(folder):
+    _add(folder, "saved_model/\x1b[2J\u202e\nall agree", *(f"saved_model/{number}" for number in range(500)))
+    result = check_agent(folder, AGENTS, Options(("tensorflow",), max_steps=1))
+    (reason,) = result.backends["tensorflow"].reasons
+    assert reason.isprintable()
+    assert len(reason) <= 600
+    assert reason.startswith("saved_model/\\x1b[2J\\u202e\\nall agree is not in agent.json; saved_model/0 is not in")
+    assert reason.endswith("and 491 more")
 
 
 def test_a_folder_with_too_many_folders_cannot_be_checked(folder, monkeypatch):

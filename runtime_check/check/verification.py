@@ -17,7 +17,7 @@ from convert.agents.architecture import Architecture, Conv, Head, Observation, d
 from convert.agents.identity import find_conflict
 from convert.agents.network import SUPPORT, Float32, from_arrays, name_array
 from convert.artefacts import Screened
-from convert.errors import ArtefactMissing, CheckError
+from convert.errors import ArtefactMissing, CheckError, to_message
 from convert.files.disk import write_files
 from convert.files.hashes import compute_sha256
 from convert.sources import identify, read_record
@@ -100,7 +100,6 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
             f"{folder}: the network sees {seen.frames} frames of {seen.size} × {seen.size}, the protocol "
             f"{protocol!r} shows {shown.stack} of {shown.height} × {shown.width}: the agent is of another protocol"
         )
-    surroundings = find_surroundings(folder)
     covered = {backend.target for backend in list_backends()}
     plan = Plan(
         game,
@@ -111,6 +110,12 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         options.max_steps,
         options.epsilon,
     )
+    surroundings = find_surroundings(folder)
+    faults = [
+        *find_record_faults(folder, record, oracle, plan),
+        *find_identity_faults(record.agent, source),
+        *surroundings.faults,
+    ]
     return Case(
         folder,
         source,
@@ -120,11 +125,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         plan,
         read_rom(game).md5,
         Tolerance(options.atol, options.rtol, compute_scale(oracle.support)),
-        (
-            *find_record_faults(folder, record, oracle, plan),
-            *find_identity_faults(record.agent, source),
-            *surroundings.faults,
-        ),
+        tuple(map(to_message, faults)),
         tuple(name for name in record.artifacts if name not in covered),
         surroundings.others,
     )
