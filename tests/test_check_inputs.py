@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from builders import AGENTS, PONG, make_state, save_checkpoint
@@ -61,6 +62,21 @@ def test_a_source_is_found_elsewhere_by_its_sha256(record, tmp_path):
     (tmp_path / "model_8.gz").write_bytes(bytes(PONG.stat().st_size))
     assert Sources(tmp_path).find(record.agent) == moved
     assert Sources(moved).find(record.agent) == moved
+
+
+@pytest.mark.parametrize("place", ["model_7.gz", "checkpoint/below/model_7.gz", f"{FOLDER}.gz"])
+def test_a_checkpoint_that_an_agent_brings_itself_is_not_what_it_is_compared_with(place, record, tmp_path, monkeypatch):
+    agent = tmp_path / "downloaded"
+    (agent / place).parent.mkdir(parents=True)
+    shutil.copy(PONG, agent / place)
+    (agent / "agent.json").write_text("{}")
+    monkeypatch.chdir(agent)
+    for root in (tmp_path, agent, Path(), Path("..")):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of .* in no agent's folder; name its root with"):
+            Sources(root).find(record.agent)
+    assert Sources(agent / place).find(record.agent) == agent / place  # which a user has named
+    shutil.copy(PONG, tmp_path / "model_9.gz")
+    assert Sources(tmp_path).find(record.agent) == tmp_path / "model_9.gz"
 
 
 def test_another_checkpoint_at_its_place_is_not_taken(record, tmp_path):
