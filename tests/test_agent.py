@@ -247,7 +247,19 @@ OUTSIDE_OF_THE_SCHEMA = [
             _replaced(*FILE, "path", by=path),
             "path .*(is not a plain relative path|has control characters|is 5000 characters)",
         )
-        for path in ("", "/etc/passwd", "../../etc/passwd", "a/../b", "a//b", "a/", "./a", "a\\b", "a\0", "\x1b[2J")
+        for path in (
+            "",
+            "/etc/passwd",
+            "../../etc/passwd",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a\\b",
+            "a\0",
+            "\x1b[2J",
+            "\u202egz.a",
+        )
     ),
     (_replaced(*FILE, "path", by="a" * 5000), "path .* is 5000 characters long"),
     (_replaced(*TENSOR, "name", by="a b"), "name is 'a b', expected"),
