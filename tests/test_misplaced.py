@@ -75,6 +75,19 @@ def test_a_misplaced_file_is_told(folder):
     assert change == "sub/secret is no part of flax, whose place is params.msgpack"
 
 
+def test_what_a_stranger_staged_replaces_no_file_but_a_targets(tmp_path):
+    folder = tmp_path / "agent"
+    convert.convert_checkpoint(PONG, folder, ["flax"])
+    for place, content in ((folder, "mine"), (folder / ".atari-convert-new", "planted")):
+        (place / ".git").mkdir(parents=True)
+        (place / ".git/config").write_text(content)
+    _list(folder, ".git/config", b"planted")
+    (folder / RECORD_NAME).rename(folder / ".atari-convert-new" / RECORD_NAME)
+    assert convert.convert_checkpoint(PONG, folder, ["flax"]).written == ("flax",)
+    assert (folder / ".git/config").read_text() == "mine"
+    assert not (folder / ".atari-convert-new").exists()
+
+
 @pytest.mark.parametrize("place", ["path", "url"])
 def test_an_artefact_with_a_misplaced_file_is_written_again_even_if_another_is_asked_for(place, tmp_path):
     folder = tmp_path / "agent"

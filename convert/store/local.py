@@ -202,8 +202,12 @@ def _find_record(folder: Path) -> Record | None:
 
 
 def _find_places(record: Record) -> set[str]:
-    """Return the names, directly in an agent's folder, of the files and folders that a record lists."""
-    return {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
+    """Return the names, directly in an agent's folder, of the files and folders of targets that a record lists.
+
+    What is staged may be a stranger's: no other file, such as one of a ``.git``, is replaced because of it.
+    """
+    names = {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
+    return names & {target.path for target in list_targets()}
 
 
 def _place(staged: Path, place: Path, old: Path) -> None:
