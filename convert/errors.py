@@ -39,6 +39,12 @@ _LONGEST = 600  # characters of a message
 _START = 380  # of them where its middle is left out
 
 
+def to_message(text: str) -> str:
+    """Return a text as one line of printable characters, not too long: of a longer one, its start and its end."""
+    line = to_printable(text)
+    return line if len(line) <= _LONGEST else f"{line[:_START]} … {line[_START + 3 - _LONGEST :]}"
+
+
 class AtariConvertError(Exception):
     """Base of every error that this project raises on purpose.
 
@@ -47,8 +53,7 @@ class AtariConvertError(Exception):
     """
 
     def __init__(self, message: str = "") -> None:
-        line = to_printable(message)
-        super().__init__(line if len(line) <= _LONGEST else f"{line[:_START]} … {line[_START + 3 - _LONGEST :]}")
+        super().__init__(to_message(message))
 
 
 class CheckpointError(AtariConvertError):

@@ -49,7 +49,7 @@ from convert.sources import (
     read_file,
 )
 from convert.store import find_store
-from convert.store.folders import Folder, describe_bytes
+from convert.store.folders import Folder, describe_bytes, find_misplaced
 from convert.store.local import describe_files
 from convert.store.storage import format_error, is_url, normalise, read_source
 from convert.targets import (
@@ -432,7 +432,8 @@ def find_stale(
 
 def _is_described(target: Target, record: Record) -> bool:
     artifact = record.artifacts[target.name]
-    return (artifact.inputs, artifact.outputs) == describe_tensors(target, record.agent.architecture)
+    tensors = describe_tensors(target, record.agent.architecture)
+    return (artifact.inputs, artifact.outputs) == tensors and not find_misplaced(target, artifact)
 
 
 def _is_current(name: str, found: Folder, record: Record, *, is_rehearsal: bool) -> bool:
@@ -441,8 +442,7 @@ def _is_current(name: str, found: Folder, record: Record, *, is_rehearsal: bool)
         artifact.format_version == target.format_version
         and artifact.versions.get("atari-convert") == __version__
         and _is_described(target, record)
-        and all(f"{file.path}/".startswith(f"{target.path}/") for file in artifact.files)
-        and store.has_artifact(found, artifact, is_rehearsal=is_rehearsal)
+        and store.has_artifact(found, target, artifact, is_rehearsal=is_rehearsal)
         and (is_rehearsal or _is_true(target, found, record))
     )
 

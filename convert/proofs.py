@@ -20,6 +20,7 @@ from convert.files.disk import read_file
 from convert.files.documents import LARGEST_DOCUMENT, read_json
 from convert.sources import read_record
 from convert.store.local import is_intact
+from convert.targets import find_target
 
 PROOF_NAME = "proof.json"
 STATEMENT_TYPE = "https://in-toto.io/Statement/v1"
@@ -84,19 +85,28 @@ def read_proof(folder: str | Path) -> Proof:
     )
 
 
-def list_covered(record: Record, statement: Mapping[str, Any]) -> list[Artifact]:
-    """Return the artefacts of a record that a statement is about."""
+def list_covered(record: Record, statement: Mapping[str, Any]) -> dict[str, Artifact]:
+    """Return the artefacts of a record that a statement is about, by target."""
     names = {subject["name"] for subject in statement["subject"]}
-    return [artifact for artifact in record.artifacts.values() if any(file.path in names for file in artifact.files)]
+    return {
+        target: artifact
+        for target, artifact in record.artifacts.items()
+        if any(file.path in names for file in artifact.files)
+    }
+
+
+def are_intact(folder: Path, artifacts: Mapping[str, Artifact]) -> bool:
+    """Return whether the files of artefacts, by target, are there as recorded."""
+    return all(is_intact(folder, find_target(target), artifact) for target, artifact in artifacts.items())
 
 
 def _holds(folder: Path, record: Record, statement: Mapping[str, Any]) -> bool:
     source = statement["predicate"]["configuration"][0]["digest"]["sha256"]
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
     covered = list_covered(record, statement)
-    recorded = {file.path: file.sha256 for artifact in covered for file in artifact.files}
+    recorded = {file.path: file.sha256 for artifact in covered.values() for file in artifact.files}
     is_same = source == record.agent.source.sha256 and subjects == recorded
-    return is_same and all(is_intact(folder, artifact) for artifact in covered)
+    return is_same and are_intact(folder, covered)
 
 
 def _find_problem(statement: Any) -> str | None:

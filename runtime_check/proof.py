@@ -21,13 +21,14 @@ from convert import __version__
 from convert.agents.agent import RECORD_NAME, Record
 from convert.errors import CheckError, ProofError
 from convert.files.hashes import compute_sha256
-from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, Proof, list_covered, to_json
+from convert.proofs import PREDICATE_TYPE, PROOF_NAME, STATEMENT_TYPE, Proof, are_intact, list_covered, to_json
 from convert.sources import read_record
-from convert.store.local import hold_lock, is_intact
+from convert.store.local import hold_lock
 from runtime_check.backends import find_backend
 from runtime_check.check.options import Options
 from runtime_check.check.results import AgentResult
-from runtime_check.check.verification import list_others
+from runtime_check.check.surroundings import find_surroundings
+from runtime_check.check.verification import find_unlisted
 from runtime_check.report.documents import AGREE, DISAGREE, Document, describe_agent, find_problem
 
 _FOUND = ("protocol", "rom_md5", "episodes", "tolerance", "unchecked_targets")
@@ -69,6 +70,9 @@ def from_proof(folder: str, record: Record, proof: Proof) -> Document:
         raise ProofError(
             f"{folder}: its {PROOF_NAME} is not about the files that are there: run atari-check on it again"
         )
+    surroundings = find_surroundings(Path(folder))
+    if strangers := [*find_unlisted(Path(folder), record), *surroundings.faults]:
+        raise ProofError(f"{folder}: {strangers[0]}; it is not what was checked: run atari-check on it again")
     annotations = proof.statement["predicate"].get("annotations")
     parts = annotations if isinstance(annotations, dict) else {}
     failed = bool(proof.failed) or proof.result != "PASSED"
@@ -78,7 +82,7 @@ def from_proof(folder: str, record: Record, proof: Proof) -> Document:
         "faults": [],
         "error": None,
         **describe_agent(record.agent),
-        "other_files": list(list_others(Path(folder), record)),
+        "not_judged": list(surroundings.others),
         **{name: parts.get(name) for name in (*_FOUND, "backends")},
     }
     if problem := find_problem(document):
@@ -129,7 +133,7 @@ def check_unchanged(folder: Path, record: Record, statement: Mapping[str, Any]) 
         CheckError: they are not.
     """
     covered = list_covered(record, statement)
-    is_same = read_record(folder) == record and all(is_intact(folder, artifact) for artifact in covered)
+    is_same = read_record(folder) == record and are_intact(folder, covered)
     if not is_same:
         raise CheckError(f"{folder}: its files or its {RECORD_NAME} changed while they were checked: check it again")
 

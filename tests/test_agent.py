@@ -236,6 +236,7 @@ OUTSIDE_OF_THE_SCHEMA = [
     (_replaced("notes", by="mine"), "unknown field 'notes'"),
     (_replaced(*HEAD, "dueling", by=True), "unknown field 'dueling'"),
     (_replaced("artifacts", by={"../onnx": {}}), "target is '../onnx', expected"),
+    (_replaced("artifacts", by={f"x{number}": {} for number in range(65)}), "lists 65 targets, expected at most 64"),
     (_replaced("artifacts", "onnx", "format_version", by=0), "format_version is 0, expected 1 to"),
     (_replaced("artifacts", "onnx", "files", by=[]), "files is .*expected at least one object"),
     (_replaced("artifacts", "onnx", "inputs", by=[]), "inputs is .*expected at least one object"),
@@ -246,7 +247,19 @@ OUTSIDE_OF_THE_SCHEMA = [
             _replaced(*FILE, "path", by=path),
             "path .*(is not a plain relative path|has control characters|is 5000 characters)",
         )
-        for path in ("", "/etc/passwd", "../../etc/passwd", "a/../b", "a//b", "a/", "./a", "a\\b", "a\0", "\x1b[2J")
+        for path in (
+            "",
+            "/etc/passwd",
+            "../../etc/passwd",
+            "a/../b",
+            "a//b",
+            "a/",
+            "./a",
+            "a\\b",
+            "a\0",
+            "\x1b[2J",
+            "\u202egz.a",
+        )
     ),
     (_replaced(*FILE, "path", by="a" * 5000), "path .* is 5000 characters long"),
     (_replaced(*TENSOR, "name", by="a b"), "name is 'a b', expected"),

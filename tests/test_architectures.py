@@ -154,6 +154,16 @@ def test_a_dueling_network_is_not_rounded_to_int8():
     assert find_obstacle(ARCHITECTURES["200 quantiles"]) is None
 
 
+@pytest.mark.parametrize("target", ["litert", "litert-float16", "litert-int8"])
+def test_an_axis_that_litert_does_not_hold_is_told_before_anything_is_written(target, tmp_path):
+    network = _make_network(Architecture(Observation(), (Conv(12, 8, 1),), (16,), Head("q", 3)))
+    agent = Agent(Identity(), network.architecture, File("model.gz", 0, "0" * 64))
+    error = write_agent(network, agent, tmp_path / "agent", [target]).failures[target]
+    assert isinstance(error, TargetError)
+    assert str(error).startswith(f"model.gz: {target} holds axes of at most 65536 values, not of 71148; the network is")
+    assert not (tmp_path / "agent").exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 import convert
 from convert.store.local import is_intact
+from convert.targets import find_target
 from runtime_check.card import main
 
 
@@ -33,7 +34,7 @@ def test_a_measured_return_goes_into_the_card_and_the_record_stays_true(tmp_path
     card = (folder / "huggingface/README.md").read_text("utf-8")
     assert 'value: "25.30 +/- 7.54"' in card
     assert "Mean return 25.30 ± 7.54 over 3 episodes (protocol `classic`" in card
-    assert is_intact(folder, convert.read_record(folder).artifacts["safetensors"])
+    assert is_intact(folder, find_target("safetensors"), convert.read_record(folder).artifacts["safetensors"])
     # The card is current: converting again leaves it alone.
     assert convert.convert_checkpoint(BREAKOUT, folder, ["safetensors"]).written == ()
 

@@ -276,21 +276,6 @@ def test_a_record_that_cannot_be_checked_exits_with_2(change, message, converted
     assert message in done.stderr
 
 
-def test_files_that_are_no_part_of_the_agent_are_named(converted, tmp_path):
-    folder = Path(shutil.copytree(converted / FOLDER, tmp_path / "agent"))
-    for number in range(12):
-        (folder / f"{number:02}\n.py").write_text("", "utf-8")
-    (folder / "README.md").write_text("", "utf-8")
-    done = _run(folder, "--source", PONG, "--backend", "onnxruntime", "--max-steps", 2, "--report", tmp_path / "report")
-    assert done.exit_code == 0
-    assert "not part of the agent, and not looked at: '00\\n.py'; '01\\n.py';" in done.stdout
-    assert "and 3 more" in " ".join(done.stdout.split())
-    document = json.loads((tmp_path / "report/check.json").read_text("utf-8"))
-    _validate(document)
-    assert len(document["agents"][0]["other_files"]) == 13
-    assert "not looked at" in (tmp_path / "report/check.html").read_text("utf-8")
-
-
 def test_backends_are_named_with_commas_in_any_letter_case(converted):
     done = _run(converted / FOLDER, "--source", PONG, "--backend", "Flax, onnxruntime,flax", "--max-steps", 2)
     assert re.findall(r"^  (\w+) +agree", done.stdout, re.MULTILINE) == ["reference", "flax", "onnxruntime"]

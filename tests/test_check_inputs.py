@@ -17,6 +17,7 @@ import convert
 from convert.agents.record import read_record
 from convert.errors import CheckError, CheckpointError
 from convert.store.local import is_intact
+from convert.targets import find_target
 from runtime_check.check.folders import find_agent_folders
 from runtime_check.check.sources import Sources
 from runtime_check.check.verification import find_artefact, find_changes
@@ -71,6 +72,21 @@ def test_a_source_is_found_elsewhere_by_its_sha256(record, tmp_path):
     (tmp_path / "model_8.gz").write_bytes(bytes(PONG.stat().st_size))
     assert Sources(tmp_path).find(record.agent) == moved
     assert Sources(moved).find(record.agent) == moved
+
+
+@pytest.mark.parametrize("place", ["model_7.gz", "checkpoint/below/model_7.gz", f"{FOLDER}.gz"])
+def test_a_checkpoint_that_an_agent_brings_itself_is_not_what_it_is_compared_with(place, record, tmp_path, monkeypatch):
+    agent = tmp_path / "downloaded"
+    (agent / place).parent.mkdir(parents=True)
+    shutil.copy(PONG, agent / place)
+    (agent / "agent.json").write_text("{}")
+    monkeypatch.chdir(agent)
+    for root in (tmp_path, agent, Path(), Path("..")):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of .* in no agent's folder; name its root with"):
+            Sources(root).find(record.agent)
+    assert Sources(agent / place).find(record.agent) == agent / place  # which a user has named
+    shutil.copy(PONG, tmp_path / "model_9.gz")
+    assert Sources(tmp_path).find(record.agent) == tmp_path / "model_9.gz"
 
 
 def test_another_checkpoint_at_its_place_is_not_taken(record, tmp_path):
@@ -164,7 +180,7 @@ def test_a_link_above_a_recorded_file_is_never_followed(converted, tmp_path, mon
 
     monkeypatch.setattr(os, "open", watch)
     artifact = convert.read_record(folder).artifacts["onnx"]
-    assert not is_intact(folder, artifact)
+    assert not is_intact(folder, find_target("onnx"), artifact)
     with suppress(convert.AtariConvertError):
         convert.read_agent(folder)
     with suppress(convert.AtariConvertError):

@@ -370,6 +370,32 @@ def test_a_pickle_that_means_harm_in_a_base_folder_of_dopamine(name, agents, exa
     assert finding.error
 
 
+def _wide_texts(size: int, count: int) -> bytes:
+    """Return the instructions of a list of texts, each of ``size`` bytes that take four times as many in memory."""
+    text = "\U0001f600".encode() + b"a" * (size - 4)
+    return b"](" + (b"X" + struct.pack("<I", size) + text) * count + b"e"
+
+
+@pytest.mark.parametrize(("size", "count"), [(65_000, 2000), (255, 500_000), (60, 1_900_000)])
+def test_texts_of_many_megabytes_take_no_more_memory_than_their_file(size, count, agents, tmp_path):
+    examiner = Examiner()  # whose memory no other file has grown
+    try:
+        folder = _take(agents["q"], "dopamine", tmp_path)
+        before = examiner.examine("dopamine", folder).memory
+        content = _wide_texts(size, count)
+        begin = PROTO + b"}(" + _text("training_steps") + b"K\x05" + _text("online_params")
+        (folder / "dopamine/checkpoints/ckpt.0").write_bytes(begin + content + b"u.")
+        (tmp_path / "archive").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, 2) + PROTO + content + b".")
+        checkpoint = save_gzip(tmp_path / "model.gz", (tmp_path / "archive").read_bytes())
+        for reader, path in (("dopamine", folder), ("source", checkpoint)):
+            finding = examiner.examine(reader, path)
+            _check(finding)
+            assert "texts of more than 4194304 characters" in finding.message
+            assert finding.memory < before + 3 * len(content) / 2**20  # what is read, and copies of it
+    finally:
+        examiner.close()
+
+
 def test_parameters_that_hold_each_other_billions_of_times(agents, examiner, tmp_path):
     levels = b"}\x94"
     for level in range(7):
@@ -1505,6 +1531,19 @@ def flax_many_maps(folder: Path) -> None:
     outer = b"\x8f" + b"".join(bytes([0xA1, 97 + n]) + middle for n in range(15))
     more = b"\x8f" + b"".join(bytes([0xA1, 97 + n]) + outer for n in range(15))
     (folder / "params.msgpack").write_bytes(b"\x8f" + b"".join(bytes([0xA1, 97 + n]) + more for n in range(15)))
+
+
+@case("flax", "64 dicts")
+def flax_maps_within_the_size_of_a_wide_network(folder: Path) -> None:
+    """Write millions of maps within each other, which the file of a network of 4096 hidden units has room for."""
+    document = json.loads((folder / "agent.json").read_text())
+    document["architecture"]["hidden"] = [4096]
+    (folder / "agent.json").write_text(json.dumps(document))
+    level = b"".join(b"\xa1" + letter + b"\x80" for letter in (b"a", b"b", b"c"))
+    level = b"\x83" + level
+    while len(level) < 13_000_000:
+        level = b"\x83" + b"".join(b"\xa1" + letter + level for letter in (b"a", b"b", b"c"))
+    (folder / "params.msgpack").write_bytes(level)
 
 
 @case("flax", "Flax")

@@ -17,7 +17,8 @@ from convert.agents.agent import Agent, Artifact, File, Record, Tensor
 from convert.agents.identity import Identity
 from convert.agents.record import read_record
 from convert.errors import OutputExists, RoundTripError
-from convert.store.local import inspect, is_intact, open_folder, publish
+from convert.store.folders import describe_bytes
+from convert.store.local import inspect, open_folder, publish
 
 
 def write_agent(folder: Path, content: str, *names: str) -> None:
@@ -73,7 +74,10 @@ def test_a_kill_before_any_rename_leaves_the_old_or_ends_with_the_new(tmp_path, 
             assert names == (sorted([*NAMES, "agent.json"]) if before else [])
         if names:
             assert names == sorted([*NAMES, "agent.json"])
-            assert is_intact(folder, read_record(folder).artifacts["all"])
+            files = read_record(folder).artifacts["all"].files
+            assert {file.path: file for file in files} == {
+                name: describe_bytes((folder / name).read_bytes(), name) for name in NAMES
+            }
             assert {(folder / name).read_text() for name in NAMES} == {"old" if kill == 0 else "new"}
         if codes[-1] == 0:
             break

@@ -40,7 +40,7 @@ def find_path_problem(path: str) -> str | None:
     """Return why a path cannot be recorded; None for a relative one with ``/`` between plain names."""
     if len(path) > 4096:
         return f"is {len(path)} characters long, expected at most 4096"
-    if re.search(r"[\x00-\x1f\x7f-\x9f]", path):
+    if re.search(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]", path):  # the last turn or break lines
         return "has control characters"
     if "\\" in path or any(part in ("", ".", "..") for part in path.split("/")):
         return "is not a plain relative path without '..', '.', backslashes and empty parts"

@@ -32,6 +32,7 @@ from convert.files.documents import LARGEST_DOCUMENT, read_json, show
 Value = TypeVar("Value")
 RECORD_FORMAT = 2
 LARGEST_FILE = LARGEST
+_MOST_TARGETS = 64
 _MOST_SEARCHED = 1000  # folders, for a message
 
 
@@ -224,6 +225,8 @@ def _record_from_json(document: dict[str, Any]) -> Record:
         _optional(document, "derived_from", lambda inner, key: _file_from_json(_field(inner, key, dict))),
     )
     found = _field(document, "artifacts", dict)
+    if len(found) > _MOST_TARGETS:
+        raise ValueError(f"lists {len(found)} targets, expected at most {_MOST_TARGETS}")
     artifacts = {_match(_TARGET, name, "target"): _artifact_from_json(_field(found, name, dict)) for name in found}
     paths = [file.path for artifact in artifacts.values() for file in artifact.files]
     if len(set(paths)) < len(paths):

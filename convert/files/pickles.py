@@ -6,7 +6,7 @@ stack machine of this module, which knows no function: what a pickle wants to ca
 
 Bombs are refused or defused: a memo of billions of entries (it is a dict here), containers that contain each other
 billions of times (`resolve` visits each once, and none is printed whole), keys whose hashes take for ever or collide
-(only plain keys and no large numbers are accepted), and numbers and text of many megabytes.
+(only plain keys and no large numbers are accepted), and numbers and texts of many megabytes.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ MOST_INSTRUCTIONS = 2_000_000
 DEEPEST = 100  # containers within each other
 LARGEST_NUMBER = 2**127
 LONGEST_TEXT = 2**16  # bytes
-MOST_TEXT = 2**24  # characters in all, each of which may take four bytes of memory
+MOST_TEXT = 2**22  # characters of all texts together, each of up to four bytes; a state dict has some thousand
 _LARGEST_KEY = 2**61 - 2  # Python hashes larger numbers modulo 2**61 - 1, so that many share one hash
 
 _ATOMS = frozenset(
@@ -34,7 +34,7 @@ _ATOMS = frozenset(
         *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
     )
 )
-_TEXTS = {"BINUNICODE": 4, "BINUNICODE8": 8}  # bytes of the length before a text
+_TEXTS = {"SHORT_BINUNICODE": 1, "BINUNICODE": 4, "BINUNICODE8": 8}  # bytes of the length before a text
 _CONSTANTS: dict[str, Any] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 
 
@@ -162,13 +162,16 @@ class _Machine:
         self.stack: list[Any] = []
         self._marked: list[list[Any]] = []
         self._memo: dict[int, Any] = {}
+        self._text_left = MOST_TEXT
         self._is_known = is_known
-        self._characters = 0
 
     def run(self, name: str, argument: Any) -> None:
         stack = self.stack
+        if isinstance(argument, str):
+            self._text_left -= len(argument)
+            if self._text_left < 0:
+                raise ValueError(f"texts of more than {MOST_TEXT} characters")
         if name in _ATOMS:
-            self._count_text(argument)
             stack.append(argument)
         elif name in _CONSTANTS:
             stack.append(_CONSTANTS[name])
@@ -180,11 +183,6 @@ class _Machine:
             self._memo[len(self._memo)] = stack[-1]
         elif name not in ("PROTO", "FRAME"):
             _INSTRUCTIONS[name](self, argument)
-
-    def _count_text(self, argument: Any) -> None:
-        self._characters += len(argument) if isinstance(argument, str) else 0
-        if self._characters > MOST_TEXT:
-            raise ValueError(f"more than {MOST_TEXT} characters of text")
 
     def _mark(self, _: Any) -> None:
         self._marked.append(self.stack)

@@ -89,6 +89,12 @@ _OPTIONS: dict[str, tuple[int, Any, Any]] = {
 }
 
 
+def find_obstacle(architecture: Architecture) -> str | None:
+    """Return why a file that `rebuild` takes cannot hold an architecture: an axis of its weights is too long."""
+    longest = max(max(shape) for shape in list_shapes(architecture).values())
+    return None if longest <= _LARGEST_SIZE else f"holds axes of at most {_LARGEST_SIZE} values, not of {longest}"
+
+
 def rebuild(data: bytes, architecture: Architecture, precision: str) -> bytes:
     """Return a file that holds what was looked up of a file of TensorFlow's converter or of ours, and nothing else.
 

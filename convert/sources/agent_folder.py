@@ -44,7 +44,7 @@ def read(folder: Path, artefact: str | None = None) -> Checkpoint:
     target = _choose(folder, record) if artefact is None else _find(folder, record, artefact)
     trained = read_trained(target, folder / target.path, record.agent)
     if trained.is_changed is None:
-        trained = replace(trained, is_changed=not is_intact(folder, record.artifacts[target.name]))
+        trained = replace(trained, is_changed=not is_intact(folder, target, record.artifacts[target.name]))
     return to_checkpoint(trained, record.agent)
 
 
@@ -133,7 +133,7 @@ def _has_changed(folder: Path, record: Record, target: Target) -> bool:
     artifact, path = record.artifacts[target.name], folder / target.path
     if find_strangers(path):  # no link is followed: reading it in earnest will tell
         return True
-    has_changed = not is_intact(folder, artifact)
+    has_changed = not is_intact(folder, target, artifact)
     found = {file.relative_to(folder).as_posix() for file in path.rglob("*") if file.is_file()}
     if not has_changed and found <= {file.path for file in artifact.files}:
         return False

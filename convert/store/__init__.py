@@ -13,6 +13,7 @@ from typing import Protocol
 from convert.agents.agent import Artifact, Record
 from convert.store import local, remote, storage
 from convert.store.folders import FindStamp, Folder, ListFiles, Staging
+from convert.targets import Target
 
 
 class Store(Protocol):
@@ -26,8 +27,8 @@ class Store(Protocol):
             UnwritableOutput: it cannot be listed or read.
         """
 
-    def has_artifact(self, found: Folder, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:
-        """Return whether an artefact's files are there as recorded, by size and sha256.
+    def has_artifact(self, found: Folder, target: Target, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:
+        """Return whether an artefact's files are there as recorded, by size and sha256, all in its target's place.
 
         At a URL, a rehearsal goes by sizes alone.
         """

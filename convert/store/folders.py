@@ -6,12 +6,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, File, Record
+from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, File, Record
 from convert.agents.record import from_json, to_json
 from convert.errors import OutputExists, RecordError, RoundTripError
 from convert.files.hashes import compute_sha256
 from convert.store.storage import Found
-from convert.targets import list_targets
+from convert.targets import Target, list_targets
 
 FindStamp = Callable[[str], str | None]
 ListFiles = Callable[[str], Mapping[str, Found]]
@@ -96,6 +96,14 @@ def to_checked_json(record: Record, name: str) -> str:
     if not is_read_back:
         raise RoundTripError(f"{name}: does not read back as it was written: a bug of atari-convert, please report it")
     return text
+
+
+def find_misplaced(target: Target, artifact: Artifact) -> list[str]:
+    """Return the recorded paths of an artefact that do not lie in its target's place, where its users load it.
+
+    A record may be a stranger's. Such a path may lead anywhere, through a link beside the artefact: it is not opened.
+    """
+    return [file.path for file in artifact.files if not f"{file.path}/".startswith(f"{target.path}/")]
 
 
 def find_dropped(former: Record | None, record: Record) -> list[str]:

@@ -31,10 +31,11 @@ from convert.store.folders import (
     Staging,
     describe_bytes,
     find_dropped,
+    find_misplaced,
     parse_record,
     to_checked_json,
 )
-from convert.targets import list_targets
+from convert.targets import Target, list_targets
 
 _OLD = ".atari-convert-old"
 _DEEPEST = 16  # folders below each other in an artefact
@@ -54,9 +55,9 @@ def inspect(place: str | Path) -> Folder:
     return Folder(str(folder), record, is_exact, is_settled=not {UNFINISHED_NAME, _OLD} & set(names))
 
 
-def has_artifact(found: Folder, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:  # noqa: ARG001
+def has_artifact(found: Folder, target: Target, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:  # noqa: ARG001
     """Return whether an artefact's files are there as recorded; see `convert.store.Store`."""
-    return is_intact(Path(found.place), artifact)
+    return is_intact(Path(found.place), target, artifact)
 
 
 @contextmanager
@@ -162,13 +163,12 @@ def find_strangers(top: Path, depth: int = 0) -> dict[Path, str]:
     return {path: kind for name in names for path, kind in find_strangers(top / name, depth + 1).items()}
 
 
-def is_intact(folder: Path, artifact: Artifact) -> bool:
+def is_intact(folder: Path, target: Target, artifact: Artifact) -> bool:
     """Return whether an artefact has files, and each is there with its recorded size and sha256.
 
-    A record may come from a stranger: where a link is at or below one of the places that it names, nothing is opened.
+    Nothing is opened where the record or a link leads out of the target's place.
     """
-    places = {folder / file.path.partition("/")[0] for file in artifact.files}
-    if not places or any(map(find_strangers, places)):
+    if not artifact.files or find_misplaced(target, artifact) or find_strangers(folder / target.path):
         return False
     return all(_is_intact(folder / file.path, file) for file in artifact.files)
 
@@ -212,8 +212,12 @@ def _find_record(folder: Path) -> Record | None:
 
 
 def _find_places(record: Record) -> set[str]:
-    """Return the names, directly in an agent's folder, of the files and folders that a record lists."""
-    return {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
+    """Return the names, directly in an agent's folder, of the files and folders of targets that a record lists.
+
+    What is staged may be a stranger's: no other file, such as one of a ``.git``, is replaced because of it.
+    """
+    names = {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
+    return names & {target.path for target in list_targets()}
 
 
 def _place(staged: Path, place: Path, old: Path) -> None:

@@ -28,12 +28,13 @@ from convert.store.folders import (
     Staging,
     describe_bytes,
     find_dropped,
+    find_misplaced,
     parse_record,
     to_checked_json,
 )
 from convert.store.journal import find_cache_folder
 from convert.store.storage import Found
-from convert.targets import list_targets
+from convert.targets import Target, list_targets
 
 _CURE = "agents are made on this computer first, and XDG_CACHE_HOME or TMPDIR can name another place"
 
@@ -48,9 +49,11 @@ def inspect(place: str) -> Folder:
     return Folder(place, record, is_exact, is_settled, is_whole=is_settled, files=files)
 
 
-def has_artifact(found: Folder, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:
+def has_artifact(found: Folder, target: Target, artifact: Artifact, *, is_rehearsal: bool = False) -> bool:
     """Return whether an artefact's files are there as recorded; see `convert.store.Store`."""
-    if not artifact.files or not all(_has_size(found.files, file.path, file.size) for file in artifact.files):
+    if not artifact.files or find_misplaced(target, artifact):
+        return False
+    if not all(_has_size(found.files, file.path, file.size) for file in artifact.files):
         return False
     return is_rehearsal or all(describe_bytes(_read(found, file.path), file.path) == file for file in artifact.files)
 

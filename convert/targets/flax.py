@@ -34,7 +34,7 @@ IN_ALL = True
 
 _NDARRAY = 1  # Flax' extension type
 _MOST_ENTRIES = 32  # of a dict; that of the Nature-CNN has five
-_MOST_IN_ALL = 1000
+_MOST_DICTS = 2 * _MOST_ENTRIES  # of a tree; one for each layer, and two around them
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
@@ -60,17 +60,17 @@ def read(path: Path, agent: Agent) -> Network:
 def _unpack(data: bytes, path: Path) -> Any:
     """Return the tree of msgpack, as `flax.serialization.msgpack_restore` does, within narrow bounds."""
     limits = {"max_array_len": 0, "max_map_len": _MOST_ENTRIES, "max_str_len": 100, "max_bin_len": 0}
-    entries = 0
+    dicts = 0
 
-    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        nonlocal entries  # small maps take a hundred times the memory of their bytes
-        entries += len(pairs) + 1
-        if entries > _MOST_IN_ALL or len(dict(pairs)) < len(pairs):
-            raise ValueError(f"more than {_MOST_IN_ALL} entries, or one that is there twice")
-        return dict(pairs)
+    def count(tree: dict[str, Any]) -> dict[str, Any]:
+        nonlocal dicts
+        dicts += 1
+        if dicts > _MOST_DICTS:
+            raise ValueError(f"holds more than {_MOST_DICTS} dicts")
+        return tree
 
     try:
-        return msgpack.unpackb(data, object_pairs_hook=to_dict, ext_hook=_to_array, strict_map_key=True, **limits)
+        return msgpack.unpackb(data, object_hook=count, ext_hook=_to_array, strict_map_key=True, **limits)
     except Exception as error:  # msgpack raises ValueError and classes of its own for damaged bytes
         raise UnreadableArtefact(
             f"{path}: not Flax parameters ({show(str(error))}): convert the agent again"

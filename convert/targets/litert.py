@@ -30,6 +30,9 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     path.write_bytes(litert_files.rebuild(converted, network.architecture, "float32"))
 
 
+find_obstacle = litert_files.find_obstacle
+
+
 def read(path: Path, agent: Agent) -> Network:
     """Read the weights back; the model is not run.
 

@@ -26,6 +26,9 @@ def write(network: Network, agent: Agent, path: Path) -> None:  # noqa: ARG001
     path.write_bytes(litert_files.rebuild(convert_to_float16(network), network.architecture, "float16"))
 
 
+find_obstacle = litert_files.find_obstacle
+
+
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001
     """Refuse: the checkpoint's float32 weights are not in the file.
 

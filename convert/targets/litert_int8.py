@@ -38,7 +38,9 @@ def find_obstacle(architecture: Architecture) -> str | None:
     if architecture.head.streams != "single":
         return "rounds networks of one stream"
     observation = architecture.observation
-    return None if (observation.frames, observation.size) == (4, 84) else "is calibrated on observations of 4, 84, 84"
+    if (observation.frames, observation.size) != (4, 84):
+        return "is calibrated on observations of 4, 84, 84"
+    return litert_files.find_obstacle(architecture)
 
 
 def read(path: Path, agent: Agent) -> Network:  # noqa: ARG001

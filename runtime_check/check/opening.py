@@ -9,7 +9,8 @@ from pathlib import Path
 from convert.agents.agent import Agent
 from convert.agents.layout import nhwc_from_nchw
 from convert.artefacts import Screened
-from convert.errors import AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable
+from convert.errors import AtariConvertError, CheckError, MissingExtra, RuntimeUnavailable, to_message
+from convert.files.documents import join
 from convert.loading import open_artefact
 from convert.runtimes import Description, Runtime, Settings, import_runtime
 from convert.targets import find_target
@@ -42,7 +43,7 @@ class Candidate:
 
     def noted(self, *faults: str) -> Candidate:
         """Return it with further faults. It is still asked: a replay shows what they amount to."""
-        return replace(self, faults=tuple(dict.fromkeys((*self.faults, *faults))))
+        return replace(self, faults=tuple(dict.fromkeys((*self.faults, *map(to_message, faults)))))
 
     def failed(self, fault: str) -> Candidate:
         """Return it closed, with the fault that ended it."""
@@ -83,7 +84,7 @@ def _open(case: Case, backend: Backend, settings: Settings) -> Candidate:
     if backend.target is not None:
         path = find_artefact(case.folder, backend.target)
         if faults := find_file_faults(case.folder, case.record, backend.target):
-            return candidate.failed("; ".join(faults))
+            return candidate.failed(join(faults))
     try:
         runtime, screened = open_backend(backend, path, case.record.agent, settings)
     except (RuntimeUnavailable, MissingExtra):
@@ -92,7 +93,7 @@ def _open(case: Case, backend: Backend, settings: Settings) -> Candidate:
         return candidate.failed(f"{path.name} does not load: {to_line(error)}")
     if backend.target is not None and screened is not None:
         if faults := find_content_faults(case.record.artifacts[backend.target], screened):
-            return candidate.failed("; ".join(faults))
+            return candidate.failed(join(faults))
         candidate = candidate.noted(*find_weight_faults(backend.target, screened, case.oracle))
     return replace(candidate, runtime=runtime, description=runtime.description)
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from glob import escape
 from pathlib import Path, PurePosixPath
 
-from convert.agents.agent import Agent, File
+from convert.agents.agent import RECORD_NAME, Agent, File
 from convert.errors import CheckpointError
 from convert.files.hashes import hash_file
 from convert.sources import locate
@@ -22,7 +23,8 @@ class Sources:
     def find(self, agent: Agent) -> Path:
         """Return the checkpoint that an agent was converted from, by its recorded sha256.
 
-        Its place in the release is tried first, then every file below the root that has its size and its suffix.
+        Its place in the release is tried first, then every file below the root that has its size and its suffix. What
+        is in the folder of an agent is passed over: a stranger's agent would bring what it is to be compared with.
 
         Raises:
             CheckpointError: there is none with this sha256.
@@ -38,7 +40,7 @@ class Sources:
             return self.root
         places = (locate(agent.identity), source.path)
         for path in (self.root / place for place in dict.fromkeys(places) if place):
-            if not find_change(path, source):
+            if not find_change(path, source) and not self._is_in_agent(path):
                 return path
         suffix = PurePosixPath(source.path).suffix
         for path in self._list_by_size(suffix).get(source.size, []):
@@ -46,7 +48,7 @@ class Sources:
                 return path
         raise CheckpointError(
             f"{self.root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
-            f"expected it at this path or as any *{suffix} below; name its root with --source"
+            f"expected it at this path or as any *{suffix} below, in no agent's folder; name its root with --source"
         )
 
     def _list_by_size(self, suffix: str) -> dict[int, list[Path]]:
@@ -54,8 +56,15 @@ class Sources:
         if suffix not in self._listed:
             by_size = self._listed[suffix] = {}
             for path in filter(Path.is_file, sorted(self.root.rglob(f"*{escape(suffix)}"))):
+                if self._is_in_agent(path):
+                    continue
                 by_size.setdefault(path.stat().st_size, []).append(path)
         return self._listed[suffix]
+
+    def _is_in_agent(self, path: Path) -> bool:
+        """Tell whether a file at or below the root is in the folder of an agent."""
+        folders = (folder for folder in path.parents if folder.is_relative_to(self.root))
+        return any(os.path.lexists(folder / RECORD_NAME) for folder in folders)
 
 
 def find_change(path: Path, file: File) -> tuple[str, str, str] | None:

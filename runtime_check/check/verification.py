@@ -17,16 +17,17 @@ from convert.agents.architecture import Architecture, Conv, Head, Observation, d
 from convert.agents.identity import find_conflict
 from convert.agents.network import SUPPORT, Float32, from_arrays, name_array
 from convert.artefacts import Screened
-from convert.errors import ArtefactMissing, CheckError
+from convert.errors import ArtefactMissing, CheckError, to_message
 from convert.files.disk import write_files
 from convert.files.hashes import compute_sha256
-from convert.proofs import PROOF_NAME
 from convert.sources import identify, read_record
+from convert.store.folders import find_misplaced
 from convert.store.local import find_strangers
 from convert.targets import QuantizedModule, describe_tensors, find_target, import_target, list_targets
 from runtime_check.backends import REFERENCE, Backend, find_backend, list_backends
 from runtime_check.check.options import Options
 from runtime_check.check.sources import Sources, find_change
+from runtime_check.check.surroundings import find_surroundings
 from runtime_check.compare import Tolerance, compute_scale
 from runtime_check.oracle import Conv as JudgedConv
 from runtime_check.oracle import Dense, Float64, Oracle
@@ -39,8 +40,9 @@ from runtime_check.replay import Plan
 class Case:
     """An agent that can be checked: what is checked, and what it is compared with.
 
-    faults: where its record contradicts the checkpoint or the emulator. unchecked: artefacts that no backend opens.
-    others: what else is in the folder. backends: the reference first.
+    faults: where its record contradicts the checkpoint or the emulator, and what in its folder a program would load.
+    unchecked: artefacts that no backend opens. others: what else is in its folder, see `Surroundings`. backends: the
+    reference first.
     """
 
     folder: Path
@@ -108,6 +110,12 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         options.max_steps,
         options.epsilon,
     )
+    surroundings = find_surroundings(folder)
+    faults = [
+        *find_record_faults(folder, record, oracle, plan),
+        *find_identity_faults(record.agent, source),
+        *surroundings.faults,
+    ]
     return Case(
         folder,
         source,
@@ -117,9 +125,9 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         plan,
         read_rom(game).md5,
         Tolerance(options.atol, options.rtol, compute_scale(oracle.support)),
-        (*find_record_faults(folder, record, oracle, plan), *find_identity_faults(record.agent, source)),
+        tuple(map(to_message, faults)),
         tuple(name for name in record.artifacts if name not in covered),
-        list_others(folder, record),
+        surroundings.others,
     )
 
 
@@ -173,9 +181,10 @@ def find_changes(folder: Path, target: str, artifact: Artifact) -> list[str]:
     changes = find_strange_files(folder, top)
     if changes:  # they may lead anywhere: open nothing
         return changes
+    misplaced = find_misplaced(find_target(target), artifact)
     for file in artifact.files:
         path = folder / file.path
-        if not path.is_relative_to(top):
+        if file.path in misplaced:
             changes.append(f"{file.path} is no part of {target}, whose place is {top.name}")
         elif not path.is_file():
             changes.append(f"{file.path} is missing: convert the agent again")
@@ -305,13 +314,6 @@ def find_unlisted(folder: Path, record: Record) -> list[str]:
         for top, name in sorted(tops.items())
         if os.path.lexists(folder / top)
     ]
-
-
-def list_others(folder: Path, record: Record) -> tuple[str, ...]:
-    """Return the names in an agent's folder that are no part of the agent: nothing is known of what they hold."""
-    ours = {RECORD_NAME, PROOF_NAME, UNFINISHED_NAME, *(target.path for target in list_targets())}
-    ours |= {file.path.partition("/")[0] for artifact in record.artifacts.values() for file in artifact.files}
-    return tuple(sorted(set(os.listdir(folder)) - ours))
 
 
 def find_identity_faults(agent: Agent, source: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from convert.agents.agent import Agent
-from convert.files.documents import join, show
+from convert.files.documents import show
 from convert.formats.atari_agents import find_family
 from runtime_check.check.results import AgentResult, BackendResult
 from runtime_check.tally import Returns
@@ -37,7 +37,7 @@ def to_document(result: AgentResult) -> Document:
         "episodes": {"first_seed": plan.seed, "count": plan.episodes, "max_steps": plan.max_steps},
         "tolerance": asdict(result.tolerance),
         "unchecked_targets": list(result.unchecked),
-        "other_files": list(result.others),
+        "not_judged": list(result.others),
         "backends": {name: _describe_backend(outcome) for name, outcome in result.backends.items()},
     }
 
@@ -118,12 +118,6 @@ def find_reason(document: Document) -> str:
         for name, outcome in document["backends"].items():
             reasons += [f"{name}: {reason}" for reason in outcome["reasons"]]
     return " ".join("; ".join(reasons).split())
-
-
-def format_others(document: Document) -> str:
-    """Return which files of an agent's folder nobody looked at; empty if there are none."""
-    others = document["other_files"]
-    return f"not part of the agent, and not looked at: {join(map(show, others))}" if others else ""
 
 
 def find_problem(document: Document) -> str | None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from runtime_check.check.exhibits import Exhibit
 from runtime_check.check.results import AgentResult
 from runtime_check.report import plots
-from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document, format_others
+from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document
 from runtime_check.report.terminal import format_bound, format_number, format_returns, format_tolerance
 
 
@@ -32,7 +32,6 @@ def load_templates() -> jinja2.Environment:
         "format_bound": format_bound,
         "format_options": format_options,
         "name_agent": name_agent,
-        "format_others": format_others,
     }
     return templates
 

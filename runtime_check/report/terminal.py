@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 
 from convert.names import to_printable
-from runtime_check.report.documents import UNCHECKED, Document, format_others
+from runtime_check.report.documents import UNCHECKED, Document
 
 _WIDTH = 100
 
@@ -34,8 +34,8 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
             lines += _wrap(f"{name}: {format_bound(outcome)}")
     for target in document["unchecked_targets"]:
         lines += _wrap(f"{target}: not checked, no backend opens it")
-    if others := format_others(document):
-        lines += _wrap(others)
+    if document["not_judged"]:
+        lines += _wrap(f"not judged: {', '.join(document['not_judged'])}")
     return "\n".join(lines)
 
 
