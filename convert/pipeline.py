@@ -500,7 +500,8 @@ def find_warnings(record: Record) -> list[str]:
             "--identity tells it"
         ]
     if game is None:
-        return []
+        zoo = agent.identity.zoo
+        return [f"{agent.source.path}: nothing tells its game: give --identity {zoo}/Game"] if zoo else []
     actions, minimal = agent.head.actions, len(load_games()[game].actions)
     if agent.action_meanings is None:
         return [f"{agent.source.path}: {actions} actions fit neither {game}'s {minimal} nor all 18: meanings stay null"]

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,3 +101,22 @@ def run_python(code: str, **options: Any) -> str:
     """Run code in a Python of its own and return what it prints."""
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, **options).stdout
+
+
+def save_sample(name: str, folder: Path) -> Path:
+    """Write a file of another zoo, see ``tests/data/zoos/README.md``, into a folder."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lzma.decompress((DATA / "zoos" / f"{name}.xz").read_bytes()))
+    return path
+
+
+def change_zip(path: Path, to: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """Write a zip with its entries changed in place, stored as they were."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    change(entries)
+    with zipfile.ZipFile(to, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return to

@@ -131,12 +131,11 @@ def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkey
     assert complain("runs") == f"searched runs and 3 folders below it, no files: {following}"
     for name in ("a/1.zip", "a/b/2.zip"):
         with zipfile.ZipFile(tmp_path / "runs" / name, "w") as archive:
-            archive.writestr("data", '{"policy_class": 0}')
-            archive.writestr("policy.pth", b"")
+            archive.writestr("notes.txt", "none")
     (tmp_path / "runs/a/args.yml").write_text("env: Pong\n")
     (tmp_path / "runs/LICENCE").touch()
     counted = "4 files (2 .zip, 1 without a suffix, 1 .yml)"
-    sample = "runs/a/1.zip is a Stable-Baselines3 model (zip)"
+    sample = "runs/a/1.zip is a zip archive with notes.txt"
     assert complain("runs") == f"searched runs and 3 folders below it, {counted}; {sample}: {following}"
     assert complain(f"local://{tmp_path}/runs") == f"searched local://{tmp_path}/runs, {counted}: {following}"
     assert (
