@@ -78,18 +78,19 @@ def dopamine(session: nox.Session) -> None:
 
 # What each zoo's wrappers are tested with. CleanRL's are those of gymnasium 0.29; later ones make another grey.
 ZOOS = {
-    "sb3": ["stable-baselines3==2.9.2", "gymnasium==1.4.0"],
+    "sb3": ["stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "gymnasium==1.4.0"],
     "cleanrl": ["stable-baselines3==2.9.2", "gymnasium==0.29.1"],
 }
+ZOO_TESTS = ["tests/zoos_session.py", "tests/zoo_agents_session.py"]
 
 
 @nox.session(venv_backend="venv")
 @nox.parametrize("zoo", list(ZOOS))
 def zoos(session: nox.Session, zoo: str) -> None:
-    """Hold each protocol against the wrappers of its zoo, in an environment of their own."""
+    """Hold each protocol and each reader against the libraries of its zoo, in an environment of their own."""
     session.install("-q", ".[check]", "pytest", "-c", "constraints.txt")
     session.install("-q", "--no-deps", "-c", "constraints.txt", *ZOOS[zoo], "cloudpickle", "farama-notifications")
-    session.run("pytest", "--noconftest", "-W", "ignore", "tests/zoos_session.py", "-k", zoo, *session.posargs)
+    session.run("pytest", "--noconftest", "-W", "ignore", *ZOO_TESTS, "-k", zoo, *session.posargs)
 
 
 @nox.session

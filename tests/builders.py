@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import convert
 from convert.agents.agent import RECORD_NAME
 from convert.agents.architecture import Architecture, make_head, nature_cnn
 from convert.agents.network import Network, from_arrays
 from convert.agents.record import read_record, to_json
 from convert.store.local import describe_files
-from convert.targets import find_target, import_target
+from convert.targets import find_obstacle, find_target, import_target, list_targets
 
 DATA = Path(__file__).parent / "data"
 AGENTS = DATA / "agents"
@@ -80,6 +81,12 @@ def to_network(state: dict[str, torch.Tensor]) -> Network:
         named["head.support"] = state["_AtariNet__support"].numpy()
     (atoms,) = state["_AtariNet__support"].shape if "_AtariNet__support" in state else (None,)
     return from_arrays(named, make_architecture(len(named["head.bias"]) // (atoms or 1), atoms))
+
+
+def list_holding(source: Path) -> list[str]:
+    """Return the targets that can hold the network of a checkpoint."""
+    architecture = convert.read_checkpoint(source).architecture
+    return [target.name for target in list_targets() if not find_obstacle(target.name, architecture)]
 
 
 def plant_weights(folder: Path, target: str, network: Network) -> None:

@@ -12,13 +12,22 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from builders import change_zip, make_observations, save_sample
+from builders import BREAKOUT, PONG, change_zip, make_observations, save_sample
 
 import convert
 from convert.agents.identity import Identity
+from convert.agents.network import find_differences
 from convert.bulk.selection import find_jobs
-from convert.errors import CheckpointError, SelectionError, UnreadableCheckpoint, UnsupportedArchitecture
+from convert.errors import (
+    CheckpointError,
+    SelectionError,
+    TargetError,
+    UnreadableArtefact,
+    UnreadableCheckpoint,
+    UnsupportedArchitecture,
+)
 from convert.sources import parse_identity, recognise_file
+from runtime_check import Options, check_agent
 from runtime_check.oracle import compute_outputs
 from runtime_check.originals import find_original, read_oracle
 
@@ -100,7 +109,7 @@ def test_the_online_network_is_read_and_not_the_target(dqn):
 
     changed = change_zip(dqn, dqn.with_name("changed.zip"), change)
     expected = convert.read_checkpoint(dqn)
-    assert convert.agents.network.find_differences(convert.read_checkpoint(changed), expected) == []
+    assert find_differences(convert.read_checkpoint(changed), expected) == []
     observations = make_observations(1)
     one, other = (compute_outputs(read_oracle(path), observations)["q_values"] for path in (dqn, changed))
     np.testing.assert_array_equal(one, other)
@@ -216,3 +225,107 @@ def test_a_search_picks_up_the_zips_of_agents_alone(tmp_path):
     agent.unlink()
     with pytest.raises(SelectionError, match=r"2 files \(2 \.zip\)"):
         find_jobs([tmp_path / "zoo"], tmp_path / "out")
+
+
+def _unpack(path: Path, folder: Path) -> Path:
+    with zipfile.ZipFile(path) as archive:
+        archive.extractall(folder)
+    return folder
+
+
+def test_an_unpacked_zip_is_an_agent_too(dqn, tmp_path):
+    folder = _unpack(dqn, tmp_path / "hub/dqn-PongNoFrameskip-v4")
+    (folder.parent / "args.yml").touch()
+    (job,) = find_jobs([folder.parent], tmp_path / "out")
+    assert (job.kind, Path(job.source)) == ("sb3-folder", folder)
+    record = convert.convert_checkpoint(folder, tmp_path / "out", ["safetensors"]).record
+    assert record.agent.identity == Identity("sb3", "DQN", "Pong", "sb3", 1, 0)
+    assert record.agent.source.path == "dqn-PongNoFrameskip-v4/policy.pth"
+    ours, theirs = convert.read_agent(tmp_path / "out"), convert.read_checkpoint(dqn)
+    assert find_differences(ours, theirs) == []
+    observations = make_observations(1)
+    judged = compute_outputs(read_oracle(folder / "policy.pth"), observations)["q_values"]
+    np.testing.assert_array_equal(judged, compute_outputs(read_oracle(dqn), observations)["q_values"])
+
+
+def test_an_identity_leaves_the_algorithm_and_the_step_to_an_unpacked_zip(qrdqn, tmp_path):
+    folder = _unpack(qrdqn, tmp_path / "agent")
+    record = convert.convert_checkpoint(folder, tmp_path / "out", ["safetensors"], identity="sb3/Pong").record
+    assert record.agent.identity == Identity("sb3", "QR-DQN", "Pong", "sb3", 1, 0)
+
+
+def test_where_a_zip_and_its_unpacked_folder_lie_beside_each_other_the_zip_is_read(dqn, tmp_path):
+    _unpack(dqn, dqn.with_suffix(""))
+    (job,) = find_jobs([dqn.parent], tmp_path / "out")
+    assert job.source == str(dqn)
+
+
+def test_an_unpacked_zip_of_another_algorithm_is_refused_by_name(tmp_path):
+    folder = _unpack(save_sample("sb3_ppo_v2.9.2.zip", tmp_path), tmp_path / "agent")
+    with pytest.raises(UnreadableCheckpoint, match="agent: a Stable-Baselines3 agent of PPO or A2C"):
+        convert.convert_checkpoint(folder, tmp_path / "out", ["safetensors"])
+
+
+@pytest.mark.parametrize("name", ["sb3_dqn_v2.9.2.zip", "sb3_qrdqn_v1.6.2_small.zip"])
+def test_the_target_writes_a_zip_that_is_read_back_bit_for_bit(name, tmp_path):
+    path = save_sample(name, tmp_path)
+    convert.convert_checkpoint(path, tmp_path / "out", ["sb3"], identity="sb3/Pong/1/0")
+    expected = convert.read_checkpoint(path)
+    assert find_differences(convert.read_checkpoint(tmp_path / "out/sb3.zip"), expected) == []
+    assert find_differences(convert.read_agent(tmp_path / "out"), expected) == []
+    ours, theirs = _read_policy(tmp_path / "out/sb3.zip"), _read_policy(path)
+    assert list(ours) == [
+        *(key for key in theirs if "_target." not in key),
+        *(key for key in theirs if "_target." in key),
+    ]
+    net = next(iter(ours)).partition(".")[0]
+    for key, tensor in ours.items():  # the sample's target network has weights of its own
+        torch.testing.assert_close(tensor, theirs[key.replace(f"{net}_target", net)], rtol=0, atol=0)
+
+
+def test_an_agent_of_the_release_becomes_a_zip_that_the_check_proves(tmp_path):
+    convert.convert_checkpoint(PONG, tmp_path / "out", ["sb3"])
+    result = check_agent(tmp_path / "out", PONG, Options(("sb3",), max_steps=20))
+    assert result.agrees
+    about = json.loads(zipfile.ZipFile(tmp_path / "out/sb3.zip").read("data"))
+    assert about["num_timesteps"] == 328492
+
+
+@pytest.mark.parametrize("entry", ["data", "policy.optimizer.pth", "_stable_baselines3_version", "more.pth"])
+def test_a_zip_with_anything_else_in_it_is_neither_current_nor_opened(tmp_path, entry):
+    convert.convert_checkpoint(PONG, tmp_path / "out", ["sb3"])
+    path = tmp_path / "out/sb3.zip"
+
+    def change(entries: dict[str, bytes]) -> None:
+        if entry == "data":
+            entries[entry] = json.dumps(json.loads(entries[entry]) | {"lr_schedule": {":serialized:": "gAQu"}}).encode()
+        else:
+            entries[entry] = entries.get("policy.pth", b"")
+
+    change_zip(path, tmp_path / "changed.zip", change).replace(path)
+    with pytest.raises(UnreadableArtefact, match=rf"sb3\.zip: {entry} is not what atari-convert writes for it"):
+        convert.load_agent(tmp_path / "out", "sb3")
+
+
+def test_a_zip_that_was_trained_on_is_read_back_with_its_step(dqn, tmp_path):
+    convert.convert_checkpoint(dqn, tmp_path / "out", ["sb3"], identity="sb3/Pong")
+    other = save_sample("sb3_dqn_v2.9.2.zip", tmp_path)
+
+    def change(entries: dict[str, bytes]) -> None:
+        state = _read_policy(other)
+        state["q_net.q_net.0.bias"] += 1
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        entries["policy.pth"] = buffer.getvalue()
+        entries["data"] = json.dumps(json.loads(entries["data"]) | {"num_timesteps": 5000}).encode()
+
+    change_zip(other, tmp_path / "trained.zip", change).replace(tmp_path / "out/sb3.zip")
+    record = convert.convert_checkpoint(tmp_path / "out", tmp_path / "back", ["onnx"]).record
+    assert record.agent.identity == Identity("sb3", "DQN", "Pong", "sb3", 1, 5000)
+    assert record.agent.derived_from.path == dqn.name
+
+
+def test_a_network_that_sb3_does_not_have_is_refused_by_name_before_anything_is_written(tmp_path):
+    with pytest.raises(TargetError, match=r"sb3 holds DQN's Q head .*: Stable-Baselines3 has no C51"):
+        convert.convert_checkpoint(BREAKOUT, tmp_path / "out", ["sb3"])
+    assert not list((tmp_path / "out").glob("**/*.zip"))
