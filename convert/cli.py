@@ -80,7 +80,7 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     shell_complete=complete_from(lambda: ["all", *list_target_names()]),
     help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all: "
     "those of them whose extras are installed. Not part of all: litert-float16, litert-int8 (rounded weights), "
-    "checkpoint (the release's format), sb3 (Stable-Baselines3). Repeatable.",
+    "checkpoint (the release's format), sb3 (Stable-Baselines3), cleanrl, cleanrl-jax. Repeatable.",
 )
 @click.option(
     "-o",

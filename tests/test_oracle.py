@@ -264,7 +264,7 @@ def test_the_judge_imports_little():
         shared = ("compare", "oracle", "originals", "torch_files")
         assert all(name.split(".")[1] in shared for name in own), path
         others = {name.split(".")[0] for name in imported - own}
-        assert others - sys.stdlib_module_names <= {"numpy", "threadpoolctl", "torch"}, path
+        assert others - sys.stdlib_module_names <= {"msgpack", "numpy", "threadpoolctl", "torch"}, path
 
 
 def test_refuses_a_checkpoint_of_another_network_naming_every_weight(tmp_path):

@@ -20,10 +20,9 @@ from convert.agents.agent import Agent
 from convert.agents.architecture import Architecture, Observation, nature_cnn
 from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
-from convert.files import torch_files
 from convert.files.archives import build_archive, read_archive
 from convert.files.disk import read_file
-from convert.formats import sb3
+from convert.formats import sb3, state_dicts
 from convert.formats.flat_names import to_named
 from convert.networks.torch import load_module
 from convert.targets import Trained
@@ -181,19 +180,6 @@ def _save(content: Any) -> bytes:
 
 def _is_same(entries: dict[str, bytes], expected: dict[str, bytes], name: str) -> bool:
     """Tell whether an entry holds what is expected; other versions of torch write it in other bytes."""
-    if entries[name] == expected[name] or not name.endswith(".pth"):
+    if not name.endswith(".pth"):
         return entries[name] == expected[name]
-    try:
-        return bool(_to_plain(torch_files.read(entries[name])) == _to_plain(torch_files.read(expected[name])))
-    except ValueError:
-        return False
-
-
-def _to_plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _to_plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_to_plain(item) for item in value]
-    if isinstance(value, torch_files.Tensor):
-        return (value.dtype, value.shape, value.problem or value.to_numpy().tobytes())
-    return value
+    return state_dicts.is_same_content(entries[name], expected[name])
