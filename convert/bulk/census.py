@@ -85,7 +85,8 @@ def _describe_files(census: Census) -> str:
     text = f"{_count(total, 'file')} ({', '.join(kinds)}{f', {rest} others' if rest else ''})"
     for suffix in list_pattern_suffixes():
         if suffix in census.suffixes:
-            return f"{text}, none named {' or '.join(list_patterns())}: name other {suffix} files one by one"
+            named = " or ".join(pattern for pattern in list_patterns() if pattern.endswith(suffix))
+            return f"{text}, none named {named}: name other {suffix} files one by one"
     sample = census.samples[common[0][0]]
     return f"{text}: {_NEXT}" if is_url(sample) else f"{text}; {sample} is {_describe_file(sample)}: {_NEXT}"
 

@@ -23,7 +23,6 @@ from convert.sources import (
     choose_identity,
     import_source,
     list_pattern_suffixes,
-    list_patterns,
     list_suffixes,
     locate,
     picks_up,
@@ -175,7 +174,7 @@ def find_jobs(
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
         explanation = explain_nothing(census, [source for source, _ in named])
-        raise SelectionError(f"no {' or '.join(list_patterns())} found: {explanation}")
+        raise SelectionError(f"no checkpoint found: {explanation}")
     _refuse_overlaps(jobs)
     return jobs
 

@@ -9,7 +9,7 @@ source code without running it:
     CANDIDATES of files, in place of PATTERNS, where the name tells too little: the names of files that a search looks
                into, such as ``("*.zip",)``, to pick up those that are recognised
     MARKS      of folders, in place of both: the names that all stand in such a folder, such as ``("agent.json",)``
-    EXAMPLE    of files: what one is called, such as ``dqn-PongNoFrameskip-v4.zip``, for the list of sources
+    EXAMPLE    what one is called, such as ``dqn-PongNoFrameskip-v4.zip``, for the list of sources
     PROTOCOL   the protocol of all agents of a zoo, where there is one: ``--identity`` then takes ``ZOO/Game``
     LAYOUT     the layout of paths that ``identify`` reads, for messages; left out where paths tell nothing
     PACKAGES   the packages that it imports beyond those that atari-convert needs itself; left out where there are none
@@ -224,7 +224,8 @@ def recognise_file(head: bytes, name: str) -> str:
         if not source.is_installed and name.endswith(source.suffixes):
             raise leaves.missing_extra(f"source {source.name!r}", source.packages, source.extra)
     files.sort(key=lambda source: not source.module.startswith(f"{__name__}."))  # ours come first
-    expected = " or ".join(dict.fromkeys(source.expected for source in files))
+    *others, last = dict.fromkeys(source.expected for source in files)
+    expected = f"{', '.join(others)} or {last}" if others else last
     if not head:
         raise UnreadableCheckpoint(f"{name}: the file is empty, expected {expected}: take another copy")
     raise UnreadableCheckpoint(f"{name}: {describe_content(head, name)}, expected {expected}")

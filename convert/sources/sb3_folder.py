@@ -1,4 +1,4 @@
-"""Stable-Baselines3, unpacked: the folder of ``data`` and ``policy.pth`` that Hub repositories hold beside the zip."""
+"""Stable-Baselines3, unpacked: the folder of data and policy.pth that Hub repositories hold beside the zip."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from convert.store.folders import describe_bytes
 
 EXPECTED = "an unpacked zip of Stable-Baselines3"
 MARKS = ("data", "policy.pth")
+EXAMPLE = "dqn-PongNoFrameskip-v4"
 
 
 def recognise(folder: Path) -> bool:
