@@ -148,10 +148,11 @@ def test_same_padding_is_that_of_tensorflow():
     assert list_shapes(ARCHITECTURES["SAME padding"])["hidden.kernel"] == (512, 7744)
 
 
-def test_a_dueling_network_is_not_rounded_to_int8():
+def test_a_dueling_network_and_a_quantile_head_are_not_rounded_to_int8():
     find_obstacle = import_target("litert-int8").find_obstacle
     assert find_obstacle(ARCHITECTURES["dueling"]) == "rounds networks of one stream"
-    assert find_obstacle(ARCHITECTURES["200 quantiles"]) is None
+    assert find_obstacle(ARCHITECTURES["200 quantiles"]) == "rounds networks with a Q or categorical head"
+    assert find_obstacle(ARCHITECTURES["SAME padding"]) is None
 
 
 @pytest.mark.parametrize("target", ["litert", "litert-float16", "litert-int8"])

@@ -37,6 +37,8 @@ def find_obstacle(architecture: Architecture) -> str | None:
     """Return why an architecture cannot be rounded to int8 here: calibration frames are 84 pixels, 4 in a stack."""
     if architecture.head.streams != "single":
         return "rounds networks of one stream"
+    if architecture.head.kind == "quantile":  # the converter rounds the quantiles to int8 as well
+        return "rounds networks with a Q or categorical head"
     observation = architecture.observation
     if (observation.frames, observation.size) != (4, 84):
         return "is calibrated on observations of 4, 84, 84"

@@ -59,7 +59,7 @@ _FRACTIONS = {"DQN": 0.1, "QR-DQN": 0.025}  # of the training, in which explorat
 def find_obstacle(architecture: Architecture) -> str | None:
     """Return why Stable-Baselines3's CnnPolicy cannot hold an architecture."""
     if sb3.find_algorithm(architecture.head) is None:
-        return "holds DQN's Q head and QR-DQN's quantile head, of one stream: Stable-Baselines3 has no C51"
+        return "holds DQN's Q head and QR-DQN's quantile head: Stable-Baselines3 has no C51 and no dueling network"
     if architecture.observation != Observation() or architecture.convs != nature_cnn(architecture.head).convs:
         return "holds the convolutions of the Nature-CNN without padding, on 4 frames of 84 × 84 divided by 255"
     return None if len(architecture.hidden) == 1 else "holds one hidden layer"
