@@ -191,7 +191,8 @@ def main(
         jobs = _find_jobs(sources, files_from, out, who, wanted, shard, anonymous, artefact)
         run_on = _choose_engine(engine, ray_address, workers, jobs)
         printing.print_unknown(jobs)
-        task = bulk.Work(targets, overwrite, check_hashes, anonymous, artefact)
+        optional = tuple(target for target in targets if target not in to)  # which ``all`` means
+        task = bulk.Work(targets, overwrite, check_hashes, anonymous, artefact, optional)
         work = bulk.rehearse(jobs, task) if dry_run else bulk.run(jobs, task, run_on)
     tally = Tally(len(jobs))
     printer = (
@@ -225,10 +226,14 @@ def _follow(
     work: Generator[Outcome, None, None], tally: Tally, printer: JsonPrinter | TextPrinter, fail_fast: bool
 ) -> None:
     """Print and count each outcome as it comes."""
-    from convert.printing import print_problems, show_progress
+    from convert.printing import print_problems, print_skipped, show_progress
 
+    told: set[str] = set()
     with closing(work):
         for outcome in show_progress(work, tally):
+            for target in outcome.skipped.keys() - told:  # thousands of agents of a zoo have one reason
+                print_skipped(target, outcome.skipped[target])
+            told |= outcome.skipped.keys()
             print_problems(outcome)
             printer.print_outcome(outcome)
             tally.add(outcome)

@@ -84,6 +84,10 @@ class MissingExtra(TargetError):
     """A target whose framework is not installed."""
 
 
+class UnsuitableTarget(TargetError):
+    """A target whose format cannot hold this agent."""
+
+
 class OutputExists(TargetError):
     """The output folder holds something that this tool did not write."""
 

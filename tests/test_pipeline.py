@@ -169,7 +169,7 @@ def test_a_family_with_another_head_is_refused(tmp_path):
         ("onnx", r"^targets is 'onnx', expected a collection of names such as \['onnx'\]$"),
         (None, r"^targets is None, expected a collection of names such as \['onnx'\]$"),
         ((name for name in ["onnx"]), r"^targets is <generator .*>, expected a collection of names"),
-        ([], r"^targets is empty, expected at least one of checkpoint, dopamine, "),
+        ([], r"^targets is empty, expected at least one of checkpoint, cleanrl, "),
     ],
 )
 def test_targets_are_names_at_least_one(folder, targets, message, tmp_path):

@@ -13,11 +13,13 @@ import numpy as np
 import pytest
 import torch
 from builders import BREAKOUT, PONG, change_zip, make_observations, save_sample
+from click.testing import CliRunner
 
 import convert
 from convert.agents.identity import Identity
 from convert.agents.network import find_differences
 from convert.bulk.selection import find_jobs
+from convert.cli import main
 from convert.errors import (
     CheckpointError,
     SelectionError,
@@ -329,3 +331,15 @@ def test_a_network_that_sb3_does_not_have_is_refused_by_name_before_anything_is_
     with pytest.raises(TargetError, match=r"sb3 holds DQN's Q head .*: Stable-Baselines3 has no C51 and"):
         convert.convert_checkpoint(BREAKOUT, tmp_path / "out", ["sb3"])
     assert not list((tmp_path / "out").glob("**/*.zip"))
+
+
+@pytest.mark.slow
+def test_all_leaves_out_a_target_that_cannot_hold_the_agent_and_a_named_one_fails(dqn, tmp_path):
+    arguments = [str(dqn), "--identity", "sb3/Pong", "-o", str(tmp_path / "out"), "--to"]
+    result = CliRunner().invoke(main, [*arguments, "all"])
+    assert result.exit_code == 0, result.output
+    assert "skipped dopamine: sb3_dqn_v2.9.2.zip: protocol 'sb3' cannot be bound in agent.gin" in result.stderr
+    assert "1 converted, 0 current, 0 failed" in result.stdout
+    assert "1 current" in CliRunner().invoke(main, [*arguments, "all"]).stdout
+    result = CliRunner().invoke(main, [*arguments, "dopamine"])
+    assert (result.exit_code, "failed: sb3_dqn_v2.9.2.zip: protocol 'sb3'" in result.stderr) == (1, True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from contextlib import closing, nullcontext, suppress
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from convert.agents.agent import Agent, Record, name_actions
 from convert.agents.network import Network
 from convert.bulk.engines import Engine, Task, run_here
 from convert.bulk.selection import Job
-from convert.errors import AtariConvertError, UnreadableCheckpoint, UnwritableOutput
+from convert.errors import AtariConvertError, UnreadableCheckpoint, UnsuitableTarget, UnwritableOutput
 from convert.pipeline import (
     check_apart,
     find_stale,
@@ -35,9 +35,10 @@ from convert.store.journal import Journal, Seen
 class Work:
     """What is to be done with each job.
 
-    targets: names such as ``onnx``. overwrite: write again what is current. check_hashes: trust no journal and no
-    size, hash every file. anonymous: read sources at URLs without credentials. artefact: the target whose artefact is
-    read of an agent's folder; None means the one whose weights have changed.
+    targets: names such as ``onnx``. overwrite: write again what is current. check_hashes: trust no journal and no size,
+    hash every file. anonymous: read sources at URLs without credentials. artefact: the target whose artefact is read of
+    an agent's folder; None means the one whose weights have changed. optional: the targets that are left out where
+    their format cannot hold an agent, which the outcome tells.
     """
 
     targets: tuple[str, ...]
@@ -45,13 +46,15 @@ class Work:
     check_hashes: bool = False
     anonymous: bool = False
     artefact: str | None = None
+    optional: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
     """What became of a job, or would: the targets written (none: all current) and its record, or why it failed.
 
-    If only some targets failed, it has all three. seen: what the journal may remember.
+    If only some targets failed, it has all three. seen: what the journal may remember. skipped: why optional targets
+    were left out, by name.
     """
 
     job: Job
@@ -59,6 +62,7 @@ class Outcome:
     record: Record | None = None
     error: AtariConvertError | None = None
     seen: Seen | None = None
+    skipped: Mapping[str, AtariConvertError] = field(default_factory=dict)
 
     @property
     def status(self) -> str:
@@ -133,12 +137,21 @@ def _convert_job(work: Work, job: Job) -> Outcome:
     _check_problem(job)
     network, agent, stamp = _open(work, job)
     conversion = write_agent(network, agent, job.folder, work.targets, overwrite=work.overwrite)
-    written, record, failures = conversion.written, conversion.record, conversion.failures
+    written, record = conversion.written, conversion.record
+    skipped = {name: error for name, error in conversion.failures.items() if _is_optional(name, error, work)}
+    failures = {name: error for name, error in conversion.failures.items() if name not in skipped}
     if failures:  # which the next run is to try again
-        return Outcome(job, written, record, sum_up(record.agent, work.targets, written, failures))
+        error = sum_up(record.agent, work.targets, written, failures)
+        return Outcome(job, written, record, error, skipped=skipped)
+    if skipped:
+        return Outcome(job, written, record, skipped=skipped)
     find_stamp = find_store(job.folder).find_stamps(job.folder)
     seen = journal.look_at(record, work.targets, stamp, find_stamp) if stamp else None
     return Outcome(job, written, record, seen=seen)
+
+
+def _is_optional(name: str, error: AtariConvertError, work: Work) -> bool:
+    return name in work.optional and isinstance(error, UnsuitableTarget)
 
 
 def _open(work: Work, job: Job) -> tuple[Network, Agent, str | None]:

@@ -42,7 +42,7 @@ from typing import Protocol, cast
 from convert.agents.agent import Agent, Tensor
 from convert.agents.architecture import Architecture, describe, erase_support
 from convert.agents.network import Network
-from convert.errors import BrokenPlugin, MissingExtra, TargetError, UnknownTarget, UnreadableArtefact
+from convert.errors import BrokenPlugin, MissingExtra, UnknownTarget, UnreadableArtefact, UnsuitableTarget
 from convert.frameworks import leaves
 from convert.names import find_meant, format_suggestion
 
@@ -164,11 +164,13 @@ def check_holds(name: str, architecture: Architecture, source: str) -> None:
     """Raise unless a target's format can hold an architecture; ``source`` begins the message.
 
     Raises:
-        TargetError: it cannot; the message tells why.
+        UnsuitableTarget: it cannot; the message tells why.
         MissingExtra: the target's framework is not installed.
     """
     if obstacle := find_obstacle(name, architecture):
-        raise TargetError(f"{source}: {name} {obstacle}; the network is {describe(architecture)}: choose other targets")
+        raise UnsuitableTarget(
+            f"{source}: {name} {obstacle}; the network is {describe(architecture)}: choose other targets"
+        )
 
 
 def check_architecture(network: Network, agent: Agent, path: Path) -> None:

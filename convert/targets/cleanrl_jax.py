@@ -10,7 +10,7 @@ from flax import serialization
 
 from convert.agents.agent import Agent
 from convert.agents.network import Network
-from convert.errors import TargetError, UnreadableArtefact
+from convert.errors import UnreadableArtefact, UnsuitableTarget
 from convert.files.disk import read_file
 from convert.formats import cleanrl, msgpack_trees
 from convert.formats.parameter_trees import from_params, support_of, to_params
@@ -32,14 +32,16 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     """Write the parameters, for C51 with the script's arguments beside them.
 
     Raises:
-        TargetError: the script cannot compute the support by its ends.
+        UnsuitableTarget: the script cannot compute the support by its ends.
     """
     support = support_of(agent)
     if support is not None:
         low, high = float(support[0]), float(support[-1])
         even = np.linspace(low, high, len(support))
         if not np.allclose(support, even, rtol=0, atol=1e-6 * (high - low)):
-            raise TargetError(f"{agent.source.path}: a support that is not evenly spaced has no place in c51_atari_jax")
+            raise UnsuitableTarget(
+                f"{agent.source.path}: a support that is not evenly spaced has no place in c51_atari_jax"
+            )
     path.write_bytes(_to_bytes(network, agent))
 
 

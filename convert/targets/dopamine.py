@@ -21,7 +21,7 @@ from convert.agents.agent import Agent, Record
 from convert.agents.architecture import Architecture, is_dqn_or_c51
 from convert.agents.network import Float32, Network, compute_digest
 from convert.agents.record import from_json, to_json
-from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
+from convert.errors import ArtefactMissing, RecordError, UnreadableArtefact, UnsuitableTarget
 from convert.files import numpy_pickles
 from convert.files.disk import check_names, read_file, read_files, write_files
 from convert.files.documents import LARGEST_DOCUMENT, read_json
@@ -60,7 +60,7 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     """Write ``checkpoints/ckpt.N`` with its sentinel, ``agent.gin`` and ``origin.json``.
 
     Raises:
-        TargetError: JaxRainbowAgent cannot hold the support, or ``agent.gin`` cannot bind the protocol.
+        UnsuitableTarget: JaxRainbowAgent cannot hold the support, or ``agent.gin`` cannot bind the protocol.
     """
     _check_agent(agent)
     files = _to_texts(network, agent)
@@ -112,7 +112,7 @@ def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
     """
     try:
         _check_agent(agent)
-    except TargetError as error:
+    except UnsuitableTarget as error:
         raise UnreadableArtefact(f"{path}: {error}") from error
     texts = _to_texts(network, agent)
     files = read_files(path)
@@ -258,7 +258,7 @@ def _check_agent(agent: Agent) -> None:
     """Raise unless Dopamine can hold the agent's support and play its protocol."""
     name, protocol, support = agent.source.path, agent.identity.protocol, support_of(agent)
     if protocol is not None and protocol not in _STICKY_ACTIONS:
-        raise TargetError(
+        raise UnsuitableTarget(
             f"{name}: protocol {protocol!r} cannot be bound in {GIN_NAME}, expected one of "
             f"{', '.join(_STICKY_ACTIONS)}: choose other targets"
         )
@@ -270,7 +270,7 @@ def _check_support(support: Float32, name: str) -> None:
     """Raise unless Dopamine, which knows the support by its ends and rebuilds it, gets the same one."""
     low, high = float(support[0]), float(support[-1])
     if low == 0 or not np.allclose(support, np.linspace(low, high, len(support)), rtol=0, atol=1e-6 * (high - low)):
-        raise TargetError(
+        raise UnsuitableTarget(
             f"{name}: a support from {low} to {high} that is not evenly spaced, or begins at 0, has no place in "
             "Dopamine's JaxRainbowAgent"
         )
