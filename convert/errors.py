@@ -3,11 +3,12 @@
 AtariConvertError
 ├ CheckpointError     the user's file
 │ ├ UnreadableCheckpoint      not of any source, truncated, too large, not torch, wants to run code, no such file
-│ ├ UnsupportedArchitecture   a network, but not a Nature-CNN of this release
+│ ├ UnsupportedArchitecture   a network, but not one of its source's that can be converted
 │ └ WeightMismatch            missing, unexpected, misshapen or non-finite weights, all named at once
 ├ TargetError         what was asked for, or where it should go
 │ ├ UnknownTarget
 │ ├ MissingExtra              says which ``pip install`` brings it
+│ ├ UnsuitableTarget          its format cannot hold this agent
 │ ├ OutputExists              something in the way that we did not write
 │ ├ UnwritableOutput
 │ ├ RuntimeUnavailable        a runtime lacks the device that was asked for, or fell back from it

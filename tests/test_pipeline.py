@@ -29,6 +29,7 @@ from convert.errors import (
     TargetError,
     TargetsFailed,
     UnknownTarget,
+    UnsuitableTarget,
     UnwritableOutput,
 )
 from convert.formats.atari_agents import make_identity
@@ -273,7 +274,7 @@ def test_a_target_that_fails_takes_no_other_down(uneven, tmp_path):
             convert.convert_checkpoint(uneven, folder, ["flax", "dopamine", "onnx"])
         conversion = caught.value.conversion
         assert conversion.written == written
-        assert {name: type(error) for name, error in conversion.failures.items()} == {"dopamine": TargetError}
+        assert {name: type(error) for name, error in conversion.failures.items()} == {"dopamine": UnsuitableTarget}
         assert conversion.record == convert.read_record(folder)
         assert conversion.record.artifacts.keys() == {"flax", "onnx"}
         assert _snapshot(folder).keys() == {"agent.json", "model.onnx", "params.msgpack"}

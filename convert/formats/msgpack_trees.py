@@ -10,7 +10,7 @@ import numpy as np
 from convert.files.documents import show
 
 _NDARRAY = 1  # Flax' extension type
-_MOST_ENTRIES = 64  # of a dict; parameters have five, the arguments of a script of CleanRL about 30
+_MOST_ENTRIES = 32  # of a dict; parameters have five, the arguments of a script of CleanRL 25
 _MOST_DICTS = 2 * _MOST_ENTRIES  # of a tree; one for each layer, and a few around them
 _LONGEST_TEXT = 200  # bytes
 

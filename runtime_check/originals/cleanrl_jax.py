@@ -22,7 +22,7 @@ from runtime_check.oracle import CATEGORICAL, Conv, Dense, Float64, Head, Observ
 _CONVS = {"Conv_0": 4, "Conv_1": 2, "Conv_2": 1}  # strides
 _LAYERS = (*_CONVS, "Dense_0", "Dense_1")
 _MOST_ATOMS = 512
-_BOUNDS = {"max_array_len": 8, "max_map_len": 64, "max_str_len": 200, "max_bin_len": 0}
+_BOUNDS = {"max_array_len": 8, "max_map_len": 32, "max_str_len": 200, "max_bin_len": 0}
 
 Weights = dict[str, NDArray[np.float32]]
 
