@@ -103,7 +103,7 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
 @click.option(
     "--identity",
     metavar="FAMILY/Game[/SEED[/STEP]]",
-    help="Who the agent is. For a single file outside the release's layout.",
+    help="Who the agent is. For a single file outside the release's layout; of another zoo, such as sb3/Pong.",
 )
 @click.option(
     "--from",

@@ -343,3 +343,10 @@ def test_all_leaves_out_a_target_that_cannot_hold_the_agent_and_a_named_one_fail
     assert "1 current" in CliRunner().invoke(main, [*arguments, "all"]).stdout
     result = CliRunner().invoke(main, [*arguments, "dopamine"])
     assert (result.exit_code, "failed: sb3_dqn_v2.9.2.zip: protocol 'sb3'" in result.stderr) == (1, True)
+
+
+def test_a_model_card_says_which_zoo_the_agent_is_of(dqn, tmp_path):
+    convert.convert_checkpoint(dqn, tmp_path / "out", ["safetensors"], identity="sb3/Pong")
+    card = (tmp_path / "out/huggingface/README.md").read_text("utf-8")
+    assert "zoo `sb3`, seed 1, agent step 0, protocol `sb3`. From a checkpoint of zoo `sb3`." in card
+    assert "Pretrained Atari Agents" not in card

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from convert.agents.agent import Agent
 from convert.agents.architecture import Architecture, Head
-from convert.formats.atari_agents import find_family
+from convert.formats.atari_agents import ZOO, find_family
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
         metadata="\n".join(metadata),
         who=who,
         played=played,
-        family=find_family(identity) or "unknown family",
+        family=find_family(identity) or _name_zoo(agent) or "unknown family",
         seed=_or_unknown(identity.seed),
         step=_or_unknown(identity.step),
         protocol=identity.protocol or "unknown",
@@ -79,15 +79,22 @@ def read_returns(card: str) -> Returns | None:
 
 
 def _tell_origin(agent: Agent) -> str:
+    zoo = _name_zoo(agent)
+    kind = f"of {zoo}" if zoo else 'in the format of the release "Pretrained Atari Agents" (2022)'
     if agent.derived_from:
         return (
-            'Trained on by others, from a checkpoint in the format of the release "Pretrained Atari Agents" (2022); '
-            f"sha256 of that checkpoint: `{agent.derived_from.sha256}`."
+            f"Trained on by others, from a checkpoint {kind}; sha256 of that checkpoint: `{agent.derived_from.sha256}`."
         )
     return (
-        'From a checkpoint in the format of the release "Pretrained Atari Agents" (2022). Converted by atari-convert '
-        f"without a change to any weight; sha256 of the checkpoint: `{agent.source.sha256}`."
+        f"From a checkpoint {kind}. Converted by atari-convert without a change to any weight; sha256 of the "
+        f"checkpoint: `{agent.source.sha256}`."
     )
+
+
+def _name_zoo(agent: Agent) -> str | None:
+    """Return the zoo of an agent that is not of the release; None for one that is, or whose zoo is not known."""
+    zoo = agent.identity.zoo
+    return None if zoo in (None, ZOO) else f"zoo `{zoo}`"
 
 
 def _tags(agent: Agent) -> Sequence[str]:
