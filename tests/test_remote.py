@@ -529,7 +529,7 @@ def test_agents_in_s3_are_checked_there_and_keep_their_proof(s3, tmp_path, monke
     assert {key: _hashes(s3, "out")[key] for key in proofs} == proofs
     result = CliRunner().invoke(check, ["report", "s3://bucket/out"])
     assert result.exit_code == 2
-    assert "not about the files that are there" in result.output
+    assert "not about the agent and the files that are there" in result.output
     s3.delete_object(Bucket="bucket", Key="atari/DQN_modern/Pong/0/model_328492.gz")
     assert "s3://bucket/atari/DQN_modern/Pong/0/model_328492.gz: cannot be read (not found)" in run_check(code=2)
     assert list((tmp_path / "temp").iterdir()) == []
