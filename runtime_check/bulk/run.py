@@ -116,6 +116,7 @@ def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
         return _fail(job, to_known(error, job.folder))
     finally:
         gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+        gc.freeze()  # what is left are the runtimes themselves: to search them for circles takes 200 ms each time
 
 
 def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
