@@ -1,4 +1,4 @@
-"""The project's chores. All sessions but `dopamine` share the environment that nox runs in: it is 4 GB large."""
+"""The project's chores. All sessions but `dopamine` and `zoos` share the environment that nox runs in: it is 4 GB."""
 
 import sys
 import tempfile
@@ -74,6 +74,23 @@ def dopamine(session: nox.Session) -> None:
     session.install("-q", "--no-deps", "--force-reinstall", "-c", constraints, "opencv-python-headless")
     # Dopamine and what it imports warn a lot, and the tests' own fixtures need more than is installed here.
     session.run("pytest", "--noconftest", "-W", "ignore", "tests/dopamine_session.py", *session.posargs)
+
+
+# What each zoo's wrappers are tested with. CleanRL's are those of gymnasium 0.29; later ones make another grey.
+ZOOS = {
+    "sb3": ["stable-baselines3==2.9.2", "sb3-contrib==2.9.2", "gymnasium==1.4.0"],
+    "cleanrl": ["stable-baselines3==2.9.2", "gymnasium==0.29.1"],
+}
+ZOO_TESTS = ["tests/zoos_session.py", "tests/zoo_agents_session.py"]
+
+
+@nox.session(venv_backend="venv")
+@nox.parametrize("zoo", list(ZOOS))
+def zoos(session: nox.Session, zoo: str) -> None:
+    """Hold each protocol and each reader against the libraries of its zoo, in an environment of their own."""
+    session.install("-q", ".[check]", "pytest", "-c", "constraints.txt")
+    session.install("-q", "--no-deps", "-c", "constraints.txt", *ZOOS[zoo], "cloudpickle", "farama-notifications")
+    session.run("pytest", "--noconftest", "-W", "ignore", *ZOO_TESTS, "-k", zoo, *session.posargs)
 
 
 @nox.session

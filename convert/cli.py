@@ -42,9 +42,14 @@ Convert trained Atari agents. For example:
   atari-convert RELEASE --to onnx,flax             every model_*.gz in and below a folder
   atari-convert RELEASE --to all --dry-run         show the plan without converting
   atari-convert AGENT_FOLDER --to checkpoint       a converted agent, back in the release's format
+  atari-convert sources                            agents of other zoos that are read
   atari-convert --help                             every option
 
 The converted agents go to the folder converted."""
+
+
+def _find_sources_command() -> click.Command:
+    return list_sources
 
 
 def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
@@ -69,7 +74,12 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @click.command(
-    cls=Command, examples=_EXAMPLES, exit_unwritten=1, context_settings={"help_option_names": ["-h", "--help"]}
+    cls=Command,
+    name="atari-convert",
+    words={"sources": _find_sources_command},
+    examples=_EXAMPLES,
+    exit_unwritten=1,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.argument("sources", nargs=-1, metavar="[SOURCE]...", type=click.Path())
 @click.option(
@@ -81,7 +91,7 @@ def _set_exit_code(command: Callable[..., None]) -> Callable[..., None]:
     shell_complete=complete_from(lambda: ["all", *list_target_names()]),
     help="What to write: onnx, flax, tensorflow, dopamine, keras, litert, nnx, orbax, safetensors, torch, or all: "
     "those of them whose extras are installed. Not part of all: litert-float16, litert-int8 (rounded weights), "
-    "checkpoint (the release's format). Repeatable.",
+    "checkpoint (the release's format), sb3 (Stable-Baselines3), cleanrl, cleanrl-jax. Repeatable.",
 )
 @click.option(
     "-o",
@@ -156,7 +166,8 @@ def main(
 ) -> None:
     """Convert pretrained Atari agents from gzipped PyTorch state dicts to ONNX, Flax, TensorFlow and more.
 
-    SOURCE is a checkpoint, a folder to search for model_*.gz, or a pattern. Each can be a path or a URL (gs://, s3://,
+    SOURCE is a checkpoint of this release or of another zoo (atari-convert sources lists them), a folder to search for
+    such files, or a pattern. Each can be a path or a URL (gs://, s3://,
     https://). It can also be the local folder of a converted agent, a folder of such folders, or a base folder that
     Dopamine trained in: with --to checkpoint, they are converted back to the release's format. The default is the
     current folder. Each agent gets one folder, OUT/FAMILY/Game/seed/model_STEP, with agent.json and the files of each
@@ -202,6 +213,14 @@ def main(
         }
         is_written = not summary or _write_summary(summary, tally, about)
     sys.exit(1 if tally.failed or not is_written else 0)
+
+
+@click.command(name="sources", context_settings={"help_option_names": ["-h", "--help"]})
+def list_sources() -> None:
+    """List what atari-convert reads, with an example of each."""
+    from convert.printing import print_sources
+
+    print_sources()
 
 
 def _follow(

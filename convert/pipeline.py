@@ -211,7 +211,8 @@ def read_from_folder(
     Args:
         folder: the folder.
         source: the source that reads it, such as ``agent-folder``.
-        identity: who the agent is, in place of what the folder tells. The recorded path of its source changes with it.
+        identity: who the agent is, in place of what the folder tells, unless it leaves the algorithm to the folder. The
+            recorded path of its source changes with it.
         artefact: the target whose artefact is read; by default the one whose weights have changed.
 
     Raises:
@@ -219,6 +220,8 @@ def read_from_folder(
     """
     checkpoint = import_source(source).read(folder, artefact)
     file, who = checkpoint.source, identity or checkpoint.facts
+    if who.algorithm is None:  # as in ``sb3/Pong``: the rest is left to the folder
+        who = combine(who, checkpoint.facts)
     if who != checkpoint.facts:
         file = replace(file, path=locate(who) or PurePosixPath(file.path).name)
     return checkpoint.network, describe_agent(checkpoint.network, who, file, checkpoint.derived_from)
@@ -500,7 +503,8 @@ def find_warnings(record: Record) -> list[str]:
             "--identity tells it"
         ]
     if game is None:
-        return []
+        zoo = agent.identity.zoo
+        return [f"{agent.source.path}: nothing tells its game: give --identity {zoo}/Game"] if zoo else []
     actions, minimal = agent.head.actions, len(load_games()[game].actions)
     if agent.action_meanings is None:
         return [f"{agent.source.path}: {actions} actions fit neither {game}'s {minimal} nor all 18: meanings stay null"]

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from convert.bulk.summary import Tally, format_bytes, format_counts, format_progress
+from convert.frameworks.leaves import missing_extra
 from convert.names import to_printable
-from convert.sources import find_layout
+from convert.sources import find_layout, list_sources
 from convert.store.storage import is_url
 
 if TYPE_CHECKING:
@@ -95,6 +96,19 @@ def print_problems(outcome: Outcome) -> None:
     if outcome.record and outcome.written:
         for warning in find_warnings(outcome.record):
             click.echo(f"warning: {warning}", err=True)
+
+
+def print_sources() -> None:
+    """Print what is read: the name of each source, what it is, how one is converted, and what has to be installed."""
+    sources = sorted(list_sources(), key=lambda source: (not source.is_file, source.name))
+    width = max(len(source.name) for source in sources)
+    for source in sources:
+        click.echo(f"{source.name:<{width}}  {source.summary}")
+        if source.example:
+            identity = f" --identity {source.name}/Pong" if source.protocol and "Pong" not in source.example else ""
+            click.echo(f"{'':<{width}}  atari-convert {source.example}{identity} --to onnx")
+        if not source.is_installed:
+            click.echo(f"{'':<{width}}  {missing_extra('it', source.packages, source.extra)}")
 
 
 def print_unknown(jobs: Sequence[Job]) -> None:

@@ -74,19 +74,14 @@ def _list_backend_names() -> list[str]:
     return [backend.name for backend in list_backends()]
 
 
-class _CheckCommand(Command):
-    """The command, and ``atari-check report`` in its place where that is the first word."""
-
-    def main(self, *args: Any, **options: Any) -> Any:
-        words = list(args[0] if args and args[0] is not None else options.get("args") or sys.argv[1:])
-        if words[:1] != ["report"]:
-            return super().main(*args, **options)
-        options |= {"args": words[1:], "prog_name": "atari-check report"}
-        return report_proofs.main(**options)
+def _find_report_command() -> click.Command:
+    return report_proofs
 
 
 @click.command(
-    cls=_CheckCommand,
+    cls=Command,
+    name="atari-check",
+    words={"report": _find_report_command},
     examples=_EXAMPLES,
     exit_unwritten=EXIT_UNCHECKED,
     context_settings={"help_option_names": ["-h", "--help"], "show_default": True},

@@ -1,4 +1,4 @@
-"""The release's evaluation protocols as an environment for Dopamine's Runner."""
+"""The protocols as an environment for Dopamine's Runner, those whose stacks Dopamine's agents can make."""
 
 from __future__ import annotations
 
@@ -10,11 +10,12 @@ import numpy as np
 from gymnasium.spaces import Box, Discrete
 from numpy.typing import NDArray
 
-from runtime_check.protocols import PROTOCOLS, Episode, Protocol
+from convert.errors import CheckError
+from runtime_check.protocols import Episode, Protocol, find_protocol
 
 
 class ReleaseEnvironment:
-    """An Atari game with the release's own preprocessing, as Dopamine's Runner calls it.
+    """An Atari game with the preprocessing of a protocol, as Dopamine's Runner calls it.
 
     The agent stacks the frames, as with Dopamine's own environment. Each episode has an emulator of its own, seeded
     by ``seed`` and the number of episodes before it.
@@ -72,12 +73,18 @@ def create_environment(
 
     Args:
         game: its name in the release's paths, such as ``SpaceInvaders``.
-        protocol: ``modern`` or ``classic``.
+        protocol: the name of one that begins a stack with zeros, and only at reset, such as ``modern``.
         num_actions: those of the agent's head: the game's minimal set, or all 18.
         seed: of the first episode; each further one takes the next.
 
     Raises:
-        CheckError: the number of actions is neither that of the game's minimal set nor 18.
+        CheckError: there is no such protocol, Dopamine cannot stack its frames, or the head does not fit the game.
         RomUnavailable: there is no such game or ROM.
     """
-    return ReleaseEnvironment(game, PROTOCOLS[protocol], num_actions, seed)
+    shown = find_protocol(protocol)
+    if shown.stack_start != "zeros" or shown.life_loss != "nothing":
+        raise CheckError(
+            f"protocol {protocol!r} begins stacks in another way than Dopamine's agents, which stack the frames: "
+            "evaluate the agent with runtime_check.environment"
+        )
+    return ReleaseEnvironment(game, shown, num_actions, seed)

@@ -1,6 +1,6 @@
-"""The release's evaluation protocols as Gymnasium environments: importing this module registers them.
+"""The protocols as Gymnasium environments: importing this module registers them.
 
-``atari-convert/GAME-PROTOCOL-v0`` for the 60 games and both protocols, such as ``atari-convert/Pong-modern-v0``.
+``atari-convert/GAME-PROTOCOL-v0`` for the 60 games and every protocol, such as ``atari-convert/Pong-modern-v0``.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _SEEDS = 2**31  # what the emulator takes
 
 
 class ReleaseEnvironment(gymnasium.Env):  # type: ignore[misc]
-    """An Atari game as the agents of the release see it: the observations are those of `Episode`.
+    """An Atari game as the agents of a zoo see it: the observations are those of `Episode`, and an episode is a game.
 
     Observations are uint8[4, 84, 84], oldest frame first, 0–255; rewards are those of the game, unclipped; actions are
     the game's minimal set, in the order of an agent's head. ``info`` has the episode's ``seed`` and ``noops``.
@@ -32,7 +32,7 @@ class ReleaseEnvironment(gymnasium.Env):  # type: ignore[misc]
 
         Args:
             game: its name in the release's paths, such as ``SpaceInvaders``.
-            protocol: ``modern`` or ``classic``.
+            protocol: the name of one of `PROTOCOLS`, such as ``modern``.
             render_mode: ``rgb_array``, or None.
         """
         self.render_mode = render_mode
@@ -73,7 +73,7 @@ class ReleaseEnvironment(gymnasium.Env):  # type: ignore[misc]
             reward: as the game gives it.
             terminated: game over.
             truncated: the episode has reached 108,000 frames.
-            info: nothing.
+            info: ``restarted``, whether a life was lost and, as the protocol has it, a new stack begins.
 
         Raises:
             ResetNeeded: no episode has begun, or it has ended.
@@ -85,7 +85,8 @@ class ReleaseEnvironment(gymnasium.Env):  # type: ignore[misc]
             raise ValueError(f"no action {action!r}: expected an integer from 0 to {self.action_space.n - 1}")
         reward = self._episode.step(int(action))
         truncated = self._episode.truncated
-        return self._episode.observation.copy(), reward, self._episode.game_over and not truncated, truncated, {}
+        terminated, info = self._episode.game_over and not truncated, {"restarted": self._episode.restarted}
+        return self._episode.observation.copy(), reward, terminated, truncated, info
 
     def render(self) -> NDArray[np.uint8] | None:
         """Return the screen as uint8[height, width, 3], RGB; None without the render mode ``rgb_array``.

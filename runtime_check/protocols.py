@@ -2,11 +2,12 @@
 
 A `Protocol` is a value. `PROTOCOLS` holds those that are known, and an `Episode` interprets any of them. The release
 "Pretrained Atari Agents" has two, which differ in sticky actions and no-ops alone. ``modern`` is Machado et al. (2018),
-"Revisiting the Arcade Learning Environment"; ``classic`` is Mnih et al. (2015).
+"Revisiting the Arcade Learning Environment"; ``classic`` is Mnih et al. (2015). The others are those of other zoos, see
+``docs/protocol.md``.
 
-In both, a frame is resized first, and the maximum of the last two is taken after that; other wrappers pool first, and
-their pixels differ on most steps. Worked trace, where gN is emulator frame N in gray, resized to 84 × 84, and ``|`` is
-the pixelwise maximum::
+In the release's, a frame is resized first, and the maximum of the last two is taken after that; other wrappers pool
+first, and their pixels differ on most steps. Worked trace, where gN is emulator frame N in gray, resized to 84 × 84,
+and ``|`` is the pixelwise maximum::
 
     a new episode    emulator frame 0           observation [0,     0,     0,       g0     ]
     step(a)          a is held, frames 1–4      observation [0,     0,     g0,      g3|g4  ]
@@ -16,6 +17,18 @@ the pixelwise maximum::
 
 After n no-ops the first frame is n instead of 0. A step that ends the game early pools the frames that it
 reached, zeros in place of the others, so an observation after game over is no basis for a comparison.
+
+Where FIRE is pressed at reset and the loss of a life restarts the agent's episode, as in ``sb3``, an action is held for
+FIRE, and one for the action after it in the minimal set (RIGHT in Breakout), before there is anything to see. pN is the
+picture of the pooled frames N - 1 and N, with 3 no-ops::
+
+    a new episode    frames 1–3 no-op, 4–7 FIRE, 8–11 RIGHT           observation [0, 0, 0,   p11]
+    step(a)          a is held, frames 12–15                          observation [0, 0, p11, p15]
+    step(b)          b is held, frames 16–19, a life is lost;
+                     frames 20–23 no-op, 24–27 FIRE, 28–31 RIGHT      observation [0, 0, 0,   p31]
+    step(c)          c is held, frames 32–35                          observation [0, 0, p31, p35]
+
+The wrappers end an episode in step(b), and do the rest of it when they are reset. An `Episode` is a whole game.
 """
 
 from __future__ import annotations
@@ -31,7 +44,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from ale_py import ALEInterface, LoggerMode, roms
+from ale_py import Action, ALEInterface, LoggerMode, roms
 from numpy.typing import NDArray
 
 from convert.agents.games import FULL_ACTION_SET, load_games
@@ -50,16 +63,21 @@ class Protocol:
     pooled_frames: how many of these, the last ones, make a picture.
     picture: the order of what is done to them: ``grey``, ``resize`` and ``pool``, the pixelwise maximum. Resized after
         pooling, or each before it; pooled in grey, or each of red, green and blue.
-    grey: ``ale``, as the emulator shows them, which comes first; or ``opencv``, made of the colours.
-    interpolation: how OpenCV resizes: ``area`` or ``linear``.
+    grey: ``ale``, as the emulator shows them, which comes first; or made of the colours, which rounds the luma of
+        ITU-R BT.601 with ``opencv`` and truncates it with ``truncated``.
+    interpolation: how OpenCV resizes, ``area`` or ``linear``; or ``pillow_bilinear``, as Pillow 10 does.
     height, width: of a picture.
     stack: how many pictures an observation has, oldest first.
-    stack_start: what precedes the first picture: ``zeros``, or ``repeat`` for copies of it.
+    stack_start: what is beside the first picture: ``zeros`` before it; ``repeat``, copies of it; or ``fill``, zeros
+        after it, whose places the next pictures take.
     noops: the fewest and the most no-op frames at reset, drawn uniformly by the seed.
-    fire_at_reset: whether FIRE is pressed at reset.
+    fire_at_reset: whether FIRE, and then the action after it, is held at reset, where the game has FIRE.
     repeat_action_probability: of a sticky action, in each frame.
-    life_loss: what the loss of a life does: ``nothing``.
+    life_loss: what the loss of a life does: ``nothing``; or ``restart``, by which the agent's episode ends and the next
+        begins in the same game: a no-op is held, then FIRE as at reset, and the stack begins anew.
     max_frames: where an episode is truncated.
+    seeding: what a seed is: ``emulator``, the emulator's own, and that of Python's random numbers, which draw the
+        no-ops; or ``gymnasium``, what it is for the ``reset(seed=…)`` of Gymnasium's Atari environments.
     action_set: ``minimal``, ``full``, or ``either``: the one that has the size of the agent's head.
 
     Raises:
@@ -81,6 +99,7 @@ class Protocol:
     repeat_action_probability: float
     life_loss: str
     max_frames: int
+    seeding: str
     action_set: str
 
     def __post_init__(self) -> None:
@@ -101,14 +120,17 @@ class Protocol:
                 raise ValueError(f"protocol {self.name!r}: {option} is {getattr(self, option)!r}, expected {expected}")
 
 
-_INTERPOLATIONS = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+_OPENCV = {"area": cv2.INTER_AREA, "linear": cv2.INTER_LINEAR}
+_PILLOW_ONE = 2**22  # what stands for a weight of 1
+_LUMA = (0.299, 0.587, 1 - (0.299 + 0.587))  # of red, green and blue, ITU-R BT.601, summed as in DQN Zoo
 _SUPPORTED: dict[str, tuple[object, ...]] = {
     "picture": tuple(permutations(("grey", "resize", "pool"))),
-    "grey": ("ale", "opencv"),
-    "interpolation": tuple(_INTERPOLATIONS),
-    "stack_start": ("zeros", "repeat"),
-    "fire_at_reset": (False,),
-    "life_loss": ("nothing",),
+    "grey": ("ale", "opencv", "truncated"),
+    "interpolation": (*_OPENCV, "pillow_bilinear"),
+    "stack_start": ("zeros", "repeat", "fill"),
+    "fire_at_reset": (False, True),
+    "life_loss": ("nothing", "restart"),
+    "seeding": ("emulator", "gymnasium"),
     "action_set": ("minimal", "full", "either"),
 }
 
@@ -128,10 +150,23 @@ _MODERN = Protocol(
     repeat_action_probability=0.25,
     life_loss="nothing",
     max_frames=108_000,
+    seeding="emulator",
     action_set="either",
 )
 _CLASSIC = replace(_MODERN, name="classic", repeat_action_probability=0.0, noops=(0, 29))
-PROTOCOLS = {protocol.name: protocol for protocol in (_MODERN, _CLASSIC)}
+_SB3 = replace(
+    _CLASSIC,
+    name="sb3",
+    picture=("pool", "grey", "resize"),
+    grey="opencv",
+    noops=(1, 30),
+    fire_at_reset=True,
+    life_loss="restart",
+    seeding="gymnasium",
+    action_set="minimal",
+)
+_CLEANRL = replace(_SB3, name="cleanrl", picture=("pool", "resize", "grey"), stack_start="repeat")
+PROTOCOLS = {protocol.name: protocol for protocol in (_MODERN, _CLASSIC, _SB3, _CLEANRL)}
 
 
 def find_protocol(name: str) -> Protocol:
@@ -208,19 +243,31 @@ def find_actions(game: str, count: int, action_set: str = "either") -> tuple[str
 def draw_noops(protocol: Protocol, seed: int) -> int:
     """Return the number of no-ops with which an episode of this seed begins."""
     fewest, most = protocol.noops
+    if protocol.seeding == "gymnasium":
+        return int(np.random.default_rng(int(_spread_seed(seed)[0])).integers(fewest, most + 1))
     return random.Random(seed).randrange(fewest, most + 1)  # noqa: S311 - no secret, a reset
 
 
+def _find_emulator_seed(protocol: Protocol, seed: int) -> int:
+    return int(_spread_seed(seed)[1].astype(np.int32)) if protocol.seeding == "gymnasium" else seed
+
+
+def _spread_seed(seed: int) -> NDArray[np.uint32]:
+    """Return what ale-py's Gymnasium environment makes of a seed: that of its random numbers and the emulator's."""
+    return np.random.SeedSequence(seed).generate_state(2)
+
+
 class Episode:
-    """One episode in an emulator of its own.
+    """One episode in an emulator of its own: a whole game, whatever the loss of a life does.
 
     A fresh emulator each time, because a second ``reset_game()`` does not start as the first did in every game.
 
     Attributes:
-        observation: uint8[stack, height, width], [4, 84, 84] in the release's protocols, oldest frame first, 0–255.
+        observation: uint8[stack, height, width], [4, 84, 84] in all `PROTOCOLS`, oldest frame first, 0–255.
             Changed in place by ``step``: copy to keep.
         game_over: whether the episode has ended, by game over or at the protocol's bound.
         truncated: whether it has ended at the bound.
+        restarted: whether the last step lost a life and, as the protocol has it, the observation begins a new stack.
         noops: the number of no-op frames at its beginning.
     """
 
@@ -241,20 +288,23 @@ class Episode:
         names = find_actions(game, actions, protocol.action_set)
         self._protocol = protocol
         self.noops = draw_noops(protocol, seed) if noops is None else noops
-        self._ale = _open_emulator(read_rom(game).path, protocol, seed)
+        self._ale = _open_emulator(read_rom(game).path, protocol, _find_emulator_seed(protocol, seed))
         meanings = {action.name: action for action in self._ale.getLegalActionSet()}
         self._actions = [meanings[name] for name in names]
+        self._opening = self._actions[1:3] if protocol.fire_at_reset and "FIRE" in names else []
         for _ in range(self.noops):
             self._ale.act(meanings["NOOP"])
             if self._ale.game_over():
                 self._ale.reset_game()
-        self.game_over = self.truncated = False
+        self.game_over = self.truncated = self.restarted = False
         self.observation: NDArray[np.uint8] = np.zeros((protocol.stack, protocol.height, protocol.width), np.uint8)
-        first = slice(None) if protocol.stack_start == "repeat" else -1
-        self.observation[first] = to_picture([self._read_frame()], protocol)
+        self._lives = self._ale.lives()
+        self._open([self._read_frame()])
 
     def step(self, action: int) -> float:
         """Hold an action for the protocol's frames and return the reward as the game gives it, unclipped.
+
+        What the loss of a life leads to is part of the step, its reward too.
 
         Args:
             action: its index in the agent's head.
@@ -264,19 +314,64 @@ class Episode:
         """
         if not 0 <= action < len(self._actions):
             raise InvalidArgument(f"action is {action}, expected 0 to {len(self._actions) - 1}")
+        reward, frames = self._hold(self._actions[action])
+        self.restarted = self._has_lost_life()
+        if self.restarted:
+            gained, frames = self._hold(Action.NOOP)
+            self._lives = self._ale.lives()
+            reward += gained + self._open(frames)
+        else:
+            self._add(frames)
+        self.truncated = self._ale.game_truncated()
+        return reward
+
+    def _hold(self, action: Action) -> tuple[float, list[NDArray[np.uint8]]]:
+        """Hold an action; return the reward and those frames, of the ones to be pooled, that the game reached."""
         frames: list[NDArray[np.uint8]] = []
         reward = 0.0
         for left in reversed(range(self._protocol.frame_skip)):
-            reward += self._ale.act(self._actions[action])
+            if self.game_over:
+                break
+            reward += self._ale.act(action)
             if left < self._protocol.pooled_frames:
                 frames.append(self._read_frame())
             self.game_over = self._ale.game_over()
-            if self.game_over:
-                break
-        self.observation[:-1] = self.observation[1:]
-        self.observation[-1] = to_picture(frames, self._protocol) if frames else 0
-        self.truncated = self._ale.game_truncated()
+        return reward, frames
+
+    def _has_lost_life(self) -> bool:
+        """Return whether the last action lost a life that restarts the agent's episode; the last life ends the game."""
+        before, self._lives = self._lives, self._ale.lives()
+        return self._protocol.life_loss == "restart" and 0 < self._lives < before and not self.game_over
+
+    def _open(self, frames: list[NDArray[np.uint8]]) -> float:
+        """Press FIRE where that is to be done, and begin a stack; return the reward.
+
+        Args:
+            frames: what there is to see where FIRE is not pressed.
+        """
+        reward = 0.0
+        for action in self._opening:
+            gained, frames = self._hold(action)
+            reward += gained
+            if self._has_lost_life():  # the wrappers take a step as for every lost life, and show the frames before it
+                reward += self._hold(Action.NOOP)[0]
+                self._lives = self._ale.lives()
+        self._shown = 0
+        self.observation[:] = 0
+        self._add(frames)
         return reward
+
+    def _add(self, frames: list[NDArray[np.uint8]]) -> None:
+        """Add the picture of the pooled frames to the stack; zeros where the game reached none of them."""
+        picture = to_picture(frames, self._protocol) if frames else 0
+        if self._shown == 0 and self._protocol.stack_start == "repeat":
+            self.observation[:] = picture
+        elif self._shown < self._protocol.stack and self._protocol.stack_start == "fill":
+            self.observation[self._shown] = picture
+        else:
+            self.observation[:-1] = self.observation[1:]
+            self.observation[-1] = picture
+        self._shown += 1
 
     def read_screen(self) -> NDArray[np.uint8]:
         """Return what the screen shows: uint8[height, width, 3], RGB, 210 × 160 in most games."""
@@ -299,11 +394,35 @@ def to_picture(frames: list[NDArray[np.uint8]], protocol: Protocol) -> NDArray[n
         if step == "pool":
             frames = [reduce(np.maximum, frames)]
         elif step == "resize":
-            size, interpolation = (protocol.width, protocol.height), _INTERPOLATIONS[protocol.interpolation]
-            frames = [np.asarray(cv2.resize(frame, size, interpolation=interpolation), np.uint8) for frame in frames]
+            frames = [_resize(frame, protocol) for frame in frames]
         elif protocol.grey == "opencv":
             frames = [np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), np.uint8) for frame in frames]
+        elif protocol.grey == "truncated":
+            frames = [np.tensordot(frame, _LUMA, 1).astype(np.uint8) for frame in frames]
     return frames[0]
+
+
+def _resize(frame: NDArray[np.uint8], protocol: Protocol) -> NDArray[np.uint8]:
+    height, width = protocol.height, protocol.width
+    if protocol.interpolation == "pillow_bilinear":
+        for size in (width, height):  # each row, then each column: Pillow 13 begins with the columns of tall frames
+            weighed = _weigh_bilinear(frame.shape[1], size) @ frame.swapaxes(0, 1).astype(np.float64)
+            frame = np.floor(weighed / _PILLOW_ONE + 0.5).astype(np.uint8)
+        return frame
+    return np.asarray(cv2.resize(frame, (width, height), interpolation=_OPENCV[protocol.interpolation]), np.uint8)
+
+
+@cache
+def _weigh_bilinear(before: int, after: int) -> NDArray[np.float64]:
+    """Return by which weights Pillow's bilinear filter, which averages as it shrinks, makes a row of another length.
+
+    Returns:
+        float64[after, before], integers as Pillow rounds them: in sums of theirs, no order and no computer matters.
+    """
+    scale = before / after
+    centres = (np.arange(after)[:, None] + 0.5) * scale
+    weights = np.maximum(1 - np.abs(np.arange(before) + 0.5 - centres) / max(scale, 1.0), 0)
+    return np.floor(weights / weights.sum(axis=1, keepdims=True) * _PILLOW_ONE + 0.5)
 
 
 def _open_emulator(rom: Path, protocol: Protocol, seed: int) -> ALEInterface:

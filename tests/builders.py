@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import gzip
 import io
+import lzma
 import subprocess
 import sys
+import zipfile
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,13 @@ from typing import Any
 import numpy as np
 import torch
 
+import convert
 from convert.agents.agent import RECORD_NAME
 from convert.agents.architecture import Architecture, make_head, nature_cnn
 from convert.agents.network import Network, from_arrays
 from convert.agents.record import read_record, to_json
 from convert.store.local import describe_files
-from convert.targets import find_target, import_target
+from convert.targets import find_obstacle, find_target, import_target, list_targets
 
 DATA = Path(__file__).parent / "data"
 AGENTS = DATA / "agents"
@@ -79,6 +83,12 @@ def to_network(state: dict[str, torch.Tensor]) -> Network:
     return from_arrays(named, make_architecture(len(named["head.bias"]) // (atoms or 1), atoms))
 
 
+def list_holding(source: Path) -> list[str]:
+    """Return the targets that can hold the network of a checkpoint."""
+    architecture = convert.read_checkpoint(source).architecture
+    return [target.name for target in list_targets() if not find_obstacle(target.name, architecture)]
+
+
 def plant_weights(folder: Path, target: str, network: Network) -> None:
     """Write other weights in place of an artefact that is one file, as its target writes them, with their checksum."""
     record, path = read_record(folder), find_target(target).path
@@ -98,3 +108,22 @@ def run_python(code: str, **options: Any) -> str:
     """Run code in a Python of its own and return what it prints."""
     command = [sys.executable, "-c", code]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, **options).stdout
+
+
+def save_sample(name: str, folder: Path) -> Path:
+    """Write a file of another zoo, see ``tests/data/zoos/README.md``, into a folder."""
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(lzma.decompress((DATA / "zoos" / f"{name}.xz").read_bytes()))
+    return path
+
+
+def change_zip(path: Path, to: Path, change: Callable[[dict[str, bytes]], None]) -> Path:
+    """Write a zip with its entries changed in place, stored as they were."""
+    with zipfile.ZipFile(path) as archive:
+        entries = {entry.filename: archive.read(entry) for entry in archive.infolist()}
+    change(entries)
+    with zipfile.ZipFile(to, "w") as archive:
+        for name, content in entries.items():
+            archive.writestr(zipfile.ZipInfo(name), content)
+    return to

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
+from builders import AGENTS, BREAKOUT, PONG, list_holding, make_state, save_checkpoint
 from bulk_release import COUNT, hashes
 
 import convert
 from convert.bulk import run as bulk
 from convert.bulk.selection import find_jobs
-from convert.targets import list_targets
 
 # A slow machine is not a failure.
 hypothesis.settings.register_profile("patient", deadline=None)
@@ -50,8 +49,8 @@ def converted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def further(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The trained agents in the targets beyond those of the first release. Not to be changed."""
     out = tmp_path_factory.mktemp("further")
-    targets = [target.name for target in list_targets() if target.name not in ("onnx", "flax", "tensorflow")]
     for source in (PONG, BREAKOUT):
+        targets = [name for name in list_holding(source) if name not in ("onnx", "flax", "tensorflow")]
         convert.convert_checkpoint(source, out.joinpath(*source.parts[-4:]).with_suffix(""), targets)
     return out
 

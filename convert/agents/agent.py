@@ -67,6 +67,14 @@ class Agent:
         return self.architecture.head
 
 
+def find_action_problem(agent: Agent) -> str | None:
+    """Return how the size of an agent's head fits neither action set of its game; None if it fits or is not known."""
+    game = agent.identity.game
+    if game is None or name_actions(game, agent.head.actions) is not None:
+        return None
+    return f"has {agent.head.actions} actions, expected {len(load_games()[game].actions)} or all 18 for {game}"
+
+
 @dataclass(frozen=True)
 class Tensor:
     """An input or output of an artefact. Axes are named in order; a free axis has None in its shape."""

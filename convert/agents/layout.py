@@ -56,6 +56,16 @@ def o_chw_from_hwc_o(kernel_hwc_o: NDArray[Scalar], channels: int) -> NDArray[Sc
     return _transpose_long(kernel_chw_o.reshape(columns, rows))
 
 
+def actions_first(rows_qa: NDArray[Scalar], quantiles: int) -> NDArray[Scalar]:
+    """Turn the rows of a quantile head [quantiles·A, …], actions beside each other, into [A·quantiles, …]."""
+    return _swap_rows(rows_qa, quantiles)
+
+
+def quantiles_first(rows_aq: NDArray[Scalar], quantiles: int) -> NDArray[Scalar]:
+    """Turn the rows of a quantile head [A·quantiles, …], quantiles beside each other, into [quantiles·A, …]."""
+    return _swap_rows(rows_aq, len(rows_aq) // quantiles)
+
+
 def nhwc_from_nchw(obs_nchw: NDArray[Scalar]) -> NDArray[Scalar]:
     """Turn observations [N, C, H, W] into [N, H, W, C]."""
     return np.ascontiguousarray(obs_nchw.transpose(0, 2, 3, 1))
@@ -64,6 +74,12 @@ def nhwc_from_nchw(obs_nchw: NDArray[Scalar]) -> NDArray[Scalar]:
 def nchw_from_nhwc(obs_nhwc: NDArray[Scalar]) -> NDArray[Scalar]:
     """Turn observations [N, H, W, C] into [N, C, H, W]."""
     return np.ascontiguousarray(obs_nhwc.transpose(0, 3, 1, 2))
+
+
+def _swap_rows(rows: NDArray[Scalar], outer: int) -> NDArray[Scalar]:
+    """Turn rows [outer · inner, …] into [inner · outer, …]."""
+    grouped = rows.reshape(outer, -1, *rows.shape[1:])
+    return np.ascontiguousarray(grouped.swapaxes(0, 1)).reshape(rows.shape)
 
 
 def _transpose_long(matrix: NDArray[Scalar]) -> NDArray[Scalar]:

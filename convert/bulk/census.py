@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
 from convert.files.recognition import HEAD_SIZE, describe_content
-from convert.sources import list_patterns, list_suffixes
+from convert.sources import list_pattern_suffixes, list_patterns
 from convert.store.storage import is_url
 
 _SHOWN = 4
@@ -83,9 +83,10 @@ def _describe_files(census: Census) -> str:
     kinds = [f"{count} {suffix or 'without a suffix'}" for suffix, count in common]
     rest = total - sum(count for _, count in common)
     text = f"{_count(total, 'file')} ({', '.join(kinds)}{f', {rest} others' if rest else ''})"
-    for suffix in list_suffixes():
+    for suffix in list_pattern_suffixes():
         if suffix in census.suffixes:
-            return f"{text}, none named {' or '.join(list_patterns())}: name other {suffix} files one by one"
+            named = " or ".join(pattern for pattern in list_patterns() if pattern.endswith(suffix))
+            return f"{text}, none named {named}: name other {suffix} files one by one"
     sample = census.samples[common[0][0]]
     return f"{text}: {_NEXT}" if is_url(sample) else f"{text}; {sample} is {_describe_file(sample)}: {_NEXT}"
 

@@ -15,15 +15,17 @@ from convert.agents.games import load_games
 from convert.agents.identity import Identity, check_known
 from convert.bulk.census import Census, explain_nothing, is_agent
 from convert.errors import AtariConvertError, SelectionError, Unreachable
+from convert.files.recognition import HEAD_SIZE
 from convert.formats.atari_agents import FAMILIES, find_family
 from convert.names import find_meant, normalise_name
 from convert.sources import (
     AGENT_FOLDER,
     choose_identity,
     import_source,
-    list_patterns,
+    list_pattern_suffixes,
     list_suffixes,
     locate,
+    picks_up,
     recognise_folder,
     strip_suffix,
 )
@@ -172,7 +174,7 @@ def find_jobs(
     jobs = _drop_doubles(sorted(jobs, key=lambda job: job.path))
     if not jobs:
         explanation = explain_nothing(census, [source for source, _ in named])
-        raise SelectionError(f"no {' or '.join(list_patterns())} found: {explanation}")
+        raise SelectionError(f"no checkpoint found: {explanation}")
     _refuse_overlaps(jobs)
     return jobs
 
@@ -361,7 +363,7 @@ def _find_matches(matches: list[str], base: str, census: Census) -> Iterator[_Ag
                 else:
                     has_checkpoint = True
                     yield found, above, None
-        elif match.endswith(list_suffixes()):
+        elif _is_match(match):
             has_checkpoint = True
             yield _look_at(match), base, None
         else:
@@ -389,7 +391,7 @@ def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[_A
         fixed = _fixed_part(source, magic)
         base = storage.canonical_url(fixed, anonymous=anonymous)
         matches = storage.find_matches(fixed, source.removeprefix(fixed), anonymous=anonymous)
-        matches = [found for found in matches if found.name.endswith(list_suffixes())]
+        matches = [found for found in matches if _is_match(found.name, anonymous=anonymous)]
         if not matches:
             raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
         yield from ((found, base, None) for found in matches)
@@ -422,9 +424,10 @@ def _walk(top: str, census: Census, *, is_agent_itself: bool) -> Iterator[tuple[
             continue
         census.add_folder(folder, inside)
         census.add_files(f"{folder}/{name}" for name in names)
-        for name in filter(_is_checkpoint, names):
-            has_checkpoint = True
-            yield _look_at(str(Path(folder, name))), None
+        for path in (str(Path(folder, name)) for name in names):
+            if _is_checkpoint(path):
+                has_checkpoint = True
+                yield _look_at(path), None
     if not has_checkpoint and not is_agent_itself:
         yield from agents
 
@@ -443,11 +446,17 @@ def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
                 folders.clear()
                 continue
         census.add_files(found.name for found in files.values())
-        yield from (found for name, found in files.items() if _is_checkpoint(os.path.basename(name)))
+        yield from (found for found in files.values() if _is_checkpoint(found.name, anonymous=anonymous))
 
 
-def _is_checkpoint(name: str) -> bool:
-    return any(fnmatchcase(name, pattern) for pattern in list_patterns())
+def _is_checkpoint(name: str, *, anonymous: bool = False) -> bool:
+    """Tell whether a search takes a file, a path or a URL, for a checkpoint."""
+    return picks_up(path_of(name), lambda _: storage.read_head(name, HEAD_SIZE, anonymous=anonymous))
+
+
+def _is_match(name: str, *, anonymous: bool = False) -> bool:
+    """Tell the same of a file that a pattern of the user matches: there, the suffix of a checkpoint is enough."""
+    return path_of(name).endswith(list_pattern_suffixes()) or _is_checkpoint(name, anonymous=anonymous)
 
 
 def _refuse(error: OSError) -> NoReturn:

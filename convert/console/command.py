@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,14 +18,31 @@ class Command(click.Command):
 
     A closed stream is treated as ``/dev/null``. A reader that closes its pipe (``| head``) changes nothing. After any
     other failure, such as a full disk, standard error gets one line at the end, and the exit code is
-    ``exit_unwritten`` unless something else has failed.
+    ``exit_unwritten`` unless something else has failed. A word may stand for a command of its own, where it is the
+    first argument: ``atari-check report``.
     """
 
-    def __init__(self, *args: Any, examples: str, exit_unwritten: int, **options: Any) -> None:
-        """Take ``examples``, the lines to show, and ``exit_unwritten``, besides what `click.Command` takes."""
+    def __init__(
+        self,
+        *args: Any,
+        examples: str,
+        exit_unwritten: int,
+        words: Mapping[str, Callable[[], click.Command]] | None = None,
+        **options: Any,
+    ) -> None:
+        """Take more than `click.Command` does.
+
+        Args:
+            args: as it does.
+            examples: the lines to show.
+            exit_unwritten: see above.
+            words: the commands that a first word stands for.
+            options: as it does.
+        """
         super().__init__(*args, **options)
         self._examples = examples
         self._exit_unwritten = exit_unwritten
+        self._words = words or {}
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments, or show the examples where there are none, with exit code 2."""
@@ -35,7 +52,11 @@ class Command(click.Command):
         return super().parse_args(ctx, args)
 
     def main(self, *args: Any, **options: Any) -> Any:
-        """Run the command as Click does."""
+        """Run the command as Click does, or the one that its first word stands for."""
+        given = list(args[0] if args and args[0] is not None else options.get("args") or sys.argv[1:])
+        if given and given[0] in self._words:
+            name = f"{options.get('prog_name') or self.name} {given[0]}"
+            return self._words[given[0]]().main(**options | {"args": given[1:], "prog_name": name})
         _open_closed()
         code: Any = 0
         with _guard("stderr"), _guard("stdout") as output:

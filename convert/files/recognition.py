@@ -58,7 +58,7 @@ def _describe_zip(head: bytes, path: PurePosixPath) -> str:
         return "an empty zip archive"
     if not head.startswith(_ZIP_ENTRY):
         return ""
-    names = _list_entries(head)
+    names = list_zip_entries(head)
     leaves = {entry.rpartition("/")[2] for entry in names}
     if {"policy.pth", "pytorch_variables.pth"} & leaves or (names[:1] == ["data"] and b'"policy_class"' in head):
         return "a Stable-Baselines3 model (zip)"
@@ -74,7 +74,7 @@ def _describe_zip(head: bytes, path: PurePosixPath) -> str:
     return f"a zip archive{inside}"
 
 
-def _list_entries(head: bytes) -> list[str]:
+def list_zip_entries(head: bytes) -> list[str]:
     """Return the names of a zip's entries whose headers stand in its first bytes, the first one in any case."""
     names = []
     for match in re.finditer(re.escape(_ZIP_ENTRY), head):

@@ -34,7 +34,7 @@ from convert.files.bounds import LARGEST
 from convert.files.documents import join, show
 from convert.files.pickles import PickleRefused
 from convert.files.recognition import HEAD_SIZE, describe_content
-from convert.files.torch_files import Tensor
+from convert.formats.state_dicts import LOSSY, find_tensor_problem, is_float32
 
 STATE_KEY = "estimator_state"
 SUPPORT_KEY = "_AtariNet__support"
@@ -79,8 +79,6 @@ _FAMILY_NAMES: dict[tuple[str | None, str | None], str] = {
 
 _HEADER = re.compile(rb"\x1f\x8b\x08[\x00-\x1f]")
 _TORCH_STARTS = (b"PK\x03\x04", b"\x80")  # of torch.save: a zip archive, or before torch 1.6 a pickle
-_FLOATS = ("float32", "float64", "float16", "bfloat16")
-_LOSSY = "is float64 with values that float32 cannot hold: round them to float32 first, if you accept the loss"
 _MEBIBYTES = LARGEST // 2**20
 
 
@@ -203,7 +201,7 @@ def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
     problems += [f"unexpected {show(key)}" for key in state if key not in KEYS]
     tensors = {}
     for key in KEYS.keys() & state.keys():
-        problem = _find_tensor_problem(state[key])
+        problem = find_tensor_problem(state[key])
         if problem:
             problems.append(f"{key} {problem}")
         else:
@@ -211,7 +209,7 @@ def _to_arrays(state: dict[Any, Any], name: str) -> dict[str, Float32]:
     shape_problems = _find_shape_problems({KEYS[key]: tensor.shape for key, tensor in tensors.items()})
     if not problems and not shape_problems:
         arrays = {key: tensor.to_numpy() for key, tensor in tensors.items()}
-        problems = [f"{key} {_LOSSY}" for key, array in arrays.items() if not _is_float32(array)]
+        problems = [f"{key} {LOSSY}" for key, array in arrays.items() if not is_float32(array)]
     if problems:
         raise WeightMismatch(f"{name}: {join(sorted(problems) + shape_problems)}: not a state dict of this release")
     if shape_problems:
@@ -257,24 +255,6 @@ def _find_head_problems(shapes: Mapping[str, tuple[int, ...]], hidden: int) -> l
         of = "without a support" if support is None else f"with {atoms} atoms each"
         problems.append(f"head has {kernel[0] // atoms} actions {of}, expected at most {LARGEST_ACTIONS}")
     return problems
-
-
-def _find_tensor_problem(value: Any) -> str | None:
-    if not isinstance(value, Tensor):
-        kind = value.name if isinstance(value, torch_files.Foreign) else type(value).__name__
-        return f"is a {kind:.80}, expected a dense tensor"
-    if value.problem:
-        return value.problem
-    return None if value.dtype in _FLOATS else f"is {value.dtype}, expected float32"
-
-
-def _is_float32(array: np.ndarray[Any, Any]) -> bool:
-    """Tell whether float32 holds each value exactly; NaN and infinity, which are found elsewhere, pass."""
-    if array.dtype != np.float64:
-        return True
-    with np.errstate(over="ignore", invalid="ignore"):
-        rounded = array.astype(np.float32).astype(np.float64)
-    return bool(np.array_equal(rounded[np.isfinite(array)], array[np.isfinite(array)]))
 
 
 def _list_names(checkpoint: dict[Any, Any]) -> str:

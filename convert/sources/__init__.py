@@ -6,7 +6,11 @@ source code without running it:
 
     EXPECTED   what messages call it, such as ``a gzipped checkpoint of this release``
     PATTERNS   of files: the names that a search picks up, such as ``("model_*.gz",)``
-    MARKS      of folders, in place of PATTERNS: the names that all stand in such a folder, such as ``("agent.json",)``
+    CANDIDATES of files, in place of PATTERNS, where the name tells too little: the names of files that a search looks
+               into, such as ``("*.zip",)``, to pick up those that are recognised
+    MARKS      of folders, in place of both: the names that all stand in such a folder, such as ``("agent.json",)``
+    EXAMPLE    what one is called, such as ``dqn-PongNoFrameskip-v4.zip``, for the list of sources
+    PROTOCOL   the protocol of all agents of a zoo, where there is one: ``--identity`` then takes ``ZOO/Game``
     LAYOUT     the layout of paths that ``identify`` reads, for messages; left out where paths tell nothing
     PACKAGES   the packages that it imports beyond those that atari-convert needs itself; left out where there are none
     EXTRA      the extra of atari-convert that brings them; left out where there is none
@@ -31,24 +35,29 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol, cast
 
 from convert.agents.agent import RECORD_NAME, Agent, File, Record
-from convert.agents.identity import Identity, combine, find_conflict
+from convert.agents.games import load_games
+from convert.agents.identity import Identity, check_known, combine, find_conflict
 from convert.agents.network import Network
 from convert.agents.record import read_record as read_document
-from convert.errors import BrokenPlugin, RecordError, SelectionError, UnknownSource, UnreadableCheckpoint
+from convert.errors import BrokenPlugin, MissingExtra, RecordError, SelectionError, UnknownSource, UnreadableCheckpoint
 from convert.files.recognition import HEAD_SIZE, describe_content
 from convert.frameworks import leaves
 
 AGENT_FOLDER = "agent-folder"  # the source that reads what this tool writes
 
 _GROUP = "atari_convert.sources"
-_CONSTANTS = ("EXPECTED", "PATTERNS", "MARKS", "LAYOUT", "PACKAGES", "EXTRA")
+_FILE_CONSTANTS = ("PATTERNS", "CANDIDATES")
+_CONSTANTS = ("EXPECTED", *_FILE_CONSTANTS, "MARKS", "EXAMPLE", "LAYOUT", "PROTOCOL", "PACKAGES", "EXTRA")
+_OF_ZOO = re.compile(r"([\w-]+)/(\w+)(?:/(0|[1-9]\d{0,14}))?(?:/(0|[1-9]\d{0,14}))?", re.ASCII)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,17 +128,30 @@ class FolderSource(Protocol):
 
 @dataclass(frozen=True)
 class Source:
-    """What is known of a source without importing it. Either ``patterns`` or ``marks`` is empty."""
+    """What is known of a source without importing it: it has ``patterns``, ``candidates`` or ``marks``."""
 
     name: str
     module: str
     summary: str
     expected: str
     patterns: tuple[str, ...]
+    candidates: tuple[str, ...]
     marks: tuple[str, ...]
+    example: str | None
     layout: str | None
+    protocol: str | None
     packages: tuple[str, ...]
     extra: str | None
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it reads files, and not folders."""
+        return not self.marks
+
+    @property
+    def suffixes(self) -> tuple[str, ...]:
+        """The suffixes of the names of its files, such as ``.gz``."""
+        return _suffixes_of((*self.patterns, *self.candidates))
 
     @property
     def is_installed(self) -> bool:
@@ -194,17 +216,41 @@ def recognise_file(head: bytes, name: str) -> str:
         UnreadableCheckpoint: none does; the message says what the file is.
         MissingExtra: by its name it is of a source that needs a package that is not installed.
     """
-    files = [source for source in list_sources() if source.patterns]
+    files = [source for source in list_sources() if source.is_file]
     for source in files:
         if source.is_installed and cast(FileSource, import_source(source.name)).recognise(head, name):
             return source.name
     for source in files:
-        if not source.is_installed and name.endswith(_suffixes_of(source)):
+        if not source.is_installed and name.endswith(source.suffixes):
             raise leaves.missing_extra(f"source {source.name!r}", source.packages, source.extra)
-    expected = " or ".join(dict.fromkeys(source.expected for source in reversed(files)))
+    files.sort(key=lambda source: not source.module.startswith(f"{__name__}."))  # ours come first
+    *others, last = dict.fromkeys(source.expected for source in files)
+    expected = f"{', '.join(others)} or {last}" if others else last
     if not head:
         raise UnreadableCheckpoint(f"{name}: the file is empty, expected {expected}: take another copy")
     raise UnreadableCheckpoint(f"{name}: {describe_content(head, name)}, expected {expected}")
+
+
+def picks_up(path: str, read_head: Callable[[str], bytes]) -> bool:
+    """Tell whether a search picks up a file: by its name, or by its content where the name tells too little.
+
+    Args:
+        path: a path or URL.
+        read_head: returns the first `HEAD_SIZE` bytes of a file. One that it cannot read is picked up: reading it in
+            earnest tells why.
+    """
+    name = path.rpartition("/")[2]
+    if any(fnmatchcase(name, pattern) for pattern in list_patterns()):
+        return True
+    if not any(fnmatchcase(name, pattern) for pattern in list_candidates()):
+        return False
+    try:
+        recognise_file(read_head(path), path)
+    except UnreadableCheckpoint:
+        return False
+    except (MissingExtra, OSError):
+        pass
+    return True
 
 
 def recognise_folder(folder: Path, names: Collection[str]) -> str | None:
@@ -268,11 +314,17 @@ def locate(identity: Identity) -> str | None:
 
 
 def parse_identity(text: str) -> Identity:
-    """Return what ``--identity`` means, by the first source that takes it.
+    """Return what ``--identity`` means: ``ZOO/Game[/SEED[/STEP]]``, or else what the first source takes.
 
     Raises:
-        ValueError: none does; the message is that of the last one.
+        ValueError: there is no such game, or no source takes it; the message is that of the last one.
     """
+    match = _OF_ZOO.fullmatch(text.strip("/"))
+    source = next((source for source in list_sources() if source.protocol and match and source.name == match[1]), None)
+    if match and source:
+        check_known("game", match[2], list(load_games()))
+        seed, step = (None if number is None else int(number) for number in match.groups()[2:])
+        return Identity(source.name, None, match[2], source.protocol, seed, step)
     problem = ValueError(f"{text!r}: no source knows how to read an identity")
     for _, function in _find_functions("parse_identity"):
         try:
@@ -312,7 +364,7 @@ def check_rules(agent: Agent, name: str) -> None:
 
 def find_layout(name: str) -> str | None:
     """Return the layout of paths that tells who a file's agent is; None where the file's suffix is of no such zoo."""
-    layouts = (source.layout for source in list_sources() if name.endswith(_suffixes_of(source)))
+    layouts = (source.layout for source in list_sources() if name.endswith(source.suffixes))
     return next(layouts, None)
 
 
@@ -323,9 +375,21 @@ def list_patterns() -> tuple[str, ...]:
 
 
 @cache
+def list_candidates() -> tuple[str, ...]:
+    """Return the names of files that a search looks into, such as ``*.zip``."""
+    return tuple(dict.fromkeys(pattern for source in list_sources() for pattern in source.candidates))
+
+
+@cache
+def list_pattern_suffixes() -> tuple[str, ...]:
+    """Return the suffixes of `list_patterns`, such as ``.gz``."""
+    return tuple(dict.fromkeys(suffix for pattern in list_patterns() for suffix in _suffixes_of((pattern,))))
+
+
+@cache
 def list_suffixes() -> tuple[str, ...]:
-    """Return the suffixes of these names, such as ``.gz``."""
-    return tuple(dict.fromkeys(suffix for source in reversed(list_sources()) for suffix in _suffixes_of(source)))
+    """Return the suffixes of `list_patterns` and `list_candidates`."""
+    return (*list_pattern_suffixes(), *_suffixes_of(list_candidates()))
 
 
 def strip_suffix(path: str) -> str:
@@ -334,15 +398,15 @@ def strip_suffix(path: str) -> str:
     return path.removesuffix(suffix)
 
 
-def _suffixes_of(source: Source) -> tuple[str, ...]:
-    parts = (pattern.rpartition(".") for pattern in source.patterns)
+def _suffixes_of(patterns: Iterable[str]) -> tuple[str, ...]:
+    parts = (pattern.rpartition(".") for pattern in patterns)
     return tuple(f".{suffix}" for _, dot, suffix in parts if dot and suffix.isalnum())
 
 
 @cache
 def _find_functions(name: str) -> tuple[tuple[str, Callable[..., Any]], ...]:
     """Return an optional function of each file source that holds it, with the source's name."""
-    sources = (source for source in list_sources() if source.patterns and source.is_installed)
+    sources = (source for source in list_sources() if source.is_file and source.is_installed)
     modules = ((source.name, import_source(source.name)) for source in sources)
     return tuple((source, getattr(module, name)) for source, module in modules if hasattr(module, name))
 
@@ -356,16 +420,21 @@ def _modules() -> dict[str, str]:
 def _read_constants(name: str) -> Source:
     module = _modules()[name]
     summary, constants = leaves.read_constants(module, _CONSTANTS)
-    if "EXPECTED" not in constants or ("PATTERNS" in constants) == ("MARKS" in constants):
-        raise BrokenPlugin(f"{module}: lacks EXPECTED, or one of PATTERNS and MARKS: not a source; see convert.sources")
+    if "EXPECTED" not in constants or len(constants.keys() & {*_FILE_CONSTANTS, "MARKS"}) != 1:
+        raise BrokenPlugin(
+            f"{module}: lacks EXPECTED, or one of PATTERNS, CANDIDATES and MARKS: not a source; see convert.sources"
+        )
     return Source(
         name,
         module,
         summary,
         constants["EXPECTED"],
         constants.get("PATTERNS", ()),
+        constants.get("CANDIDATES", ()),
         constants.get("MARKS", ()),
+        constants.get("EXAMPLE"),
         constants.get("LAYOUT"),
+        constants.get("PROTOCOL"),
         constants.get("PACKAGES", ()),
         constants.get("EXTRA"),
     )

@@ -19,6 +19,7 @@ from convert.targets import Target, Trained, check_architecture, find_target, im
 
 EXPECTED = "the folder of a converted agent"
 MARKS = ("agent.json",)
+EXAMPLE = "converted/DQN_modern/Pong/0/model_50000000"
 
 
 def recognise(folder: Path) -> bool:

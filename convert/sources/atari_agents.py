@@ -16,6 +16,7 @@ from convert.sources import Checkpoint
 
 EXPECTED = "a gzipped checkpoint of this release"
 PATTERNS = ("model_*.gz",)
+EXAMPLE = "DQN_modern/Pong/0/model_50000000.gz"
 LAYOUT = "FAMILY/Game/seed/model_STEP.gz"
 
 _NUMBER = r"(0|[1-9]\d{0,14})"

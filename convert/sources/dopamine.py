@@ -12,6 +12,7 @@ from convert.targets import dopamine, find_target
 
 EXPECTED = "a base folder of Dopamine that atari-convert wrote"
 MARKS = ("checkpoints", "origin.json")
+EXAMPLE = "copy_of/dopamine"
 
 _TARGET = "dopamine"
 

@@ -197,6 +197,24 @@ def read_source(name: str, *, anonymous: bool = False) -> tuple[bytes, str | Non
     return _read_url(name, anonymous) if is_url(name) else _read_local(name)
 
 
+def read_head(name: str, size: int, *, anonymous: bool = False) -> bytes:
+    """Return the first bytes of a source, ``size`` of them or all of a shorter one.
+
+    Raises:
+        OSError: it is missing, no regular file, or cannot be read.
+    """
+    if not is_url(name):
+        if not stat.S_ISREG(os.stat(name).st_mode):  # opening a pipe would wait for its other end
+            raise OSError(f"{name}: not a regular file")
+        with open(name, "rb") as file:
+            return file.read(size)
+    system, path = _open(name, anonymous)
+    try:
+        return bytes(_call(system, "cat_file", path, start=0, end=size))
+    except Exception as error:  # see _PERMANENT
+        raise OSError(f"{name}: cannot be read ({_format_failure(error)})") from error
+
+
 def find_stamp(name: str, *, anonymous: bool = False) -> str | None:
     """Return a text that changes with a file's content, without reading the file; None where there is none."""
     if not is_url(name):

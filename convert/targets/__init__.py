@@ -150,6 +150,16 @@ def missing_extra(target: Target) -> MissingExtra:
     return leaves.missing_extra(f"target {target.name!r}", target.packages, target.extra)
 
 
+def find_obstacle(name: str, architecture: Architecture) -> str | None:
+    """Return why a target's format cannot hold an architecture; None where it can.
+
+    Raises:
+        MissingExtra: the target's framework is not installed.
+    """
+    find = getattr(import_target(name), "find_obstacle", None)
+    return find(architecture) if find else None
+
+
 def check_holds(name: str, architecture: Architecture, source: str) -> None:
     """Raise unless a target's format can hold an architecture; ``source`` begins the message.
 
@@ -157,8 +167,7 @@ def check_holds(name: str, architecture: Architecture, source: str) -> None:
         TargetError: it cannot; the message tells why.
         MissingExtra: the target's framework is not installed.
     """
-    find_obstacle = getattr(import_target(name), "find_obstacle", None)
-    if obstacle := find_obstacle and find_obstacle(architecture):
+    if obstacle := find_obstacle(name, architecture):
         raise TargetError(f"{source}: {name} {obstacle}; the network is {describe(architecture)}: choose other targets")
 
 

@@ -6,14 +6,14 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 
 from convert.agents.agent import RECORD_NAME
 from convert.agents.identity import Identity
 from convert.bulk.selection import Filter, filter_jobs
 from convert.errors import RecordError, SelectionError
-from convert.sources import identify, list_patterns, locate, read_record, strip_suffix
-from convert.store.storage import is_url, walk_links
+from convert.files.recognition import HEAD_SIZE
+from convert.sources import identify, locate, picks_up, read_record, strip_suffix
+from convert.store.storage import is_url, read_head, walk_links
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,8 @@ def _walk_checkpoints(source: str) -> Iterator[str]:
             folders.clear()
             continue
         for name in files:
-            if any(fnmatchcase(name, pattern) for pattern in list_patterns()):
-                path = os.path.join(top, name)
+            path = os.path.join(top, name)
+            if picks_up(path, lambda path: read_head(path, HEAD_SIZE)):
                 yield locate(identify(os.path.abspath(path))) or os.path.relpath(path, source)
 
 

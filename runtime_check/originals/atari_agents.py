@@ -1,36 +1,24 @@
 """The release "Pretrained Atari Agents" (2022), read with torch: a gzip of ``torch.save({"estimator_state": …})``.
 
-torch unpickles tensors alone, but it finds its archive by other rules than Python does, and it hashes whatever a pickle
-uses as a key. So its archive is built anew from what Python read, and a pickle of tuples within tuples is refused.
-
 The network is the Nature-CNN: convolutions (32, 4, 8, 8) with stride 4, (64, 32, 4, 4) with 2 and (64, 64, 3, 3) with
 1, no padding; hidden 512; a head of A rows, or of A · atoms rows with a support.
 """
 
 from __future__ import annotations
 
-import io
-import pickletools
-import zipfile
 import zlib
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
 
+from runtime_check import torch_files
 from runtime_check.oracle import CATEGORICAL, Conv, Dense, Head, Observation, Oracle, Q
 
 LARGEST_CHECKPOINT = 64 * 2**20  # bytes, inflated; one of the release has about 9 MB, the largest possible 55 MB
 
-_MOST_ENTRIES = 1000
-# Of a pickle; those of the release have a few hundred. Some of them can make a dict, and as many others copy it.
-_MOST_INSTRUCTIONS = 5000
-_LONGEST_TEXT = 1000  # characters; torch searches names for likely ones, which takes for ever
-_MOST_TEXT = 2**22  # characters in all
-_DEEPEST_TUPLE = 16
 _LARGEST_WEIGHT = 2**23  # values; a head of 18 actions and 512 atoms has 4.7 million
 _STRIDES = {0: 4, 2: 2, 4: 1}  # by the number of the layer
 _SHAPES = {
@@ -165,14 +153,9 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
 def _read_state_dict(path: Path, _stamp: tuple[int, ...]) -> dict[str, torch.Tensor]:
     raw = _inflate(path)
     size = len(raw)
-    try:
-        rebuilt = _rebuild(raw)
-        del raw  # torch makes copies of its own
-        document = torch.load(io.BytesIO(rebuilt), map_location="cpu", weights_only=True)
-    except Exception as error:  # neither torch nor zipfile promises a class of error for damaged input
-        raise ValueError(f"{path}: not a checkpoint that torch can read safely ({_explain(error)})") from error
+    document = torch_files.load(raw, path)
     state = document.get("estimator_state") if isinstance(document, dict) else None
-    if not isinstance(state, dict) or not all(_is_plain(value, size) for value in state.values()):
+    if not isinstance(state, dict) or not all(torch_files.is_plain(value, size) for value in state.values()):
         raise ValueError(f"{path}: no 'estimator_state' that maps names to plain tensors")
     return {str(name): tensor.detach() for name, tensor in state.items()}
 
@@ -194,88 +177,3 @@ def _inflate(path: Path) -> bytes:
     if inflater.unused_data:
         raise ValueError(f"{path}: has {len(inflater.unused_data)} bytes after the end of its gzip stream")
     return raw
-
-
-def _explain(error: Exception) -> str:
-    """Return why torch does not read a file, without its advice to read it unsafely."""
-    text = str(error).strip() or type(error).__name__
-    _, found, reason = text.partition("WeightsUnpickler error:")
-    if not found and "weights_only" in text:
-        return "its pickle holds what torch does not build from files that are not trusted"
-    return " ".join((reason if found else text).split())[:200].partition(" Please ")[0]
-
-
-def _rebuild(raw: bytes) -> bytes:
-    """Return a file of torch anew, with its pickles looked at: its archive, or the stream of the format before it."""
-    if not raw.startswith(b"PK"):
-        _check_pickles(io.BytesIO(raw), 5)
-        return raw
-    if raw.count(b"PK\x01\x02") > _MOST_ENTRIES:
-        raise ValueError(f"its archive has more than {_MOST_ENTRIES} entries")
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(io.BytesIO(raw)) as archive, zipfile.ZipFile(buffer, "w") as rebuilt:
-        entries = archive.infolist()
-        if len({entry.filename.lower() for entry in entries}) < len(entries):
-            raise ValueError("its archive has two entries of one name")
-        if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
-            raise ValueError("its archive is compressed, which torch never does")
-        if sum(entry.file_size for entry in entries) > len(raw):
-            raise ValueError("its archive claims more than the file holds")
-        for entry in entries:
-            content = archive.read(entry)
-            if entry.filename.endswith("data.pkl"):
-                _check_pickles(io.BytesIO(content), 1)
-            rebuilt.writestr(zipfile.ZipInfo(entry.filename), content)
-    return buffer.getvalue()
-
-
-def _check_pickles(stream: io.BytesIO, count: int) -> None:
-    """Raise where one of the next pickles has tuples within tuples within tuples: to hash one can take for ever.
-
-    Follows how deep each value on the pickle's stack is, by what each instruction takes from it and leaves there.
-    """
-    for _ in range(count):
-        stack: list[int | None] = []  # None is a mark
-        characters = 0  # each of which may take four bytes of memory
-        memo: dict[Any, int | None] = {}
-        for number, (opcode, argument, _position) in enumerate(pickletools.genops(stream)):
-            if number == _MOST_INSTRUCTIONS:
-                raise ValueError(f"its pickle has more than {_MOST_INSTRUCTIONS} instructions")
-            if isinstance(argument, str | bytes) and len(argument) > _LONGEST_TEXT:
-                raise ValueError(f"its pickle has a text of {len(argument)} characters")
-            characters += len(argument) if isinstance(argument, str) else 0
-            if characters > _MOST_TEXT:
-                raise ValueError(f"its pickle has more than {_MOST_TEXT} characters of text")
-            if opcode.name in ("BINPUT", "LONG_BINPUT", "PUT"):
-                memo[argument] = stack[-1]
-            elif opcode.name == "MEMOIZE":
-                memo[len(memo)] = stack[-1]
-            elif opcode.name in ("BINGET", "LONG_BINGET", "GET"):
-                stack.append(memo[argument])
-            else:
-                _follow(opcode, stack)
-
-
-def _follow(opcode: Any, stack: list[int | None]) -> None:
-    takes = len(opcode.stack_before)
-    if pickletools.markobject in opcode.stack_before:
-        takes = opcode.stack_before.index(pickletools.markobject) + stack[::-1].index(None) + 1
-    taken = stack[len(stack) - takes :] if takes else []
-    if takes > len(stack):
-        raise ValueError("its pickle takes more from the stack than is there")
-    del stack[len(stack) - takes :]
-    depth = 1 + max(filter(None, taken), default=0) if opcode.name.startswith("TUPLE") else 0
-    if depth > _DEEPEST_TUPLE:
-        raise ValueError(f"its pickle has more than {_DEEPEST_TUPLE} tuples within each other")
-    stack += [None if kind is pickletools.markobject else depth for kind in opcode.stack_after]
-
-
-def _is_plain(value: object, size: int) -> bool:
-    """Tell a dense tensor on the CPU from all else. Strides of 0 make any size out of a file of ``size`` bytes."""
-    return (
-        isinstance(value, torch.Tensor)
-        and value.layout == torch.strided
-        and value.device.type == "cpu"
-        and not value.is_quantized
-        and value.numel() * value.element_size() <= size
-    )
