@@ -465,6 +465,8 @@ READERS = {
             "sb3_qrdqn_v1.6.2_small.zip",
             "cleanrl_c51_atari.cleanrl_model",
             "cleanrl_c51_atari_jax.cleanrl_model",
+            "pfrl_dqn_model.pt",
+            "kaixhin_data_efficient_model.pth",
         )
     },
     **{

@@ -71,7 +71,11 @@ def make_zeros(architecture: Architecture) -> Network:
 
 def find_shape_problems(shapes: Shapes, architecture: Architecture) -> list[str]:
     """Return how shapes by name differ from those of an architecture: what is missing, unexpected and misshapen."""
-    expected = list_shapes(architecture)
+    return compare_shapes(shapes, list_shapes(architecture))
+
+
+def compare_shapes(shapes: Shapes, expected: Shapes) -> list[str]:
+    """Return how shapes by name differ from what is expected: what is missing, unexpected and misshapen."""
     problems = [f"no {name_array(name)}" for name in expected if name not in shapes]
     problems += [f"unexpected {name_array(name)}" for name in shapes if name not in expected]
     return problems + [

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from convert.agents.architecture import Architecture
-from convert.agents.network import Float32, Network, check_network, find_shape_problems, from_arrays
+from convert.agents.architecture import Architecture, Shapes, list_shapes
+from convert.agents.network import Float32, Network, check_network, compare_shapes, from_arrays
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
 from convert.files import torch_files
 from convert.files.documents import join, show
@@ -80,7 +80,17 @@ def to_arrays(tensors: Mapping[str, Tensor], architecture: Architecture, name: s
         UnsupportedArchitecture: a shape differs.
         WeightMismatch: a value is none of float32.
     """
-    if problems := find_shape_problems({key: tensor.shape for key, tensor in tensors.items()}, architecture):
+    return to_arrays_of_shapes(tensors, list_shapes(architecture), name)
+
+
+def to_arrays_of_shapes(tensors: Mapping[str, Tensor], shapes: Shapes, name: str) -> dict[str, Float32]:
+    """Return the float32 arrays of tensors by name, which have these shapes.
+
+    Raises:
+        UnsupportedArchitecture: a shape differs.
+        WeightMismatch: a value is none of float32.
+    """
+    if problems := compare_shapes({key: tensor.shape for key, tensor in tensors.items()}, shapes):
         raise UnsupportedArchitecture(f"{name}: {join(problems)}: not a network that can be converted")
     arrays = {key: tensor.to_numpy() for key, tensor in tensors.items()}
     if problems := [f"{key} {LOSSY}" for key, array in arrays.items() if not is_float32(array)]:

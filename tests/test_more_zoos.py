@@ -1,0 +1,154 @@
+"""Agents of PFRL and of Kaixhin/Rainbow: what is read, what is refused, and the judge's own view of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from builders import make_observations, save_sample
+from torch.nn.functional import conv2d, linear, pad
+
+import convert
+from convert.agents.identity import Identity
+from convert.bulk.selection import find_jobs
+from convert.errors import CheckpointError, UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
+from runtime_check.oracle import compute_outputs
+from runtime_check.originals import find_original, read_oracle
+
+PFRL, KAIXHIN = "pfrl_dqn_model.pt", "kaixhin_data_efficient_model.pth"
+
+
+def _make_rainbow(path: Path, names: tuple[str, str, str]) -> Path:
+    """Write a canonical Rainbow, with its convolutions named as a release of its program names them."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=generator) * (2 / np.prod(shape[1:] or (100,))) ** 0.5
+
+    state = {}
+    for name, shape in zip(names, ((32, 4, 8, 8), (64, 32, 4, 4), (64, 64, 3, 3)), strict=True):
+        state |= {f"{name}.weight": draw(*shape), f"{name}.bias": draw(shape[0])}
+    for name, shape in (
+        *(("fc_h_v", (512, 3136)), ("fc_h_a", (512, 3136))),
+        *(("fc_z_v", (51, 512)), ("fc_z_a", (4 * 51, 512))),
+    ):
+        for part in ("mu", "sigma", "epsilon"):
+            state |= {f"{name}.weight_{part}": draw(*shape), f"{name}.bias_{part}": draw(shape[0])}
+    torch.save(state, path)
+    return path
+
+
+CANONICAL, BEFORE_1_4 = ("convs.0", "convs.2", "convs.4"), ("conv1", "conv2", "conv3")
+MODELS = {
+    "pfrl": lambda folder: save_sample(PFRL, folder),
+    "data-efficient": lambda folder: save_sample(KAIXHIN, folder),
+    "canonical": lambda folder: _make_rainbow(folder / "model.pth", CANONICAL),
+    "before 1.4": lambda folder: _make_rainbow(folder / "model.pth", BEFORE_1_4),
+}
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_judge_reads_the_same_network_by_itself(model, tmp_path):
+    path, observations = MODELS[model](tmp_path), make_observations(3)
+    oracle = compute_outputs(read_oracle(path), observations)
+    eager = find_original(path).read_eager(path)(torch.from_numpy(observations))
+    convert.convert_checkpoint(path, tmp_path / "out", ["onnx"])
+    onnx = convert.load_agent(tmp_path / "out", "onnx").run(observations)
+    assert oracle.keys() == eager.keys() == onnx.keys()
+    for output, values in oracle.items():
+        assert values.std() > 1e-4
+        np.testing.assert_allclose(eager[output].detach(), values, atol=1e-4)
+        np.testing.assert_allclose(onnx[output], values, atol=1e-4)
+
+
+def test_models_tell_their_algorithm_and_the_rest_is_said(tmp_path):
+    for name, identity, algorithm in ((PFRL, "pfrl/Pong", "DQN"), (KAIXHIN, "kaixhin/Pong/1", "Rainbow")):
+        path = save_sample(name, tmp_path)
+        agent = convert.convert_checkpoint(path, tmp_path / algorithm, ["safetensors"], identity=identity).record.agent
+        zoo, _, seed = identity.partition("/Pong")
+        assert agent.identity == Identity(zoo, algorithm, "Pong", zoo, int(seed.strip("/")) if seed else None)
+        with pytest.raises(CheckpointError, match="has 6 actions, expected 4 or all 18 for Breakout"):
+            convert.convert_checkpoint(path, tmp_path / "other", ["safetensors"], identity=f"{zoo}/Breakout")
+
+
+@pytest.mark.parametrize(("names", "padding"), [(CANONICAL, 0), (BEFORE_1_4, 1)])
+def test_the_names_of_a_rainbow_tell_the_padding_that_no_shape_tells(names, padding, tmp_path):
+    """The formula, by itself: padding, means of noisy layers, dueling streams."""
+    path, observations = _make_rainbow(tmp_path / "model.pth", names), make_observations(2)
+    state = torch.load(path)
+    x = pad(torch.from_numpy(observations) / 255, (padding,) * 4)
+    for name, stride in zip(names, (4, 2, 1), strict=True):
+        x = conv2d(x, state[f"{name}.weight"], state[f"{name}.bias"], stride).relu()
+
+    def answer(stream: str) -> torch.Tensor:
+        h = linear(x.flatten(1), state[f"fc_h_{stream}.weight_mu"], state[f"fc_h_{stream}.bias_mu"]).relu()
+        return linear(h, state[f"fc_z_{stream}.weight_mu"], state[f"fc_z_{stream}.bias_mu"]).view(2, -1, 51)
+
+    advantages = answer("a")
+    logits = answer("v") + advantages - advantages.mean(1, keepdim=True)
+    expected = (logits.softmax(2) * torch.linspace(-10, 10, 51)).sum(2)
+    np.testing.assert_allclose(compute_outputs(read_oracle(path), observations)["q_values"], expected, atol=1e-4)
+    convert.convert_checkpoint(path, tmp_path / "out", ["torch"])
+    np.testing.assert_allclose(convert.load_agent(tmp_path / "out", "torch")(observations), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("model", ["pfrl", "canonical"])
+def test_a_model_of_the_format_before_torch_1_6_is_read_by_both(model, tmp_path):
+    path = MODELS[model](tmp_path)
+    expected = convert.read_checkpoint(path)
+    torch.save(torch.load(path), path, _use_new_zipfile_serialization=False)
+    assert convert.agents.network.find_differences(convert.read_checkpoint(path), expected) == []
+    assert read_oracle(path).actions == expected.head.actions
+
+
+def test_other_agents_of_pfrl_are_refused_by_name(tmp_path):
+    for key, algorithm in (("main_stream.mu.weight", "Rainbow"), ("psi.0.weight", "IQN")):
+        path = tmp_path / "model.pt"
+        torch.save({key: torch.zeros(1)}, path)
+        with pytest.raises(UnreadableCheckpoint, match=rf"model\.pt: a PFRL agent of {algorithm}; supported: DQN"):
+            convert.read_checkpoint(path)
+        with pytest.raises(ValueError, match=r"model\.pt"):
+            read_oracle(path)
+
+
+@pytest.mark.parametrize(
+    ("model", "change", "error", "message"),
+    [
+        ("pfrl", lambda state: state.pop("1.bias"), WeightMismatch, r"no 1\.bias"),
+        ("pfrl", lambda state: state.update({"2.bias": torch.zeros(1)}), WeightMismatch, r"unexpected 2\.bias"),
+        ("pfrl", lambda state: state["1.bias"].fill_(torch.inf), WeightMismatch, "not finite"),
+        ("canonical", lambda state: state.pop("fc_h_a.bias_mu"), WeightMismatch, r"no fc_h_a\.bias_mu"),
+        (
+            "canonical",
+            lambda state: state.update({"fc_z_v.weight_mu": torch.zeros(50, 512), "fc_z_v.bias_mu": torch.zeros(50)}),
+            UnsupportedArchitecture,
+            "advantage stream is",
+        ),
+        (
+            "canonical",
+            lambda state: state.update({"fc_h_v.weight_mu": torch.zeros(9, 3136), "fc_h_v.bias_mu": torch.zeros(9)}),
+            UnsupportedArchitecture,
+            "hidden",
+        ),
+    ],
+)
+def test_a_damaged_model_is_refused_by_both(model, change, error, message, tmp_path):
+    path = MODELS[model](tmp_path)
+    state = torch.load(path)
+    change(state)
+    torch.save(state, path)
+    with pytest.raises(error, match=message):
+        convert.read_checkpoint(path)
+    with pytest.raises(ValueError, match=path.name):
+        read_oracle(path)
+
+
+def test_a_search_picks_up_models_alone(tmp_path):
+    for name in (PFRL, KAIXHIN):
+        save_sample(name, tmp_path / "zoo")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "zoo/other.pt")
+    torch.save({"weight": torch.zeros(1)}, tmp_path / "zoo/other.pth")
+    jobs = find_jobs([tmp_path / "zoo"], tmp_path / "out")
+    assert [Path(job.source).name for job in jobs] == [KAIXHIN, PFRL]
