@@ -8,7 +8,6 @@ these weights goes to the runtime: for a file of the same versions, the same fil
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from pathlib import Path
 from convert.agents.agent import Agent
 from convert.agents.network import Network
 from convert.errors import CheckpointError, UnreadableArtefact
-from convert.files.disk import read_files, write_files
+from convert.files.disk import make_temporary_folder, read_files, write_files
 from convert.targets import check_architecture, find_target, import_target
 
 
@@ -50,7 +49,7 @@ def open_screened(name: str, path: Path, agent: Agent) -> Iterator[Screened]:
         MissingExtra: the target's framework is not installed.
     """
     files = read_files(path)
-    with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder:
+    with make_temporary_folder() as folder:
         copy, rebuilt = Path(folder, "copy", find_target(name).path), Path(folder, "rebuilt", find_target(name).path)
         write_files(copy.parent, files)
         rebuilt.parent.mkdir()

@@ -13,6 +13,7 @@ from typing import IO, TYPE_CHECKING, Any
 import click
 
 from convert import __version__
+from convert.console import github
 from convert.console.command import Command
 from convert.console.options import (
     add_engine_options,
@@ -201,7 +202,8 @@ def main(
         else printing.TextPrinter(quiet=quiet, verbose=verbose, dry_run=dry_run)
     )
     try:
-        _follow(work, tally, printer, fail_fast)
+        with github.obey_nothing():
+            _follow(work, tally, printer, fail_fast)
     finally:
         printer.print_end(tally)
         about = {

@@ -74,7 +74,7 @@ class JsonPrinter:
 
 def print_failure(error: BaseException | str) -> None:
     """Print one line on what failed."""
-    click.echo(f"failed: {error}", err=True)
+    click.echo(f"failed: {to_printable(str(error))}", err=True)
 
 
 def print_interruption() -> None:

@@ -1,7 +1,8 @@
 """What ``atari-check`` proved of an agent: ``proof.json``, which stands beside ``agent.json``.
 
 It is an in-toto statement (v1) with a predicate of type test-result (v0.1): the subjects are the files that were
-checked, and the configuration is what they were checked against. It is no signature: whoever can change an agent's
+checked, and the configuration is what they were checked against: the checkpoint, the ROM, how, and what ``agent.json``
+says of the agent and of these files. It is no signature: whoever can change an agent's
 folder can write another one. Whether it is about the files that are there, their checksums tell.
 """
 
@@ -9,15 +10,17 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from convert.agents.agent import Artifact, Record
+from convert.agents.agent import RECORD_NAME, Artifact, Record
+from convert.agents.record import to_json as record_to_json
 from convert.errors import ProofError, UnreadableArtefact
 from convert.files.disk import read_file
 from convert.files.documents import LARGEST_DOCUMENT, read_json
+from convert.files.hashes import compute_sha256
 from convert.sources import read_record
 from convert.store.local import is_intact
 from convert.targets import find_target
@@ -35,8 +38,8 @@ class Proof:
 
     result: ``PASSED`` if every backend acts like the checkpoint, else ``FAILED``.
     passed, failed: the names of the backends.
-    holds: whether the folder's record lists the same checkpoint and the same files as the statement, and these are
-        there with the same sha256. It does not tell who wrote the statement.
+    holds: whether ``agent.json`` says the same of the agent and of these files as it did then, and the files are there
+        with the same sha256. It may list other artefacts too. It does not tell who wrote the statement.
     statement: all of it, as in-toto defines it.
     """
 
@@ -95,6 +98,20 @@ def list_covered(record: Record, statement: Mapping[str, Any]) -> dict[str, Arti
     }
 
 
+def describe_record(record: Record, covered: Collection[str]) -> dict[str, Any]:
+    """Return what a statement says of ``agent.json``: a digest of all that it tells of the agent and some artefacts.
+
+    Artefacts that are added later change the file and not the digest.
+    """
+    artifacts = {target: artifact for target, artifact in record.artifacts.items() if target in covered}
+    text = record_to_json(replace(record, artifacts=artifacts, versions={}))
+    return {
+        "name": RECORD_NAME,
+        "digest": {"sha256": compute_sha256(text.encode())},
+        "annotations": {"artifacts": sorted(artifacts)},
+    }
+
+
 def are_intact(folder: Path, artifacts: Mapping[str, Artifact]) -> bool:
     """Return whether the files of artefacts, by target, are there as recorded."""
     return all(is_intact(folder, find_target(target), artifact) for target, artifact in artifacts.items())
@@ -105,7 +122,8 @@ def _holds(folder: Path, record: Record, statement: Mapping[str, Any]) -> bool:
     subjects = {subject["name"]: subject["digest"]["sha256"] for subject in statement["subject"]}
     covered = list_covered(record, statement)
     recorded = {file.path: file.sha256 for artifact in covered.values() for file in artifact.files}
-    is_same = source == record.agent.source.sha256 and subjects == recorded
+    is_told = describe_record(record, covered) in statement["predicate"]["configuration"]
+    is_same = is_told and source == record.agent.source.sha256 and subjects == recorded
     return is_same and are_intact(folder, covered)
 
 

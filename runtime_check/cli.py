@@ -16,6 +16,7 @@ from typing import IO, TYPE_CHECKING, Any, NoReturn
 import click
 
 from convert import __version__
+from convert.console import github
 from convert.console.command import Command
 from convert.console.options import (
     add_ci_options,
@@ -26,6 +27,7 @@ from convert.console.options import (
     parse_shard,
     split_formats,
 )
+from convert.files.disk import remove_temporary_folders
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -239,19 +241,21 @@ def main(
         )
         listed = [line for line in map(str.strip, files_from or ()) if line]
         wanted = Filter(families, games, seeds, steps)
-        jobs = _find_jobs([*agents, *listed], wanted, shard, len(backends))
-        if not shard and not quiet:
-            _note_unconverted(normalise(source), agents, jobs, wanted)
+        jobs = _find_jobs(agents, listed, wanted, shard, len(backends))
         work = bulk.Work(normalise(source), options, again, anonymous)
-        if dry_run:
-            _show_plan(jobs, work, quiet=quiet)
-            return
+        with github.obey_nothing():
+            if not shard and not quiet:
+                _note_unconverted(work.source, agents, jobs, wanted)
+            if dry_run:
+                _show_plan(jobs, work, quiet=quiet)
+                return
         sums = Sums(len(jobs))
         progress = Progress(sums, max_steps)
         run_on = make_engine(engine, ray_address, workers, len(jobs))
         outcomes = bulk.run(jobs, work, run_on, progress.listeners)
         output = _Output(report, as_json, quiet, verbose, fail_fast)
-        _follow(progress.show(outcomes), sums, options, output)
+        with github.obey_nothing():
+            _follow(progress.show(outcomes), sums, options, output)
         _finish(sums, junitxml, summary, {"source": source, "shard": format_shard(shard)})
 
 
@@ -301,10 +305,11 @@ def report_proofs(
         from runtime_check.bulk.run import recall
         from runtime_check.report.sums import Sums
 
-        jobs = _find_jobs(list(agents), Filter(families, games, seeds, steps), None, 0)
+        jobs = _find_jobs(agents, [], Filter(families, games, seeds, steps), None, 0)
         output = _Output(report, as_json, quiet, verbose, fail_fast=False)
         sums = Sums(len(jobs))
-        _follow(recall(jobs), sums, None, output)
+        with github.obey_nothing():
+            _follow(recall(jobs), sums, None, output)
         _finish(sums, junitxml, summary, {"report": str(report or "")})
 
 
@@ -319,12 +324,14 @@ class _Output:
     fail_fast: bool
 
 
-def _find_jobs(paths: list[str], wanted: Filter, shard: tuple[int, int] | None, backends: int) -> list[Job]:
+def _find_jobs(
+    places: tuple[str, ...], listed: list[str], wanted: Filter, shard: tuple[int, int] | None, backends: int
+) -> list[Job]:
     from convert.bulk.selection import select_jobs
     from runtime_check.bulk.jobs import make_jobs
     from runtime_check.check.folders import find_agent_folders
 
-    return select_jobs(make_jobs(find_agent_folders(paths), backends), wanted, shard)
+    return select_jobs(make_jobs(find_agent_folders(places, listed), backends), wanted, shard)
 
 
 def _note_unconverted(source: str, places: tuple[str, ...], jobs: list[Job], wanted: Filter) -> None:
@@ -428,6 +435,7 @@ def _end_by_signals(discard: Callable[[], None]) -> None:
         for worker in multiprocessing.active_children():
             worker.terminate()
         discard()
+        remove_temporary_folders()
         # Not through sys.stderr, which may be at work at this moment.
         os.write(2, b"\ninterrupted: no report was written; rerun the same command to resume\n")
         os._exit(128 + number)
@@ -446,7 +454,7 @@ def _print_outcome(outcome: Outcome, output: _Output) -> None:
     if outcome.warning:
         click.echo(f"warning: {to_printable(outcome.warning)}", err=True)
     if outcome.verdict == UNCHECKED:
-        folder, message = to_printable(document["folder"]), document["error"]["message"]
+        folder, message = (to_printable(text) for text in (document["folder"], document["error"]["message"]))
         click.echo(f"not checked: {message if message.startswith(folder) else f'{folder}: {message}'}", err=True)
     elif not output.as_json and not (output.quiet and outcome.verdict == AGREE):
         known = "  known from an earlier run: --again repeats the check\n" if outcome.is_known else ""
@@ -468,7 +476,7 @@ def _write_extras(sums: Sums, junitxml: str | None, summary: str | None, about: 
     from runtime_check.report import junit
     from runtime_check.report import sums as words
 
-    if os.environ.get("GITHUB_ACTIONS") == "true":
+    if github.is_here():
         for line in words.format_annotations(sums):
             click.echo(line, err=True)
     try:

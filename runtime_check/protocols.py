@@ -254,7 +254,7 @@ def _find_emulator_seed(protocol: Protocol, seed: int) -> int:
 
 def _spread_seed(seed: int) -> NDArray[np.uint32]:
     """Return what ale-py's Gymnasium environment makes of a seed: that of its random numbers and the emulator's."""
-    return np.random.SeedSequence(seed).generate_state(2)
+    return np.asarray(np.random.SeedSequence(seed).generate_state(2), np.uint32)
 
 
 class Episode:
@@ -422,7 +422,7 @@ def _weigh_bilinear(before: int, after: int) -> NDArray[np.float64]:
     scale = before / after
     centres = (np.arange(after)[:, None] + 0.5) * scale
     weights = np.maximum(1 - np.abs(np.arange(before) + 0.5 - centres) / max(scale, 1.0), 0)
-    return np.floor(weights / weights.sum(axis=1, keepdims=True) * _PILLOW_ONE + 0.5)
+    return np.asarray(np.floor(weights / weights.sum(axis=1, keepdims=True) * _PILLOW_ONE + 0.5), np.float64)
 
 
 def _open_emulator(rom: Path, protocol: Protocol, seed: int) -> ALEInterface:

@@ -48,6 +48,7 @@ ARCHITECTURES = {
     ),
 }
 NATURE_ONLY = {"checkpoint", "cleanrl", "cleanrl-jax", "dopamine", "sb3"}
+ALSO_HELD = {("sb3", "1024 hidden units"), ("sb3", "200 quantiles")}
 # litert-int8 is calibrated on frames of games and judged by what it plays: a random network has nothing to compare.
 HELD = {name: [t.name for t in list_targets() if t.name not in {*NATURE_ONLY, "litert-int8"}] for name in ARCHITECTURES}
 
@@ -129,17 +130,18 @@ def test_a_target_reads_back_bit_for_bit(name, target, folders):
         assert find_differences(convert.read_agent(folder, target), network) == []
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
-@pytest.mark.parametrize("target", sorted(NATURE_ONLY))
+@pytest.mark.parametrize(
+    ("target", "name"),
+    [(target, name) for target in sorted(NATURE_ONLY) for name in ARCHITECTURES if (target, name) not in ALSO_HELD],
+)
 def test_a_target_that_cannot_hold_a_network_refuses_it_by_name(name, target, tmp_path):
     network = _make_network(ARCHITECTURES[name])
     conversion = write_agent(network, _describe(network), tmp_path / "agent", [target])
     assert conversion.written == ()
     error = conversion.failures[target]
     assert isinstance(error, TargetError)
-    assert str(error).startswith(
-        f"model.gz: {target} holds the Nature-CNN with a Q or categorical head; the network is"
-    )
+    assert str(error).startswith(f"model.gz: {target} holds ")
+    assert "; the network is" in str(error)
     assert not (tmp_path / "agent").exists()
 
 

@@ -202,7 +202,7 @@ def test_fail_fast_stops_and_summaries_tell(release, tmp_path):
             "message": f"{bad}: a text file, expected a gzipped checkpoint of this release",
         }
     ]
-    assert f"| `{bad}` | {bad}: a text file" in page.read_text()
+    assert f"| `{bad}` | `{bad}: a text file" in page.read_text()
     run(*arguments, "-j", 2, code=1)
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert (summary["converted"] + summary["current"], summary["failed"]) == (COUNT, 1)

@@ -20,6 +20,7 @@ from junitparser import Error, Failure, JUnitXml
 import convert
 from convert.errors import CheckError, ProofError
 from convert.pipeline import convert_checkpoint
+from convert.proofs import describe_record
 from runtime_check.bulk import run
 from runtime_check.cli import main
 from runtime_check.proof import publish_proof
@@ -86,8 +87,9 @@ def test_a_check_leaves_its_proof_with_the_agent(agents):
     record = convert.read_record(agents / FOLDER)
     (file,) = record.artifacts["onnx"].files
     assert [(each["name"], each["digest"]["sha256"]) for each in statement["subject"]] == [(file.path, file.sha256)]
-    source, rom, how = statement["predicate"]["configuration"]
+    source, told, rom, how = statement["predicate"]["configuration"]
     assert source == {"name": record.agent.source.path, "digest": {"sha256": record.agent.source.sha256}}
+    assert (told["name"], told["annotations"]) == ("agent.json", {"artifacts": ["onnx"]})
     assert re.fullmatch("[0-9a-f]{32}", rom["digest"]["md5"])
     assert how["annotations"]["max_steps"] == 5
     assert how["annotations"]["protocol"]["name"] == "modern"
@@ -211,6 +213,7 @@ def test_a_forged_proof_is_never_taken_for_a_verdict(tree):
     forged = json.loads((tree / "a/proof.json").read_text("utf-8"))
     record = convert.read_record(tree / "bad")
     forged["subject"][0]["digest"]["sha256"] = record.artifacts["onnx"].files[0].sha256
+    forged["predicate"]["configuration"][1] = describe_record(record, ["onnx"])
     (tree / "bad/proof.json").write_text(json.dumps(forged, indent=2) + "\n", "utf-8")
     assert convert.read_proof(tree / "bad").holds  # it is no signature
     assert "other weights than the checkpoint's" in _run(tree / "bad", *FAST, code=1).stdout
@@ -308,6 +311,31 @@ def test_fail_fast_stops_at_the_first_problem(tree):
     assert "1 agent agrees, 1 disagree, 0 could not be checked; 4 not reached" in done.stdout
 
 
+def _find_obeyed(text: str) -> list[str]:
+    """Return the commands that GitHub Actions obeys in an output, as its documentation has them."""
+    obeyed, end = [], None
+    for line in map(str.strip, text.splitlines()):
+        if line.startswith("::stop-commands::") and end is None:
+            end = f"::{line.removeprefix('::stop-commands::')}::"
+        elif line == end:
+            end = None
+        elif line.startswith("::") and end is None:
+            obeyed.append(line)
+    assert end is None
+    return obeyed
+
+
+def test_github_obeys_no_name_of_a_folder(tree, monkeypatch):
+    monkeypatch.setenv("GITHUB_ACTIONS", "true")
+    monkeypatch.chdir(tree)
+    for name in ("a", "broken"):
+        (tree / name).rename(tree / f"::error ::{name}")
+    done = _run("::error ::a", "::error ::broken", *FAST, code=2)
+    assert any(line.startswith("::error ::a") for line in done.stdout.splitlines())
+    assert len(_find_obeyed(done.output)) == 1  # the annotation on the broken one
+    assert _find_obeyed(done.output)[0].startswith("::warning title=unchecked%3A")
+
+
 def test_ci_reads_the_verdicts(tree, tmp_path, monkeypatch):
     monkeypatch.setenv("GITHUB_ACTIONS", "true")
     monkeypatch.setenv("GITHUB_STEP_SUMMARY", str(tmp_path / "page.md"))
@@ -323,7 +351,7 @@ def test_ci_reads_the_verdicts(tree, tmp_path, monkeypatch):
     assert "other weights" in cases["onnxruntime"][0].text
     (case,) = suites["broken"]
     assert isinstance(case.result[0], Error)
-    lines = [line for line in done.stderr.splitlines() if line.startswith("::")]
+    lines = _find_obeyed(done.stderr)
     assert [line.split(" ")[0] for line in lines] == ["::error", "::warning"]
     assert "other weights" in lines[0]
     document = json.loads(summary.read_text("utf-8"))
@@ -413,7 +441,7 @@ def test_a_report_needs_proofs_of_the_files_that_are_there(agents):
     assert "run atari-check on the folder to write one" in _run("report", agents / OTHER, code=2).stderr
     with (agents / FOLDER / "model.onnx").open("ab") as file:
         file.write(b"\0")
-    assert "not about the files that are there" in _run("report", agents / FOLDER, code=2).stderr
+    assert "not about the agent and the files that are there" in _run("report", agents / FOLDER, code=2).stderr
 
 
 def test_a_checkpoint_that_was_not_converted_is_told(agents):

@@ -73,7 +73,7 @@ def test_good_agents_pass(checked):
             assert outcome["solo"] == {"episodes": 3, "identical": 3, "steps": 75}
             assert outcome["returns"]["solo"]["n"] == 3
             assert (outcome["returns"]["shadow"] is not None) == (name == "reference")
-            assert outcome["runtime"]["batch"] == 3
+            assert outcome["runtime"]["batch"] == 32
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -134,3 +135,75 @@ def test_two_checks_and_a_conversion_of_one_tree_at_once(release, out, tmp_path)
     assert done.returncode == 1
     assert f"{COUNT - 6} agents agree, 3 disagree, 3 could not be checked" in done.stdout
     assert len(list(copy.rglob("huggingface"))) == COUNT - 3
+
+
+def _list_children(pid: int) -> list[int]:
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return [int(line) for line in found.stdout.split()]
+
+
+def _find_ray_workers(pid: int) -> list[int]:
+    """Return the workers that are at work just now; Ray names a process after its task."""
+    children = _list_children(pid)
+    named = [child for child in children if Path(f"/proc/{child}/cmdline").read_bytes().startswith(b"ray::do_job")]
+    return [*named, *(worker for child in children for worker in _find_ray_workers(child))]
+
+
+def _find_workers(pid: int) -> list[int]:
+    spawned = (child for child in _list_children(pid) if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes())
+    return list(spawned)
+
+
+@pytest.mark.parametrize(
+    ("options", "find_workers"), [(("-j", 2), _find_workers), (("--engine", "ray", "-j", 2), _find_ray_workers)]
+)
+def test_workers_that_are_killed_change_nothing(options, find_workers, expected, release, out, tmp_path):
+    if "ray" in options:
+        pytest.importorskip("ray", reason="the extra ray is not installed")
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = _command(release, out, *options)
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        while process.poll() is None and not list(out.rglob("proof.json")):
+            time.sleep(0.05)
+        for worker in find_workers(process.pid):
+            os.kill(worker, signal.SIGKILL)
+        stdout, stderr = process.communicate(timeout=3000)
+    assert "Traceback" not in stderr
+    assert process.returncode == 1
+    assert f"{COUNT - 6} agents agree, 3 disagree, 3 could not be checked" in stdout
+    assert _check(release, out, tmp_path) == expected
+
+
+@pytest.fixture
+def full_disk(tmp_path, converted_release):
+    """A disk that holds the converted agents, and not one byte more."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    size = sum(path.stat().st_size + 4096 for path in converted_release.rglob("*")) + 2**20
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", place], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("mounting a tmpfs needs root")
+    shutil.copytree(converted_release, place / "out", ignore=shutil.ignore_patterns("proof.json"))
+    with suppress(OSError), (place / "filler").open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def test_a_full_disk_loses_no_verdict(expected, full_disk, release, tmp_path):
+    out = full_disk / "out"
+    environment = os.environ | {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_WAIT_POLICY": "PASSIVE"}
+    command = _command(release, out, "-j", 2, "--report", tmp_path / "report")
+    for known in ("", f"; {COUNT - 3} of them known from an earlier run"):
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=3000)
+        assert done.returncode == 1
+        assert f"{COUNT - 6} agents agree, 3 disagree, 3 could not be checked{known}" in done.stdout
+        warnings = [line for line in done.stderr.splitlines() if line.startswith("warning")]
+        assert len(warnings) == (0 if known else COUNT - 3)
+        assert all("proof.json cannot be written (No space left on device)" in line for line in warnings)
+    assert not list(full_disk.rglob("*proof.json*"))
+    document = json.loads((tmp_path / "report/check.json").read_text("utf-8"))
+    assert document["counts"] == expected["check.json"]["counts"]

@@ -367,6 +367,24 @@ def test_faults_of_the_network_are_tried_again(faulty, release, expected, tmp_pa
     assert found == expected
 
 
+def test_faults_of_the_network_change_no_verdict_of_a_check(faulty, release, tmp_path, monkeypatch):
+    from runtime_check.cli import main as check
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    url, faults = faulty
+    names = [path.name for path in sorted(release.rglob("*.gz"))]
+    run(release, "--to", "onnx", "-o", tmp_path / "out")
+    faults |= dict(zip(names, (["503"], ["reset"], ["truncate", "429"], ["503"] * 100), strict=False))
+    result = CliRunner().invoke(check, [str(tmp_path / "out"), "--source", url, "--max-steps", "2"])
+    assert f"{COUNT - 1} agents agree, 0 disagree, 1 could not be checked" in result.output
+    (line,) = [line for line in result.stderr.splitlines() if line.startswith("not checked")]
+    assert names[3].removesuffix(".gz") in line
+    assert "tried 5 times" in line
+    faults.clear()
+    result = CliRunner().invoke(check, [str(tmp_path / "out"), "--source", url, "--max-steps", "2"])
+    assert f"{COUNT} agents agree" in result.output
+
+
 def test_a_folder_of_a_web_server_is_searched(faulty, release, tmp_path):
     url, _ = faulty
     jobs = find_jobs([url], tmp_path)
@@ -529,7 +547,7 @@ def test_agents_in_s3_are_checked_there_and_keep_their_proof(s3, tmp_path, monke
     assert {key: _hashes(s3, "out")[key] for key in proofs} == proofs
     result = CliRunner().invoke(check, ["report", "s3://bucket/out"])
     assert result.exit_code == 2
-    assert "not about the files that are there" in result.output
+    assert "not about the agent and the files that are there" in result.output
     s3.delete_object(Bucket="bucket", Key="atari/DQN_modern/Pong/0/model_328492.gz")
     assert "s3://bucket/atari/DQN_modern/Pong/0/model_328492.gz: cannot be read (not found)" in run_check(code=2)
     assert list((tmp_path / "temp").iterdir()) == []

@@ -148,8 +148,8 @@ def test_options_and_numbers_are_in_words(tmp_path):
 def test_artefacts_without_a_backend_are_named(tmp_path):
     document, page = _write(tmp_path, _make_result(unchecked=("npz",)))
     assert document["agents"][0]["unchecked_targets"] == ["npz"]
-    assert "npz: not checked, no backend opens it" in page
-    assert "npz: not checked, no backend opens it" in format_agent(document["agents"][0])
+    assert "Not checked: npz" in page
+    assert "not checked: npz" in format_agent(document["agents"][0])
 
 
 def test_an_agent_that_could_not_be_checked_has_its_reason(tmp_path):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import tempfile
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
@@ -79,6 +81,21 @@ def write_files(folder: Path, files: Files) -> None:
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data)
+
+
+def make_temporary_folder() -> tempfile.TemporaryDirectory[str]:
+    """Return a temporary folder for a ``with`` block, which removes it; see `remove_temporary_folders`."""
+    return tempfile.TemporaryDirectory(prefix=_name_temporary())
+
+
+def remove_temporary_folders() -> None:
+    """Remove the temporary folders of this process, which is to end within their blocks."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_name_temporary()}*"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _name_temporary() -> str:
+    return f"atari-convert-{os.getpid()}-"
 
 
 def _list_files(path: Path, depth: int) -> list[Path]:

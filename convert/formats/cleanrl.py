@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from convert.agents.agent import Agent, find_action_problem
-from convert.agents.architecture import LARGEST_ATOMS, Architecture, Head, make_head, nature_cnn
+from convert.agents.architecture import LARGEST_ATOMS, Architecture, Head, is_dqn_or_c51, make_head, nature_cnn
 from convert.agents.games import load_games
 from convert.agents.identity import LARGEST_NUMBER, Identity
 from convert.agents.network import SUPPORT, Network
@@ -109,9 +109,7 @@ def to_args(agent: Agent) -> dict[str, Any]:
 
 def find_obstacle(architecture: Architecture) -> str | None:
     """Return why CleanRL's scripts cannot hold an architecture."""
-    head = architecture.head
-    is_held = head.kind in ("q", "categorical") and head.streams == "single" and len(architecture.hidden) == 1
-    if is_held and architecture == Architecture(*_plain(head), architecture.hidden, head):
+    if is_dqn_or_c51(architecture):
         return None
     return "holds the Nature-CNN of dqn_atari and c51_atari, with a Q or categorical head"
 
@@ -139,11 +137,6 @@ def read_support(args: Mapping[Any, Any], name: str) -> np.ndarray[Any, np.dtype
         found = ", ".join(map(show, told))
         raise UnreadableCheckpoint(f"{name}: its args tell no support (n_atoms, v_min, v_max: {found})")
     return np.linspace(low, high, atoms).astype(np.float32)
-
-
-def _plain(head: Head) -> tuple[Any, Any]:
-    plain = nature_cnn(head)
-    return plain.observation, plain.convs
 
 
 def _check_script(keys: set[str], name: str) -> None:

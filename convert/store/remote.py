@@ -18,7 +18,7 @@ from pathlib import Path
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME, Artifact, Record
 from convert.errors import UnwritableOutput
-from convert.files.disk import write_files
+from convert.files.disk import make_temporary_folder, write_files
 from convert.files.documents import LARGEST_DOCUMENT
 from convert.store import storage
 from convert.store.folders import (
@@ -61,7 +61,7 @@ def has_artifact(found: Folder, target: Target, artifact: Artifact, *, is_rehear
 @contextmanager
 def open_artifact(found: Folder, artifact: Artifact) -> Iterator[Path]:
     """Give a copy of an artefact; see `convert.store.Store`."""
-    with tempfile.TemporaryDirectory(prefix="atari-convert-") as copy:
+    with make_temporary_folder() as copy:
         write_files(Path(copy), {file.path: _read(found, file.path) for file in artifact.files})
         yield Path(copy)
 

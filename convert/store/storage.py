@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 
 from convert.errors import MissingExtra, SelectionError, Unreachable, UnreadableCheckpoint, UnwritableOutput
 from convert.files.bounds import LARGEST
@@ -69,6 +69,15 @@ def normalise(name: str) -> str:
 def join(base: str, path: str) -> str:
     """Return the place of a relative path, ``/`` between its parts, below a folder or URL."""
     return f"{base}/{path}" if is_url(base) else str(Path(base, path))
+
+
+def join_path(base: str, path: str) -> str:
+    """Return the place of a relative path, perhaps a stranger's, below a folder or URL; see `find_path_problem`.
+
+    An http server would take ``?`` for a query, and ``%2e%2e`` for the folder above.
+    """
+    is_web = base.startswith(("http://", "https://"))
+    return join(base, quote(path) if is_web else path)
 
 
 def walk_links(top: str | Path, on_error: Callable[[OSError], None] | None = None) -> Iterator[Level]:

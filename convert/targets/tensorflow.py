@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import re
-import tempfile
 import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from convert.agents.agent import Agent
 from convert.agents.architecture import Architecture, Conv, erase_support
 from convert.agents.network import Float32, Network, from_arrays, make_zeros
 from convert.errors import UnreadableArtefact, UnwritableOutput
-from convert.files.disk import check_names, read_files
+from convert.files.disk import check_names, make_temporary_folder, read_files
 from convert.files.documents import show
 from convert.formats.parameter_trees import kernel_from_nhwc, kernel_to_nhwc, list_layers
 from convert.formats.templates import MARGIN, Template, extract, largest_file, make_template
@@ -266,7 +265,7 @@ def _find_data_template(architecture: Architecture) -> Template:
 
 def _serialize_variables(variables: Mapping[str, Float32], architecture: Architecture) -> tuple[bytes, bytes]:
     """Return what TensorFlow writes of these variables: the index and the data."""
-    with tempfile.TemporaryDirectory(prefix="atari-convert-") as folder:
+    with make_temporary_folder() as folder:
         _write_variables(Path(folder, "variables"), variables, _build_template(architecture).object_graph)
         index, data = (Path(folder, Path(name).name).read_bytes() for name in _VARIABLE_FILES)
     return index, data

@@ -6,7 +6,6 @@ A copy holds every file of the agent, within bounds, and its checkpoint; it is r
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,16 +15,18 @@ from typing import Any
 from convert.agents.agent import Agent, Record, find_path_problem
 from convert.errors import AtariConvertError, CheckError, CheckpointError, UnreadableArtefact, UnwritableOutput
 from convert.files.bounds import LARGEST
-from convert.files.disk import MOST_FILES, read_file, write_files
+from convert.files.disk import MOST_FILES, make_temporary_folder, read_file, write_files
 from convert.files.documents import LARGEST_DOCUMENT, show
 from convert.proofs import PROOF_NAME, to_json
 from convert.sources import list_suffixes, locate, read_record
 from convert.store import storage
-from runtime_check.check.sources import Sources
+from runtime_check.check.sources import Sources, find_change
 from runtime_check.proof import check_unchanged, publish_proof
 
 Stamps = Mapping[str, str | None]
 
+_DEEPEST = 100  # levels of folders
+_MOST_ENTRIES = 100_000  # files and folders of an agent on disk
 _LARGEST_AGENT = 8 * LARGEST  # bytes; an agent with every target has 250 MB
 
 
@@ -34,13 +35,15 @@ class Place:
     """An agent on this computer.
 
     name: what the user calls it, a path or a URL. folder: where it is, or its copy. sources: where its checkpoint is.
-    files: the stamps of its files, taken before anything was read, see `stamp_files`.
+    files: the stamps of its files, taken before anything was read, see `stamp_files`. checkpoint: the stamp of that at
+    a URL, as it was copied.
     """
 
     name: str
     folder: Path
     sources: Sources
     files: Stamps
+    checkpoint: str | None = None
 
     def restore(self, value: Any) -> Any:
         """Return texts, and what holds texts, with the name of the agent in place of that of its copy."""
@@ -69,15 +72,18 @@ def open_place(name: str, source: str, sources: Sources | None, *, anonymous: bo
     if sources is not None and not storage.is_url(name):
         yield Place(name, Path(name), sources, stamp_files(name))
         return
-    with tempfile.TemporaryDirectory(prefix="atari-check-") as copy:
+    with make_temporary_folder() as copy:
         if storage.is_url(name):
             folder = Path(copy, "agent")
             files = _copy_agent(name, folder)
         else:
             folder, files = Path(name), stamp_files(name)
         try:
-            near = sources or _copy_checkpoint(source, read_record(folder).agent, Path(copy, "source"), anonymous)
-            yield Place(name, folder, near, files)
+            if sources is not None:
+                yield Place(name, folder, sources, files)
+                return
+            stamp = _copy_checkpoint(source, read_record(folder).agent, Path(copy, "source"), anonymous)
+            yield Place(name, folder, Sources(Path(copy, "source")), files, stamp)
         except AtariConvertError as error:
             error.args = tuple(
                 str(each).replace(str(folder), name).replace(f"{copy}/source", source) for each in error.args
@@ -108,33 +114,69 @@ def stamp_files(name: str) -> dict[str, str | None]:
 
     Args:
         name: the agent's folder, a path or a URL.
+
+    Raises:
+        CheckError: there are too many files, or folders below each other.
     """
     if storage.is_url(name):
         return _to_stamps(storage.list_files(name))
-    folder, stamps = Path(name), {}
-    for top, folders, files in os.walk(folder):
-        for path in (Path(top, each) for each in (*folders, *files)):
-            if path != folder / PROOF_NAME:
-                stamps[path.relative_to(folder).as_posix()] = _stamp(path)
+    stamps: dict[str, str | None] = {}
+    waiting = [""]
+    while waiting:
+        place = waiting.pop()
+        if place.count("/") > _DEEPEST or len(stamps) > _MOST_ENTRIES:
+            limit = f"{_DEEPEST} levels" if place.count("/") > _DEEPEST else f"{_MOST_ENTRIES} files and folders"
+            raise CheckError(f"{name}: more than {limit} in it: move away what is not the agent's")
+        for path, entry in _list_entries(name, place):
+            stamps[path] = _stamp(entry)
+            if entry.is_dir(follow_symlinks=False):
+                waiting.append(f"{path}/")
+    stamps.pop(PROOF_NAME, None)
     return stamps
 
 
-def has_proof(name: str, text: str) -> bool:
-    """Return whether an agent's ``proof.json`` is this text; also where there is none, for it may be unwritable."""
+def _list_entries(folder: str, place: str) -> list[tuple[str, os.DirEntry[str]]]:
+    try:
+        with os.scandir(os.path.join(folder, place)) as entries:
+            return [(place + entry.name, entry) for entry in entries]
+    except OSError:  # closed, or another run is at work there: its own stamp tells of changes
+        return []
+
+
+def has_proof(name: str, text: str | None) -> bool:
+    """Return whether an agent's ``proof.json`` is this text; of None, whether there is no such file."""
     path = storage.join(name, PROOF_NAME)
     try:
-        if storage.is_url(name):
-            return PROOF_NAME not in storage.list_files(name) or storage.read_bytes(path) == text.encode()
-        return not os.path.lexists(path) or read_file(Path(path), LARGEST_DOCUMENT) == text.encode()
+        if text is None:
+            return PROOF_NAME not in storage.list_files(name) if storage.is_url(name) else not os.path.lexists(path)
+        found = storage.read_bytes(path) if storage.is_url(name) else read_file(Path(path), LARGEST_DOCUMENT)
     except (UnreadableArtefact, UnwritableOutput):
         return False
+    return found == text.encode()
 
 
-def name_source(place: Place, path: Path, source: str) -> str:
-    """Return the absolute path or the URL of a checkpoint that was found at ``path`` in a place."""
-    if not storage.is_url(source):
-        return os.path.abspath(path)
-    return source if _is_file(source) else storage.join(source, path.relative_to(place.sources.root).as_posix())
+def stamp_source(place: Place, path: Path, agent: Agent, source: str) -> tuple[str, str | None]:
+    """Return the absolute path or the URL of the checkpoint that an agent was compared with, and its stamp.
+
+    Args:
+        place: of the agent.
+        path: where the checkpoint was found in it.
+        agent: whose record has the checksum.
+        source: what was named, see `open_place`.
+
+    Raises:
+        CheckError: another file has taken its place meanwhile.
+    """
+    if storage.is_url(source):
+        return _name_source(place, path, source), place.checkpoint
+    stamp = storage.find_stamp(str(path))
+    if find_change(path, agent.source) or storage.find_stamp(str(path)) != stamp:
+        raise CheckError(f"{path}: changed while {place.name} was compared with it: check it again")
+    return os.path.abspath(path), stamp
+
+
+def _name_source(place: Place, path: Path, source: str) -> str:
+    return source if _is_file(source) else storage.join_path(source, path.relative_to(place.sources.root).as_posix())
 
 
 def _copy_agent(url: str, folder: Path) -> dict[str, str | None]:
@@ -164,19 +206,19 @@ def _to_stamps(found: Mapping[str, storage.Found]) -> dict[str, str | None]:
     return {path: file.stamp for path, file in found.items() if path != PROOF_NAME}
 
 
-def _copy_checkpoint(source: str, agent: Agent, folder: Path, anonymous: bool) -> Sources:
-    """Copy an agent's checkpoint from a URL, to the place where its zoo has it."""
+def _copy_checkpoint(source: str, agent: Agent, folder: Path, anonymous: bool) -> str | None:
+    """Copy an agent's checkpoint from a URL, to the place where its zoo has it; return its stamp."""
     places = [place for place in dict.fromkeys((locate(agent.identity), agent.source.path)) if place]
     problem: AtariConvertError | None = None
     for place in places:
-        url = source if _is_file(source) else storage.join(source, place)
+        url = source if _is_file(source) else storage.join_path(source, place)
         try:
-            data, _ = storage.read_source(url, anonymous=anonymous)
+            data, stamp = storage.read_source(url, anonymous=anonymous)
         except CheckpointError as error:
             problem = error
             continue
         write_files(folder, {place: data})
-        return Sources(folder)
+        return stamp
     raise CheckpointError(f"{problem}: the checkpoint of {agent.source.path}; name its root with --source")
 
 
@@ -184,9 +226,10 @@ def _is_file(url: str) -> bool:
     return storage.path_of(url).endswith(list_suffixes())
 
 
-def _stamp(path: Path) -> str | None:
+def _stamp(entry: os.DirEntry[str]) -> str | None:
     try:
-        status = path.lstat()
+        status = entry.stat(follow_symlinks=False)
     except OSError:
         return None  # another run is at work there
-    return f"{status.st_mode}-{status.st_size}-{status.st_mtime_ns}"
+    # Programs can set the time of a change of content, not that of a change of the entry.
+    return f"{status.st_mode}-{status.st_ino}-{status.st_size}-{status.st_mtime_ns}-{status.st_ctime_ns}"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Container, Generator, Iterable, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Container, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache, partial
 from importlib import metadata
@@ -19,10 +19,10 @@ from convert.files.hashes import compute_sha256
 from convert.pipeline import to_known
 from convert.proofs import read_proof, to_json
 from convert.sources import read_record
-from convert.store.storage import find_stamp, is_url
+from convert.store.storage import is_url
 from convert.targets import list_targets
 from runtime_check.bulk.jobs import Job
-from runtime_check.bulk.places import Place, name_source, open_place, publish, stamp_files
+from runtime_check.bulk.places import Place, open_place, publish, stamp_files, stamp_source
 from runtime_check.bulk.verdicts import Verdict, Verdicts
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.pipeline import check_agent
@@ -60,8 +60,9 @@ class Outcome:
     """What became of an agent.
 
     document: its part of ``check.json``. pictures: its plots and exhibits, for the page. log: its part of
-    ``episodes.jsonl``. proof: the text of its ``proof.json``; None where nothing was proven. warning: what the user
-    should know beside the verdict. is_known: whether it was passed over, and an earlier run found all this.
+    ``episodes.jsonl``. proof: the text of its ``proof.json``; None where there is nothing to remember. stamps: of its
+    files and its checkpoint, see `Verdict`. warning: why the proof could not be written. is_known: whether it was
+    passed over, and an earlier run found all this.
     """
 
     job: Job
@@ -100,7 +101,9 @@ def run(
         known = set() if work.again else _find_known(jobs, key, verdicts)
         stale = [job for job in jobs if job.folder not in known]
         with closing(engine(task, stale)) as outcomes:
-            yield from _order(jobs, known, verdicts, _remember(outcomes, key, verdicts))
+            remember = partial(_remember, key, verdicts)
+            recall = partial(_recall_or_check, lambda job: remember(do(job)), key, verdicts)
+            yield from _order(jobs, known, recall, map(remember, outcomes))
 
 
 def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
@@ -113,6 +116,7 @@ def check_job(work: Work, job: Job, listeners: Listeners = _SILENT) -> Outcome:
         return _fail(job, to_known(error, job.folder))
     finally:
         gc.collect()  # a model of TensorFlow's is a circle of references, and not small
+        gc.freeze()  # what is left are the runtimes themselves: to search them for circles takes 200 ms each time
 
 
 def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
@@ -128,6 +132,7 @@ def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
     outcome = Outcome(job, place.restore(document), illustrate(result), logs.to_text(document["backends"]))
     if not result.backends:  # the record is wrong, and nothing was run
         return outcome
+    source, stamp = stamp_source(place, result.source, result.record.agent, work.source)
     statement = to_statement(result, document, work.options)
     try:
         publish(place, result.record, statement)
@@ -139,11 +144,9 @@ def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
         reason = getattr(error, "strerror", None) or error
         warning = f"{job.folder}: proof.json cannot be written ({reason}): only this computer remembers the verdict"
         outcome = replace(outcome, warning=warning)
-    outcome = replace(outcome, proof=to_json(statement))
     if stamp_files(job.folder) != place.files:  # somebody writes there: the next run looks again
         return outcome
-    source = name_source(place, result.source, work.source)
-    return replace(outcome, stamps={source: find_stamp(source), **place.files})
+    return replace(outcome, proof=to_json(statement), stamps={source: stamp, **place.files})
 
 
 def find_known(jobs: Sequence[Job], work: Work) -> set[str]:
@@ -170,9 +173,9 @@ def _read_proof(job: Job, verdicts: Verdicts) -> Outcome:
         proof = read_proof(place.folder)
         document = place.restore(from_proof(str(place.folder), read_record(place.folder), proof))
     verdict = verdicts.find(_to_absolute(job.folder))
-    if verdict is None or verdict.proof != to_json(proof.statement):
-        return Outcome(job, document)
-    return replace(_recall(job, verdicts), document=document)
+    is_own = verdict is not None and verdict.proof == to_json(proof.statement)
+    outcome = _recall(job, verdicts) if is_own else None
+    return replace(outcome or Outcome(job, document), document=document)
 
 
 def _prepare() -> None:
@@ -189,14 +192,14 @@ def _open_sources(source: str) -> Sources:
 
 
 def _order(
-    jobs: Iterable[Job], known: Container[str], verdicts: Verdicts, outcomes: Iterable[Outcome]
+    jobs: Iterable[Job], known: Container[str], recall: Callable[[Job], Outcome], outcomes: Iterable[Outcome]
 ) -> Generator[Outcome, None, None]:
     """Yield the outcomes in the order of their jobs. Those that come early wait."""
     waiting: dict[str, Outcome] = {}
     arriving = iter(outcomes)
     for job in jobs:
         if job.folder in known:
-            yield _recall(job, verdicts)
+            yield recall(job)
             continue
         while job.folder not in waiting:
             outcome = next(arriving)
@@ -204,13 +207,13 @@ def _order(
         yield waiting.pop(job.folder)
 
 
-def _remember(outcomes: Iterable[Outcome], key: str, verdicts: Verdicts) -> Generator[Outcome, None, None]:
-    for outcome in outcomes:
-        if outcome.proof is not None and outcome.stamps:
-            found = {"document": outcome.document, "pictures": outcome.pictures, "log": outcome.log}
-            verdict = Verdict(key, outcome.stamps, outcome.proof)
-            verdicts.remember(_to_absolute(outcome.job.folder), verdict, json.dumps(found))
-        yield outcome
+def _remember(key: str, verdicts: Verdicts, outcome: Outcome) -> Outcome:
+    """Return an outcome, stored for later runs."""
+    if outcome.proof is not None:
+        found = {"document": outcome.document, "pictures": outcome.pictures, "log": outcome.log}
+        verdict = Verdict(key, outcome.stamps, outcome.proof, is_published=outcome.warning is None)
+        verdicts.remember(_to_absolute(outcome.job.folder), verdict, found)
+    return outcome
 
 
 def _find_known(jobs: Iterable[Job], key: str, verdicts: Verdicts) -> set[str]:
@@ -218,14 +221,24 @@ def _find_known(jobs: Iterable[Job], key: str, verdicts: Verdicts) -> set[str]:
     known = set()
     for job in jobs:
         verdict = verdicts.find(_to_absolute(job.folder))
-        if verdict and verdict.how == key and verdict.is_current(job.folder):
-            known.add(job.folder)
+        with suppress(AtariConvertError):  # checking it will tell why
+            if verdict and verdict.how == key and verdict.is_current(job.folder):
+                known.add(job.folder)
     return known
 
 
-def _recall(job: Job, verdicts: Verdicts) -> Outcome:
-    """Return what an earlier run found of an agent."""
-    found = json.loads(verdicts.read_found(_to_absolute(job.folder)))
+def _recall_or_check(do: Callable[[Job], Outcome], key: str, verdicts: Verdicts, job: Job) -> Outcome:
+    """Return what an earlier run found of an agent; check it if that is gone, damaged, or of another check by now."""
+    verdict = verdicts.find(_to_absolute(job.folder))
+    outcome = _recall(job, verdicts) if verdict and verdict.how == key else None
+    return outcome or do(job)
+
+
+def _recall(job: Job, verdicts: Verdicts) -> Outcome | None:
+    """Return what an earlier run found of an agent; None where that is gone or damaged."""
+    found = verdicts.read_found(_to_absolute(job.folder))
+    if found is None:
+        return None
     document = found["document"] | {"folder": job.folder}
     return Outcome(job, document, found["pictures"], found["log"], is_known=True)
 

@@ -15,17 +15,17 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from convert.errors import CheckError
 from convert.store.journal import connect, find_cache_folder
 from convert.store.storage import find_stamp, is_url
 from runtime_check.bulk.places import Stamps, has_proof, stamp_files
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS verdicts (
+CREATE TABLE IF NOT EXISTS checks (
     folder TEXT PRIMARY KEY,
     how TEXT NOT NULL,
     stamps TEXT NOT NULL,
     proof TEXT NOT NULL,
+    is_published INTEGER NOT NULL,
     found BLOB NOT NULL
 ) WITHOUT ROWID
 """
@@ -36,12 +36,13 @@ class Verdict:
     """What was found of an agent.
 
     how: a digest of how it was checked. stamps: by path, of every file and folder of the agent, and of its checkpoint,
-    whose path is absolute or a URL. proof: the text of ``proof.json``.
+    whose path is absolute or a URL. proof: the text of ``proof.json``. is_published: whether it could be written.
     """
 
     how: str
     stamps: Stamps
     proof: str
+    is_published: bool
 
     def is_current(self, name: str) -> bool:
         """Return whether the agent's files and its checkpoint are as they were, and its proof is this one."""
@@ -50,7 +51,7 @@ class Verdict:
             return False
         if {source: find_stamp(source), **stamp_files(name)} != self.stamps:
             return False
-        return has_proof(name, self.proof)
+        return has_proof(name, self.proof if self.is_published else None)
 
 
 class Verdicts:
@@ -73,34 +74,28 @@ class Verdicts:
 
     def find(self, folder: str) -> Verdict | None:
         """Return the last verdict on an agent; None where nothing is known."""
-        row = self._read("SELECT how, stamps, proof FROM verdicts WHERE folder = ?", folder)
+        row = self._read("SELECT how, stamps, proof, is_published FROM checks WHERE folder = ?", folder)
         try:
-            return row and Verdict(row[0], json.loads(row[1]), row[2])
-        except ValueError:  # SQLite has no checksums
+            return row and Verdict(row[0], dict(json.loads(row[1])), row[2], bool(row[3]))
+        except (ValueError, TypeError):  # SQLite has no checksums
             return None
 
-    def read_found(self, folder: str) -> str:
-        """Return what was found beside the verdict, as JSON.
-
-        Raises:
-            CheckError: it is gone or damaged.
-        """
-        row = self._read("SELECT found FROM verdicts WHERE folder = ?", folder)
+    def read_found(self, folder: str) -> Any:
+        """Return what was found beside the verdict, as it was stored; None where it is gone or damaged."""
+        row = self._read("SELECT found FROM checks WHERE folder = ?", folder)
         try:
-            if row:
-                return zlib.decompress(row[0]).decode()
-        except (zlib.error, ValueError):
-            pass
-        raise CheckError(f"{folder}: what an earlier run found of it cannot be read any more: check it with --again")
+            return json.loads(zlib.decompress(row[0])) if row else None
+        except (zlib.error, ValueError, TypeError):
+            return None
 
-    def remember(self, folder: str, verdict: Verdict, found: str) -> None:
+    def remember(self, folder: str, verdict: Verdict, found: Any) -> None:
         """Store a verdict, and what was found beside it. Where that fails, the next run checks the agent again."""
         if self._connection is None:
             return
-        texts = (ascii(folder), verdict.how, json.dumps(dict(verdict.stamps)), verdict.proof)
+        texts = (ascii(folder), verdict.how, json.dumps(dict(verdict.stamps)), verdict.proof, verdict.is_published)
         with suppress(sqlite3.DatabaseError):
-            statement = "INSERT OR REPLACE INTO verdicts VALUES (?, ?, ?, ?, ?)"
-            self._connection.execute(statement, (*texts, zlib.compress(found.encode())))
+            statement = "INSERT OR REPLACE INTO checks VALUES (?, ?, ?, ?, ?, ?)"
+            self._connection.execute(statement, (*texts, zlib.compress(json.dumps(found).encode())))
 
     def _read(self, query: str, folder: str) -> Any:
         if self._connection is None:

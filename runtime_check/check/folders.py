@@ -7,29 +7,48 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from convert.agents.agent import RECORD_NAME, UNFINISHED_NAME
-from convert.errors import CheckError
+from convert.errors import AtariConvertError, CheckError
 from convert.store.storage import is_url, join, normalise, walk
 from convert.targets import list_targets
 
+_DEEPEST = 100  # levels of folders
 
-def find_agent_folders(places: Iterable[str]) -> list[str]:
+
+def find_agent_folders(places: Iterable[str], listed: Iterable[str] = ()) -> list[str]:
     """Return each agent's folder once, in order: the given ones and those below them, at paths and URLs.
 
     They hold an ``agent.json``, or what atari-convert writes beside one: an agent that has lost its record, or a folder
     that cannot be read, is not passed over in silence but cannot be checked. Links below a given path are not followed.
 
+    Args:
+        places: those that the user named.
+        listed: those in a list. One that holds no agent is returned itself: checking it tells why.
+
     Raises:
-        CheckError: a place holds none.
-        SelectionError, Unreachable: a URL cannot be listed.
+        CheckError: a place that the user named holds none.
+        SelectionError, Unreachable: a URL that the user named cannot be listed.
     """
     found: dict[str, str] = {}
-    for place in map(normalise, places):
-        folders = list(_walk_url(place)) if is_url(place) else [str(folder) for folder in _walk(Path(place))]
-        if not folders:
-            raise CheckError(f"{place}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
+    for folders in (*map(_search, places), *map(_search_listed, listed)):
         for folder in folders:
             found.setdefault(folder if is_url(folder) else os.path.realpath(folder), folder)
     return list(found.values())
+
+
+def _search(place: str) -> list[str]:
+    place = normalise(place)
+    folders = list(_walk_url(place)) if is_url(place) else [str(folder) for folder in _walk(Path(place))]
+    if not folders:
+        raise CheckError(f"{place}: no {RECORD_NAME} in it or below: expected a folder that atari-convert wrote")
+    return folders
+
+
+def _search_listed(line: str) -> list[str]:
+    place = line.replace("\0", "\\0")  # which no path can have
+    try:
+        return _search(place)
+    except (AtariConvertError, OSError):
+        return [normalise(place)]
 
 
 def _walk_url(url: str) -> Iterator[str]:
@@ -54,6 +73,8 @@ def _walk(path: Path) -> Iterator[Path]:
             yield folder
         elif UNFINISHED_NAME in (*subfolders, *files) or any(_is_artefact(folder / path) for path in _list_paths()):
             yield folder
+        if name.count(os.sep) - str(path).count(os.sep) >= _DEEPEST:
+            subfolders.clear()
         # What a conversion has staged is not published.
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
     yield from closed

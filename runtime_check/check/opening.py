@@ -61,7 +61,7 @@ def open_backends(case: Case, options: Options) -> Candidates:
         MissingExtra: a framework is not installed.
         RuntimeUnavailable: a GPU was asked for, and a runtime sees none.
     """
-    settings = Settings(options.device, options.tf32, options.width)
+    settings = Settings(options.device, options.tf32, options.batch)
     return require_reference(case, {backend.name: _open(case, backend, settings) for backend in case.backends})
 
 

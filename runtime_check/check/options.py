@@ -11,6 +11,7 @@ from runtime_check.compare import DEFAULT_ATOL, DEFAULT_RTOL
 from runtime_check.replay import EpisodeLog
 
 SIDE_BY_SIDE = 16
+BLOCK = 32  # observations
 _SEEDS = 2**31  # what an emulator takes
 
 
@@ -63,6 +64,11 @@ class Options:
     def width(self) -> int:
         """How many episodes run side by side."""
         return min(self.episodes, SIDE_BY_SIDE)
+
+    @property
+    def batch(self) -> int:
+        """How many observations a backend is asked at once, at most. In solo play, it is asked step by step."""
+        return BLOCK if self.shadow else self.width
 
 
 @dataclass(frozen=True)

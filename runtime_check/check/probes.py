@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,7 +14,7 @@ from runtime_check.check.options import Options
 from runtime_check.check.verification import Case
 from runtime_check.compare import Float64, Outputs, compare_outputs
 from runtime_check.oracle import compute_outputs
-from runtime_check.replay import Replay
+from runtime_check.replay import Plan, Replay
 from runtime_check.tally import Tally, judge
 
 _PROBES = 3
@@ -24,11 +25,7 @@ def probe_backends(case: Case, candidates: Candidates, options: Options) -> Cand
 
     They are also all whose error is measured where no shadow replay follows: solo play compares actions.
     """
-    replay = Replay(replace(case.plan, episodes=1, max_steps=None), 1)
-    observations: list[NDArray[np.uint8]] = []
-    while len(observations) < _PROBES and (batch := replay.observe()):
-        observations.append(batch.obs_nchw)
-        replay.act([0])
+    observations = _observe(replace(case.plan, episodes=1, max_steps=None, epsilon=0.0))
     alone = []
     for observation in observations:
         replies = ask_all(candidates, case.shapes, observation)
@@ -46,6 +43,17 @@ def probe_backends(case: Case, candidates: Candidates, options: Options) -> Cand
             faults += _find_errors(candidates[name], answer, expected)
         found[name] = candidates[name].noted(*faults)
     return found
+
+
+@lru_cache(maxsize=64)
+def _observe(plan: Plan) -> tuple[NDArray[np.uint8], ...]:
+    """Return the first observations of an episode, the same for every agent: to open an emulator takes long."""
+    replay = Replay(plan, 1)
+    observations: list[NDArray[np.uint8]] = []
+    while len(observations) < _PROBES and (batch := replay.observe()):
+        observations.append(batch.obs_nchw)
+        replay.act([0])
+    return tuple(observations)
 
 
 def _find_batch_faults(

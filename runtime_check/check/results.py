@@ -48,8 +48,8 @@ class AgentResult:
     """What was found of one agent.
 
     record: its ``agent.json``, as it was checked. source: the checkpoint that it was compared with. faults: what is
-    wrong with its record or its folder; its backends are not run then. unchecked: artefacts that no backend opens.
-    others: what else is in its folder, which is not judged. backends: by name, the reference first.
+    wrong with its record or its folder; its backends are not run then. unchecked: its other
+    artefacts. others: what else is in its folder, which is not judged. backends: by name, the reference first.
     """
 
     folder: Path

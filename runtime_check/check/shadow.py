@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Mapping, Sequence
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import chain
+
+import numpy as np
 
 from runtime_check.backends import REFERENCE
-from runtime_check.check.answers import ask, close_failed, list_answers
+from runtime_check.check.answers import Reply, ask, close_failed, list_answers
 from runtime_check.check.exhibits import Exhibits, add_exhibit, make_exhibit
 from runtime_check.check.opening import Candidates, require_reference
 from runtime_check.check.options import Listeners, Options
@@ -32,33 +35,92 @@ class ShadowPlay:
 def play_shadow(case: Case, candidates: Candidates, options: Options, listeners: Listeners) -> ShadowPlay:
     """Let the reference act, and ask every backend what it would have done.
 
-    All of them answer at once: a small batch keeps none of them from waiting for its own threads. The emulators go
-    on as soon as the reference has answered.
+    The reference acts step by step. What it saw is put to the other backends and to the oracle in blocks, which takes
+    a fraction of the time: their weights are read from memory once for a block. All of them answer at once, while the
+    reference plays on.
 
     Raises:
         CheckError: the reference failed.
         RuntimeUnavailable: a runtime answered from another device than was asked for.
     """
-    replay = Replay(case.plan, options.width)
     tallies, returns = {name: Tally() for name in candidates}, Returns()
     exhibits: Exhibits = ()
     with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
-        while batch := replay.observe():
-            asked = {
-                name: pool.submit(ask, candidate, case.shapes, batch.obs_nchw) for name, candidate in candidates.items()
-            }
-            judged = pool.submit(compute_outputs, case.oracle, batch.obs_nchw)
-            acting = {REFERENCE: asked[REFERENCE].result()}
-            require_reference(case, close_failed(candidates, acting))
-            finished = replay.act(list_answers(acting)[REFERENCE]["q_values"].argmax(axis=1))
-            replies = {name: future.result() for name, future in asked.items()}
-            candidates, answers = close_failed(candidates, replies), list_answers(replies)
-            exhibits = _compare(candidates, batch, answers, judged.result(), tallies, exhibits)
-            for log in finished:
-                returns.add(log.episode_return)
-                listeners.episode(REFERENCE, "shadow", log)
-            listeners.steps(len(batch.obs_nchw))
+        asked: _Asked | None = None
+        for block in chain(_play(case, candidates, options, returns, listeners), [None]):
+            if asked is not None:
+                candidates, exhibits = _settle(asked, candidates, tallies, exhibits)
+            asked = None if block is None else _ask(pool, case, candidates, block)
     return ShadowPlay(candidates, tallies, {REFERENCE: returns}, exhibits)
+
+
+@dataclass(frozen=True, eq=False)
+class _Block:
+    """What the reference saw in some steps, and its answers."""
+
+    batch: Batch
+    outputs: Outputs
+
+
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A block, with the answers of the other backends and of the oracle, which are to come."""
+
+    block: _Block
+    replies: Mapping[str, Future[Reply]]
+    expected: Future[dict[str, Float64]]
+
+
+def _play(
+    case: Case, candidates: Candidates, options: Options, returns: Returns, listeners: Listeners
+) -> Generator[_Block, None, None]:
+    """Let the reference act in every episode."""
+    replay, reference = Replay(case.plan, options.width), candidates[REFERENCE]
+    batches: list[Batch] = []
+    answers: list[Outputs] = []
+    while batch := replay.observe():
+        reply = ask(reference, case.shapes, batch.obs_nchw)
+        if reply.outputs is None:
+            require_reference(case, close_failed(candidates, {REFERENCE: reply}))
+            raise AssertionError
+        batches.append(batch)
+        answers.append(reply.outputs)
+        for log in replay.act(reply.outputs["q_values"].argmax(axis=1)):
+            returns.add(log.episode_return)
+            listeners.episode(REFERENCE, "shadow", log)
+        listeners.steps(len(batch.obs_nchw))
+        if sum(len(each.steps) for each in batches) + options.width > options.batch:
+            yield _join(batches, answers)
+            batches, answers = [], []
+    if batches:
+        yield _join(batches, answers)
+
+
+def _join(batches: Sequence[Batch], answers: Sequence[Outputs]) -> _Block:
+    batch = Batch(
+        np.concatenate([batch.obs_nchw for batch in batches]),
+        np.concatenate([batch.episodes for batch in batches]),
+        np.concatenate([batch.steps for batch in batches]),
+    )
+    return _Block(batch, {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]})
+
+
+def _ask(pool: Executor, case: Case, candidates: Candidates, block: _Block) -> _Asked:
+    obs_nchw = block.batch.obs_nchw
+    others = {name: candidate for name, candidate in candidates.items() if name != REFERENCE}
+    replies = {name: pool.submit(ask, candidate, case.shapes, obs_nchw) for name, candidate in others.items()}
+    return _Asked(block, replies, pool.submit(compute_outputs, case.oracle, obs_nchw))
+
+
+def _settle(
+    asked: _Asked, candidates: Candidates, tallies: Mapping[str, Tally], exhibits: Exhibits
+) -> tuple[Candidates, Exhibits]:
+    """Wait for the answers to a block, and return the candidates and exhibits as they are after it."""
+    replies = {name: future.result() for name, future in asked.replies.items()}
+    candidates = close_failed(candidates, replies)
+    answers = {REFERENCE: asked.block.outputs, **list_answers(replies)}
+    exhibits = _compare(candidates, asked.block.batch, answers, asked.expected.result(), tallies, exhibits)
+    return candidates, exhibits
 
 
 def _compare(

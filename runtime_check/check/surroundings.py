@@ -18,6 +18,7 @@ _CODE = (".py", ".pyc", ".pyw", ".pyd", ".so", ".pth", ".dist-info", ".egg-info"
 _WEIGHTS = (".onnx.data", ".onnx_data")  # as exporters call those that they keep beside an ONNX model
 _MOST_SHOWN = 10
 _MOST_FOLDERS = 10_000
+_DEEPEST = 100  # levels of them
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ def _walk_code(top: Path) -> Iterator[str]:
     Folders need no ``__init__.py``: Python joins those of one name, such as this one's ``google`` with protobuf's.
     """
     for number, (folder, subfolders, names) in enumerate(os.walk(top)):
-        if number == _MOST_FOLDERS:
-            raise CheckError(f"{top}: more than {_MOST_FOLDERS} folders in it: move away what is not the agent's")
+        level = folder.count(os.sep) - str(top).count(os.sep)
+        if number == _MOST_FOLDERS or level > _DEEPEST:
+            limit = f"{_DEEPEST} levels of folders" if level > _DEEPEST else f"{_MOST_FOLDERS} folders"
+            raise CheckError(f"{top}: more than {limit} in it: move away what is not the agent's")
         paths = (os.path.join(folder, name) for name in (*subfolders, *names))
         yield from (path for path in paths if path.casefold().endswith(_CODE) or _is_linked_package(path))
         subfolders[:] = filter(str.isidentifier, subfolders)  # from folders of other names, nothing is imported

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +17,7 @@ from convert.agents.identity import find_conflict
 from convert.agents.network import SUPPORT, Float32, from_arrays, name_array
 from convert.artefacts import Screened
 from convert.errors import ArtefactMissing, CheckError, to_message
-from convert.files.disk import write_files
+from convert.files.disk import make_temporary_folder, write_files
 from convert.files.hashes import compute_sha256
 from convert.sources import identify, read_record
 from convert.store.folders import find_misplaced
@@ -41,8 +40,8 @@ class Case:
     """An agent that can be checked: what is checked, and what it is compared with.
 
     faults: where its record contradicts the checkpoint or the emulator, and what in its folder a program would load.
-    unchecked: artefacts that no backend opens. others: what else is in its folder, see `Surroundings`. backends: the
-    reference first.
+    unchecked: artefacts that were not asked for, or that no backend opens. others: what else is in its folder, see
+    `Surroundings`. backends: the reference first.
     """
 
     folder: Path
@@ -100,7 +99,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
             f"{folder}: the network sees {seen.frames} frames of {seen.size} × {seen.size}, the protocol "
             f"{protocol!r} shows {shown.stack} of {shown.height} × {shown.width}: the agent is of another protocol"
         )
-    covered = {backend.target for backend in list_backends()}
+    covered = {backend.target for backend in backends}
     plan = Plan(
         game,
         shown,
@@ -251,7 +250,7 @@ def find_weight_faults(target: str, screened: Screened, oracle: Oracle) -> list[
 def _find_losses(target: str, screened: Screened, oracle: Oracle) -> list[str]:
     arrays = {name: array.astype(np.float32) for name, array in list_arrays(oracle).items()}
     module = cast(QuantizedModule, import_target(target))
-    with tempfile.TemporaryDirectory(prefix="atari-check-") as folder:
+    with make_temporary_folder() as folder:
         write_files(Path(folder), screened.files)
         network = from_arrays(arrays, to_architecture(oracle))
         losses = module.find_losses(Path(folder, find_target(target).path), network)

@@ -39,11 +39,11 @@ def to_suite(document: Document) -> str:
 
 
 def _add_case(suite: ElementTree.Element, agent: str, backend: str) -> ElementTree.Element:
-    return ElementTree.SubElement(suite, "testcase", classname=_clean(agent), name=backend)
+    return ElementTree.SubElement(suite, "testcase", classname=_clean(agent), name=_clean(backend))
 
 
 def _add_text(case: ElementTree.Element, tag: str, kind: str, text: Any) -> None:
-    element = ElementTree.SubElement(case, tag, type=kind, message=_clean(text.splitlines()[0] if text else ""))
+    element = ElementTree.SubElement(case, tag, type=_clean(kind), message=_clean(text.splitlines()[0] if text else ""))
     element.text = _clean(text)
 
 

@@ -32,8 +32,8 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
             lines += _wrap(f"{name}: " + ", ".join(f"{key} {value}" for key, value in known.items()))
         if outcome["least_agreement"] is not None:
             lines += _wrap(f"{name}: {format_bound(outcome)}")
-    for target in document["unchecked_targets"]:
-        lines += _wrap(f"{target}: not checked, no backend opens it")
+    if document["unchecked_targets"]:
+        lines += _wrap(f"not checked: {', '.join(document['unchecked_targets'])}")
     if document["not_judged"]:
         lines += _wrap(f"not judged: {', '.join(document['not_judged'])}")
     return "\n".join(lines)
@@ -83,7 +83,7 @@ def format_number(value: float | None) -> str:
 
 
 def _wrap(text: str) -> list[str]:
-    return textwrap.wrap(text, _WIDTH, initial_indent="  ", subsequent_indent="    ")
+    return textwrap.wrap(to_printable(text), _WIDTH, initial_indent="  ", subsequent_indent="    ")
 
 
 def _shorten(text: str, width: int) -> str:

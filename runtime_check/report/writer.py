@@ -5,6 +5,7 @@ Memory does not grow with the number of agents, and an interrupted check leaves 
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import platform
@@ -12,7 +13,6 @@ import secrets
 import shutil
 import signal
 import tempfile
-import textwrap
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict
@@ -29,6 +29,7 @@ from markupsafe import Markup
 from convert import __version__
 from convert.errors import UnwritableOutput
 from convert.signals import hold_signals
+from convert.store.local import hold_lock
 from runtime_check.check.options import Options
 from runtime_check.report.documents import (
     AGREE,
@@ -45,6 +46,7 @@ from runtime_check.report.page import format_headline, load_templates, name_agen
 
 JSON_NAME, HTML_NAME, LOG_NAME = "check.json", "check.html", "episodes.jsonl"
 PAGES_NAME = "agents"
+_ASIDE = ".atari-check-"
 # So many agents have a row for each backend, plots and pictures on one page. Of more, each has one row; those that do
 # not agree come first, with a page of their own, and the others are folded by family and game.
 _MOST_ON_ONE_PAGE = 50
@@ -53,8 +55,8 @@ _MOST_ON_ONE_PAGE = 50
 class ReportWriter:
     """Collects a report agent by agent, in files aside; `finish` puts it in place.
 
-    A context manager: what is not finished is removed. Files are staged in the report's own folder, which may be
-    where another disk is mounted.
+    A context manager: what is not finished is removed, and so is what a killed run left. Files are staged in the
+    report's own folder, which may be where another disk is mounted.
     """
 
     def __init__(self, directory: Path | None, options: Options | None, total: int = 0) -> None:
@@ -67,7 +69,7 @@ class ReportWriter:
         """
         self._directory = directory
         self._is_new = directory is not None and not directory.exists()
-        self._aside = (directory or Path(tempfile.gettempdir())) / f".atari-check-{secrets.token_hex(8)}"
+        self._aside = (directory or Path(tempfile.gettempdir())) / f"{_ASIDE}{secrets.token_hex(8)}"
         self._options = options
         self._counts: dict[str, int] = {}
         self._is_long = total > _MOST_ON_ONE_PAGE
@@ -85,7 +87,10 @@ class ReportWriter:
         with self._writing():
             if self._directory is not None:
                 self._directory.mkdir(parents=True, exist_ok=True)
-            self._aside.mkdir(mode=0o700)
+            with hold_lock(self._aside.parent):
+                _remove_left(self._aside.parent)
+                self._aside.mkdir(mode=0o700)
+                self._stack.enter_context(hold_lock(self._aside))
             for name in ("documents", "rows", "sections", "groups", LOG_NAME):
                 self._files[name] = self._stack.enter_context(_create(self._aside / name))
         return self
@@ -125,7 +130,8 @@ class ReportWriter:
         self._counts[document["verdict"]] = self._counts.get(document["verdict"], 0) + 1
         with self._writing():
             self._files[LOG_NAME].write(add_folder(log, document["folder"]))
-            self._files["documents"].write(("," if number else "") + "\n" + textwrap.indent(_dump(document), "    "))
+            text = _dump(document).replace("\n", "\n    ")
+            self._files["documents"].write(("," if number else "") + "\n    " + text)
             if self._directory is not None:
                 self._add_to_page(document, pictures, number)
 
@@ -247,6 +253,18 @@ class ReportWriter:
             },
             "platform": platform.platform(),
         }
+
+
+def _remove_left(parent: Path) -> None:
+    """Remove what runs left aside that were killed: nobody holds its lock."""
+    for path in parent.glob(f"{_ASIDE}*"):
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def _create(path: Path) -> TextIO:

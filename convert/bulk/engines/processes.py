@@ -2,7 +2,7 @@
 
 A worker is spawned, since frameworks do not survive a fork, and reads its jobs from a pipe, where the next one waits
 already. When a worker dies, its pipe closes, and the job that it had gets a second try in a new worker. When the run is
-killed, the pipe closes too, and the worker ends.
+killed, its workers notice and end.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
-from multiprocessing import get_context, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -178,11 +179,19 @@ def _serve(pipe: Connection, task: Task[Any, Any]) -> None:
     with suppress(Exception):  # the first job will report it
         task.prepare()
     signal.signal(signal.SIGTERM, _leave)  # not before: an exception out of a half-loaded framework aborts the process
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         while True:
             pipe.send(task.do(pipe.recv()))
     except (EOFError, BrokenPipeError, ConnectionResetError):
         signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the run has ended or was killed
+
+
+def _end_with_parent() -> None:
+    """End this process when the run is killed, and not only when its job is done."""
+    if parent := parent_process():
+        wait([parent.sentinel])
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _leave(*_: Any) -> None:
