@@ -16,6 +16,7 @@ from flax import serialization
 import convert
 from convert.agents.identity import Identity
 from convert.agents.network import find_differences
+from convert.bulk.selection import find_jobs
 from convert.errors import (
     CheckpointError,
     TargetError,
@@ -231,3 +232,10 @@ def test_a_quantile_head_has_no_place_in_cleanrl(tmp_path):
         with pytest.raises(TargetError, match=f"{target} holds the Nature-CNN of dqn_atari and c51_atari"):
             convert.convert_checkpoint(source, tmp_path / "out", [target])
     assert json.dumps([path.name for path in (tmp_path / "out").glob("*.cleanrl_model")]) == "[]"
+
+
+def test_a_search_and_a_url_find_a_model_whose_folder_has_no_suffix(tmp_path):
+    save_sample(C51, tmp_path / "zoo")
+    for source in (tmp_path / "zoo", f"local://{tmp_path}/zoo", f"local://{tmp_path}/zoo/{C51}"):
+        (job,) = find_jobs([source], tmp_path / "out")
+        assert job.folder == str(tmp_path / "out/cleanrl_c51_atari")

@@ -400,7 +400,7 @@ def strip_suffix(path: str) -> str:
 
 def _suffixes_of(patterns: Iterable[str]) -> tuple[str, ...]:
     parts = (pattern.rpartition(".") for pattern in patterns)
-    return tuple(f".{suffix}" for _, dot, suffix in parts if dot and suffix.isalnum())
+    return tuple(f".{suffix}" for _, dot, suffix in parts if dot and suffix.isidentifier())
 
 
 @cache
