@@ -64,11 +64,11 @@ CHECK_FLOORS = (
     ("calibration", "dopamine_env", "environment", "games", "replay", "tally", "torch_files"),
     ("originals",),
     ("check",),
-    ("report",),
-    ("proof",),
+    ("players", "report"),
+    ("proof", "scores"),
     ("bulk",),
     ("progress",),
-    ("card", "cli"),
+    ("card", "cli", "play"),
     ("__init__", "__main__"),
 )
 

@@ -1,0 +1,32 @@
+"""The command ``atari-play``: finds its commands, which are loaded late."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+
+import click
+
+from convert import __version__
+from runtime_check.play import commands
+
+
+class _Group(click.Group):
+    """A group whose commands are the modules of `runtime_check.play.commands`."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        return sorted(module.name for module in pkgutil.iter_modules(commands.__path__))
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.list_commands(ctx):
+            return None
+        command: click.Command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
+        return command
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
+@click.version_option(__version__, prog_name="atari-play")
+def main() -> None:
+    """Play with trained agents: see what they do, and how good they are."""
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded: threads that wait sleep
