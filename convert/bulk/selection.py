@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from functools import partial
 from pathlib import Path
 from typing import NoReturn, Protocol, TypeVar
 
@@ -451,7 +452,7 @@ def _walk_url(top: str, census: Census, *, anonymous: bool) -> Iterator[Found]:
 
 def _is_checkpoint(name: str, *, anonymous: bool = False) -> bool:
     """Tell whether a search takes a file, a path or a URL, for a checkpoint."""
-    return picks_up(path_of(name), lambda _: storage.read_head(name, HEAD_SIZE, anonymous=anonymous))
+    return picks_up(path_of(name), partial(storage.read_head, name, HEAD_SIZE, anonymous=anonymous))
 
 
 def _is_match(name: str, *, anonymous: bool = False) -> bool:

@@ -231,13 +231,13 @@ def recognise_file(head: bytes, name: str) -> str:
     raise UnreadableCheckpoint(f"{name}: {describe_content(head, name)}, expected {expected}")
 
 
-def picks_up(path: str, read_head: Callable[[str], bytes]) -> bool:
+def picks_up(path: str, read_head: Callable[[], bytes]) -> bool:
     """Tell whether a search picks up a file: by its name, or by its content where the name tells too little.
 
     Args:
         path: a path or URL.
-        read_head: returns the first `HEAD_SIZE` bytes of a file. One that it cannot read is picked up: reading it in
-            earnest tells why.
+        read_head: returns its first `HEAD_SIZE` bytes. A file that cannot be read is picked up: reading it in earnest
+            tells why.
     """
     name = path.rpartition("/")[2]
     if any(fnmatchcase(name, pattern) for pattern in list_patterns()):
@@ -245,7 +245,7 @@ def picks_up(path: str, read_head: Callable[[str], bytes]) -> bool:
     if not any(fnmatchcase(name, pattern) for pattern in list_candidates()):
         return False
     try:
-        recognise_file(read_head(path), path)
+        recognise_file(read_head(), path)
     except UnreadableCheckpoint:
         return False
     except (MissingExtra, OSError):
@@ -400,7 +400,7 @@ def strip_suffix(path: str) -> str:
 
 def _suffixes_of(patterns: Iterable[str]) -> tuple[str, ...]:
     parts = (pattern.rpartition(".") for pattern in patterns)
-    return tuple(f".{suffix}" for _, dot, suffix in parts if dot and suffix.isidentifier())
+    return tuple(f".{suffix}" for _, dot, suffix in parts if dot and re.fullmatch(r"\w+", suffix, re.ASCII))
 
 
 @cache

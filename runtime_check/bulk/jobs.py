@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
 from convert.agents.agent import RECORD_NAME
 from convert.agents.identity import Identity
@@ -79,7 +80,7 @@ def _walk_checkpoints(source: str) -> Iterator[str]:
             continue
         for name in files:
             path = os.path.join(top, name)
-            if picks_up(path, lambda path: read_head(path, HEAD_SIZE)):
+            if picks_up(path, partial(read_head, path, HEAD_SIZE)):
                 yield locate(identify(os.path.abspath(path))) or os.path.relpath(path, source)
 
 
