@@ -87,13 +87,20 @@ class ReportWriter:
         with self._writing():
             if self._directory is not None:
                 self._directory.mkdir(parents=True, exist_ok=True)
-            with hold_lock(self._aside.parent):
-                _remove_left(self._aside.parent)
+            if self._directory is None:
                 self._aside.mkdir(mode=0o700)
-                self._stack.enter_context(hold_lock(self._aside))
+            else:
+                self._clear_up(self._directory)
             for name in ("documents", "rows", "sections", "groups", LOG_NAME):
                 self._files[name] = self._stack.enter_context(_create(self._aside / name))
         return self
+
+    def _clear_up(self, directory: Path) -> None:
+        """Make the folder aside, whose lock tells other runs that this one lives, and remove those of killed runs."""
+        with hold_lock(directory):
+            _remove_left(directory)
+            self._aside.mkdir(mode=0o700)
+            self._stack.enter_context(hold_lock(self._aside))
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
