@@ -166,7 +166,22 @@ _SB3 = replace(
     action_set="minimal",
 )
 _CLEANRL = replace(_SB3, name="cleanrl", picture=("pool", "resize", "grey"), stack_start="repeat")
-PROTOCOLS = {protocol.name: protocol for protocol in (_MODERN, _CLASSIC, _SB3, _CLEANRL)}
+_PFRL = replace(_SB3, name="pfrl", stack_start="repeat", fire_at_reset=False, life_loss="nothing", seeding="emulator")
+_DOPAMINE = replace(_MODERN, name="dopamine", picture=("grey", "pool", "resize"), action_set="minimal")
+_GYMNASIUM = replace(
+    _DOPAMINE, name="gymnasium", stack_start="repeat", noops=(1, 30), repeat_action_probability=0.0, seeding="gymnasium"
+)
+_KAIXHIN = replace(_CLASSIC, name="kaixhin", interpolation="linear", action_set="minimal")
+_DQN_ZOO = replace(
+    _PFRL,
+    name="dqn_zoo",
+    picture=("pool", "grey", "resize"),
+    grey="truncated",
+    interpolation="pillow_bilinear",
+    stack_start="fill",
+)
+_ALL = (_MODERN, _CLASSIC, _SB3, _CLEANRL, _PFRL, _DOPAMINE, _GYMNASIUM, _KAIXHIN, _DQN_ZOO)
+PROTOCOLS = {protocol.name: protocol for protocol in _ALL}
 
 
 def find_protocol(name: str) -> Protocol:

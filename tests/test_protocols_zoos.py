@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import ale_py
 import cv2
 import numpy as np
 import pytest
 from ale_py import Action, ALEInterface
+from gymnasium.wrappers import AtariPreprocessing, FrameStackObservation
+from PIL import Image
 
 from convert.agents.games import load_games
 from runtime_check.protocols import PROTOCOLS, Episode, draw_noops, read_rom
@@ -20,15 +23,18 @@ SEED = 11
 class Game:
     """A game in colour, one frame after the other, seeded as ale-py's Gymnasium environment is."""
 
-    def __init__(self, game, seed, noops):
+    def __init__(self, game, seed, noops, sticky=0.0):
         numbers, emulator = np.random.SeedSequence(seed).generate_state(2)
+        self.open(game, np.int32(emulator), np.random.Generator(np.random.PCG64(int(numbers))).integers(*noops), sticky)
+
+    def open(self, game, seed, noops, sticky):
         self.ale = ALEInterface()
-        self.ale.setInt("random_seed", np.int32(emulator))
-        self.ale.setFloat("repeat_action_probability", 0.0)
+        self.ale.setInt("random_seed", seed)
+        self.ale.setFloat("repeat_action_probability", sticky)
         self.ale.loadROM(read_rom(game).path)
         self.ale.reset_game()
         self.actions = self.ale.getMinimalActionSet()
-        for _ in range(np.random.Generator(np.random.PCG64(int(numbers))).integers(*noops)):
+        for _ in range(noops):
             self.ale.act(Action.NOOP)
 
     def hold(self, action):
@@ -80,6 +86,63 @@ class Lives:
         return cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY)
 
 
+class SeededGame(Game):
+    """A game that the emulator's seed alone begins, with its number of no-ops."""
+
+    def __init__(self, game, seed, noops, sticky=0.0):
+        self.open(game, seed, noops, sticky)
+
+
+class Whole:
+    """What PFRL, Kaixhin/Rainbow, DQN Zoo and Dopamine show in evaluation: the loss of a life is nothing to see."""
+
+    def __init__(self, name, game, seed):
+        self.name, protocol = name, PROTOCOLS[name]
+        sticky = 0.25 if name == "dopamine" else 0.0
+        self.game = SeededGame(game, seed, draw_noops(protocol, seed), sticky)
+        picture, zeros = self.make_picture([self.game.ale.getScreenRGB()]), np.zeros((84, 84), np.uint8)
+        self.seen = [picture]
+        self.stack = [zeros] * 3 + [picture]
+        if name == "pfrl":
+            self.stack = [picture] * 4
+        elif name == "dqn_zoo":
+            self.stack = [picture] + [zeros] * 3
+
+    def act(self, action):
+        self.seen = [*self.seen, self.make_picture(self.game.hold(action))][-4:]
+        self.stack = [*self.stack[1:], self.seen[-1]]
+        if self.name == "dqn_zoo":
+            self.stack = (self.seen + [np.zeros((84, 84), np.uint8)] * 3)[:4]
+        return False
+
+    def make_picture(self, frames):
+        if self.name == "pfrl":
+            return Lives.shrink(Lives.fade(np.max(frames, axis=0)))
+        if self.name == "dqn_zoo":
+            red, green, blue = np.moveaxis(np.max(frames, axis=0).astype(np.float64), -1, 0)
+            grey = (0.299 * red + 0.587 * green + (1 - (0.299 + 0.587)) * blue).astype(np.uint8)
+            return np.asarray(Image.fromarray(grey).resize((84, 84), Image.Resampling.BILINEAR))
+        greys = [Lives.fade(frame) for frame in frames]  # the emulator's grey is OpenCV's in its palette
+        if self.name == "dopamine":
+            return Lives.shrink(np.max(greys, axis=0))
+        return np.max([cv2.resize(grey, (84, 84), interpolation=cv2.INTER_LINEAR) for grey in greys], axis=0)
+
+
+class Gymnasium:
+    """Gymnasium's own AtariPreprocessing and FrameStackObservation."""
+
+    def __init__(self, _name, game, seed):
+        env = ale_py.AtariEnv(
+            load_games()[game].rom_id, frameskip=1, repeat_action_probability=0.0, max_num_frames_per_episode=108_000
+        )
+        self.env = FrameStackObservation(AtariPreprocessing(env), 4)
+        self.stack = self.env.reset(seed=seed)[0]
+
+    def act(self, action):
+        self.stack = self.env.step(action)[0]
+        return False
+
+
 def play(name, game, make_wrapped, steps=300, protocol=None):
     """Hold an episode against a wrapped game, and return how often a life was lost."""
     count = len(load_games()[game].actions)
@@ -101,6 +164,17 @@ def play(name, game, make_wrapped, steps=300, protocol=None):
 @pytest.mark.parametrize("name", ["sb3", "cleanrl"])
 def test_a_lost_life_begins_another_stack_in_the_same_game(name, game):
     assert play(name, game, Lives) == {"Breakout": 4, "RoadRunner": 2, "Freeway": 0}[game]
+
+
+@pytest.mark.parametrize("game", GAMES)
+@pytest.mark.parametrize("name", ["pfrl", "dopamine", "kaixhin", "dqn_zoo"])
+def test_a_whole_episode_shows_what_the_zoo_shows(name, game):
+    assert play(name, game, Whole) == 0
+
+
+@pytest.mark.parametrize("game", GAMES)
+def test_gymnasiums_own_preprocessing_shows_the_same(game):
+    assert play("gymnasium", game, Gymnasium) == 0
 
 
 @pytest.mark.parametrize(
