@@ -195,13 +195,9 @@ def test_fail_fast_stops_and_summaries_tell(release, tmp_path):
     assert (summary["failed"], summary["total"]) == (1, COUNT + 1)
     assert summary["not_reached"] == COUNT - summary["converted"]
     assert summary["not_reached"] > 0
-    assert summary["failures"] == [
-        {
-            "source": str(bad),
-            "kind": "UnreadableCheckpoint",
-            "message": f"{bad}: a text file, expected a gzipped checkpoint of this release",
-        }
-    ]
+    (failure,) = summary["failures"]
+    assert (failure["source"], failure["kind"]) == (str(bad), "UnreadableCheckpoint")
+    assert failure["message"].startswith(f"{bad}: a text file, expected a gzipped checkpoint of this release")
     assert f"| `{bad}` | `{bad}: a text file" in page.read_text()
     run(*arguments, "-j", 2, code=1)
     summary = json.loads((tmp_path / "summary.json").read_text())

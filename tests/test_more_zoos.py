@@ -14,6 +14,8 @@ import convert
 from convert.agents.identity import Identity
 from convert.bulk.selection import find_jobs
 from convert.errors import CheckpointError, UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
+from convert.sources import kaixhin
+from runtime_check import Options, check_agent
 from runtime_check.oracle import compute_outputs
 from runtime_check.originals import find_original, read_oracle
 
@@ -152,3 +154,18 @@ def test_a_search_picks_up_models_alone(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "zoo/other.pth")
     jobs = find_jobs([tmp_path / "zoo"], tmp_path / "out")
     assert [Path(job.source).name for job in jobs] == [KAIXHIN, PFRL]
+
+
+@pytest.mark.parametrize("model", ["pfrl", "data-efficient"])
+def test_an_agent_plays_as_its_zoo_does_in_every_backend(model, tmp_path):
+    path = MODELS[model](tmp_path)
+    zoo = "pfrl" if model == "pfrl" else "kaixhin"
+    convert.convert_checkpoint(path, tmp_path / "out", ["onnx", "flax"], identity=f"{zoo}/Pong")
+    result = check_agent(tmp_path / "out", path, Options(max_steps=200))
+    assert result.agrees, [backend.reasons for backend in result.backends.values()]
+    assert result.plan.protocol.name == zoo
+
+
+@pytest.mark.parametrize("atoms", [2, 3, 20, 51, 201])
+def test_the_support_of_a_rainbow_is_torchs(atoms):
+    assert kaixhin._space_atoms(atoms).tolist() == torch.linspace(-10, 10, atoms).tolist()
