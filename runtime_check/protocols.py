@@ -37,6 +37,7 @@ import contextlib
 import hashlib
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache, reduce
 from itertools import permutations
@@ -272,6 +273,55 @@ def _spread_seed(seed: int) -> NDArray[np.uint32]:
     return np.asarray(np.random.SeedSequence(seed).generate_state(2), np.uint32)
 
 
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """One emulator frame as a person sees and hears it.
+
+    screen: uint8[height, width, 3], RGB, 210 × 160 in most games.
+    sound: uint8[512], mono at 30,720 Hz, which is 60 frames a second; 128 is silence.
+    """
+
+    screen: NDArray[np.uint8]
+    sound: NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Variation:
+    """A game's mode and difficulty, as the switches of the console; None for those that it starts with."""
+
+    mode: int | None = None
+    difficulty: int | None = None
+
+
+STANDARD = Variation()
+
+
+def list_variations(game: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the modes and the difficulties that a game has, each with the one that it starts with first.
+
+    Raises:
+        RomUnavailable: there is no such game or ROM.
+    """
+    ale = ALEInterface()
+    ale.loadROM(read_rom(game).path)  # the emulator ends the process where it is asked before
+    return tuple(ale.getAvailableModes()), tuple(ale.getAvailableDifficulties())
+
+
+def check_variation(game: str, variation: Variation) -> None:
+    """Raise unless a game has a mode and a difficulty.
+
+    Raises:
+        CheckError: it has not; the message lists those that it has.
+        RomUnavailable: there is no such game or ROM.
+    """
+    if variation == STANDARD:
+        return
+    chosen = (variation.mode, variation.difficulty)
+    for name, value, known in zip(("mode", "difficulty"), chosen, list_variations(game), strict=True):
+        if value is not None and value not in known:
+            raise CheckError(f"{game} has no {name} {value}: expected one of {', '.join(map(str, known))}")
+
+
 class Episode:
     """One episode in an emulator of its own: a whole game, whatever the loss of a life does.
 
@@ -286,7 +336,16 @@ class Episode:
         noops: the number of no-op frames at its beginning.
     """
 
-    def __init__(self, game: str, protocol: Protocol, seed: int, actions: int, noops: int | None = None) -> None:
+    def __init__(
+        self,
+        game: str,
+        protocol: Protocol,
+        seed: int,
+        actions: int,
+        noops: int | None = None,
+        variation: Variation = STANDARD,
+        on_frame: Callable[[Frame], None] | None = None,
+    ) -> None:
         """Start an episode.
 
         Args:
@@ -295,15 +354,22 @@ class Episode:
             seed: 0 … 2**31 - 1, of the emulator's sticky actions and of the number of no-ops.
             actions: how many the agent's head has: the size of the minimal action set or of the full one.
             noops: their number, for a replay; by default drawn by the seed.
+            variation: the game's mode and difficulty.
+            on_frame: is called with every frame of every step, also those that the agent never sees. It changes
+                nothing in the episode.
 
         Raises:
-            CheckError: the number of actions fits neither action set of the game.
+            CheckError: the number of actions fits neither action set of the game, or it has no such mode or difficulty.
             RomUnavailable: there is no such game or ROM.
         """
         names = find_actions(game, actions, protocol.action_set)
         self._protocol = protocol
         self.noops = draw_noops(protocol, seed) if noops is None else noops
-        self._ale = _open_emulator(read_rom(game).path, protocol, _find_emulator_seed(protocol, seed))
+        check_variation(game, variation)
+        self._on_frame = on_frame
+        has_sound = on_frame is not None
+        rom, emulator_seed = read_rom(game).path, _find_emulator_seed(protocol, seed)
+        self._ale = _open_emulator(rom, protocol, emulator_seed, variation, has_sound=has_sound)
         meanings = {action.name: action for action in self._ale.getLegalActionSet()}
         self._actions = [meanings[name] for name in names]
         self._opening = self._actions[1:3] if protocol.fire_at_reset and "FIRE" in names else []
@@ -348,6 +414,8 @@ class Episode:
             if self.game_over:
                 break
             reward += self._ale.act(action)
+            if self._on_frame is not None:
+                self._on_frame(Frame(self.read_screen(), np.asarray(self._ale.getAudio(), np.uint8)))
             if left < self._protocol.pooled_frames:
                 frames.append(self._read_frame())
             self.game_over = self._ale.game_over()
@@ -440,7 +508,7 @@ def _weigh_bilinear(before: int, after: int) -> NDArray[np.float64]:
     return np.asarray(np.floor(weights / weights.sum(axis=1, keepdims=True) * _PILLOW_ONE + 0.5), np.float64)
 
 
-def _open_emulator(rom: Path, protocol: Protocol, seed: int) -> ALEInterface:
+def _open_emulator(rom: Path, protocol: Protocol, seed: int, variation: Variation, *, has_sound: bool) -> ALEInterface:
     ale = ALEInterface()
     ale.setInt("random_seed", seed)
     ale.setFloat("repeat_action_probability", protocol.repeat_action_probability)
@@ -450,7 +518,11 @@ def _open_emulator(rom: Path, protocol: Protocol, seed: int) -> ALEInterface:
     ale.setBool("color_averaging", False)
     ale.setBool("display_screen", False)
     ale.setBool("sound", False)
-    ale.setBool("sound_obs", False)
+    ale.setBool("sound_obs", has_sound)
     ale.loadROM(rom)
+    if variation.mode is not None:
+        ale.setMode(variation.mode)  # from the next reset on
+    if variation.difficulty is not None:
+        ale.setDifficulty(variation.difficulty)
     ale.reset_game()
     return ale

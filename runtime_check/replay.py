@@ -7,7 +7,7 @@ replayed log shows the same observations, bit for bit.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from convert.errors import CheckError
-from runtime_check.protocols import Episode, Protocol, find_protocol
+from runtime_check.protocols import STANDARD, Episode, Frame, Protocol, Variation, find_protocol
 
 _DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
 
@@ -26,7 +26,7 @@ class Plan:
 
     game: its name in the release's paths. actions: the size of the agent's head. seed: of the first episode;
     the next has the next seed. max_steps: in each episode; None is no bound but the protocol's. epsilon: the
-    probability of a uniformly random action in place of the agent's own.
+    probability of a uniformly random action in place of the agent's own. variation: the game's mode and difficulty.
     """
 
     game: str
@@ -36,6 +36,7 @@ class Plan:
     episodes: int = 1
     max_steps: int | None = None
     epsilon: float = 0.0
+    variation: Variation = STANDARD
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ class Batch:
 class _Lane:
     """An episode under way: its emulator, its own random numbers, what it did so far."""
 
-    def __init__(self, plan: Plan, index: int) -> None:
+    def __init__(self, plan: Plan, index: int, on_frame: Callable[[Frame], None] | None) -> None:
         self.index = index
         self.seed = plan.seed + index
-        self.episode = Episode(plan.game, plan.protocol, self.seed, plan.actions)
+        self.episode = Episode(
+            plan.game, plan.protocol, self.seed, plan.actions, variation=plan.variation, on_frame=on_frame
+        )
         # A seed sequence of two numbers, so that exploration shares no stream with anything else of the seed.
         self.exploration = np.random.default_rng((self.seed, 1))
         self.actions = bytearray()
@@ -115,19 +118,21 @@ class Replay:
     shown. Memory depends on the width alone, whatever the number of episodes.
     """
 
-    def __init__(self, plan: Plan, width: int) -> None:
+    def __init__(self, plan: Plan, width: int, on_frame: Callable[[Frame], None] | None = None) -> None:
         """Start the first episodes.
 
         Args:
             plan: what to play.
             width: how many episodes run at once, at most.
+            on_frame: is called with every emulator frame, see `Episode`; for one episode at a time.
 
         Raises:
             CheckError: the head does not fit the game, or there is no such game or ROM.
         """
         self._plan = plan
         self._next = min(width, plan.episodes)
-        self._lanes = [_Lane(plan, index) for index in range(self._next)]
+        self._on_frame = on_frame
+        self._lanes = [_Lane(plan, index, on_frame) for index in range(self._next)]
 
     def observe(self) -> Batch | None:
         """Return what the episodes under way show, or None when all are over."""
@@ -158,7 +163,7 @@ class Replay:
         if self._next == self._plan.episodes:
             del self._lanes[place]
         else:
-            self._lanes[place] = _Lane(self._plan, self._next)
+            self._lanes[place] = _Lane(self._plan, self._next, self._on_frame)
             self._next += 1
 
 

@@ -5,10 +5,14 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import signal
+import sys
+from typing import Any
 
 import click
 
 from convert import __version__
+from convert.signals import stop_on_signals
 from runtime_check.play import commands
 
 
@@ -23,6 +27,16 @@ class _Group(click.Group):
             return None
         command: click.Command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. Ctrl-C and SIGTERM end it with 130 and 143, after it has cleared up."""
+        try:
+            with stop_on_signals():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as stop:
+            number = stop.args[0] if stop.args else signal.SIGINT
+            click.echo("interrupted", err=True)
+            sys.exit(128 + number)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
