@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_MEMORY = 1500  # MiB resident
+LARGEST_BEGIN = 1250  # above it, the frameworks that it has imported for others would leave a file too little
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class Finding:
 
 
 class Examiner:
-    """The process, started when it is first needed and again after a death."""
+    """The process, started when it is first needed, and again after a death or where it has grown."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
 
     def examine(self, reader: str, path: Path, timeout: float = 20) -> Finding:
         """Return what became of a file, and fail where the process died, hung or grew too large."""
+        if self._process is not None and _resident(self._process.pid) > LARGEST_BEGIN:
+            self.close()
         if self._process is None:
             command = [sys.executable, "-W", "ignore", __file__]
             self._process = subprocess.Popen(

@@ -104,6 +104,7 @@ def test_a_mode_and_a_difficulty_change_the_game(tmp_path):
     assert "Pong has no mode 7: expected one of 0, 1" in done.stderr
 
 
+@pytest.mark.slow
 def test_every_variation_of_every_game_can_be_opened():
     """Of the last mode and difficulty of each game, which is not always what it starts with."""
     for game, known in load_games().items():
