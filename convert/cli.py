@@ -167,12 +167,11 @@ def main(
     """Convert pretrained Atari agents from gzipped PyTorch state dicts to ONNX, Flax, TensorFlow and more.
 
     SOURCE is a checkpoint of this release or of another zoo (atari-convert sources lists them), a folder to search for
-    such files, or a pattern. Each can be a path or a URL (gs://, s3://,
-    https://). It can also be the local folder of a converted agent, a folder of such folders, or a base folder that
-    Dopamine trained in: with --to checkpoint, they are converted back to the release's format. The default is the
-    current folder. Each agent gets one folder, OUT/FAMILY/Game/seed/model_STEP, with agent.json and the files of each
-    target. Files that are up to date are left alone: rerun the same command to resume. Repeatable options also take
-    several values separated by commas.
+    such files, or a pattern. Each can be a path or a URL (gs://, s3://, https://). It can also be the local folder of a
+    converted agent, a folder of such folders, or a base folder that Dopamine trained in: with --to checkpoint, they are
+    converted back to the release's format. The default is the current folder. Each agent gets one folder,
+    OUT/FAMILY/Game/seed/model_STEP, with agent.json and the files of each target. Files that are up to date are left
+    alone: rerun the same command to resume. Repeatable options also take several values separated by commas.
 
     Exit codes: 0 all targets that were not skipped are converted or up to date; 1 something failed, everything else is
     done; 2 the command line is wrong; 130 interrupted; 143 terminated.

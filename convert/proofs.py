@@ -2,8 +2,8 @@
 
 It is an in-toto statement (v1) with a predicate of type test-result (v0.1): the subjects are the files that were
 checked, and the configuration is what they were checked against: the checkpoint, the ROM, how, and what ``agent.json``
-says of the agent and of these files. It is no signature: whoever can change an agent's
-folder can write another one. Whether it is about the files that are there, their checksums tell.
+says of the agent and of these files. It is no signature: whoever can change an agent's folder can write another one.
+Whether it is about the files that are there, their checksums tell.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from convert.console.command import Command
 from convert.console.options import (
     add_ci_options,
     add_engine_options,
+    add_episode_options,
     add_selection_options,
     complete_from,
     format_shard,
@@ -123,17 +124,8 @@ def _find_report_command() -> click.Command:
 @click.option("--again", is_flag=True, help="Also check agents whose proof from an earlier run still holds.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first agent that does not agree or cannot be checked.")
 @click.option("--dry-run", is_flag=True, help="Show which agents would be checked, and check none.")
-@click.option(
-    "--episodes", default=1, metavar="N", type=click.IntRange(1, 100_000), help="Number of episodes per agent."
-)
+@add_episode_options(1)
 @click.option("--max-steps", metavar="N", type=click.IntRange(1), help="Stop each episode after N steps.")
-@click.option(
-    "--first-seed",
-    default=0,
-    metavar="N",
-    type=click.IntRange(0, 2**31 - 100_001),
-    help="Seed of the emulator in the first episode; the next ones count up.",
-)
 @click.option(
     "--epsilon",
     default=0.0,

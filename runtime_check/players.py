@@ -10,7 +10,6 @@ from convert.agents.layout import nhwc_from_nchw
 from convert.agents.network import Network
 from convert.bulk.selection import Job
 from convert.errors import ArtefactMissing, CheckError, UnreadableCheckpoint
-from convert.formats.flat_names import to_named
 from convert.loading import load_agent
 from convert.pipeline import read_from_file, read_from_folder
 from convert.runtimes import Answer, Settings
@@ -72,13 +71,11 @@ def _read(job: Job, *, anonymous: bool) -> tuple[Network, Agent]:
 
 def _run(network: Network, settings: Settings) -> tuple[Answer, str]:
     """Return what answers for a network in torch."""
-    import torch
-
-    from convert.networks.torch import load_module
+    from convert.networks.torch import load_module, to_state_dict
     from convert.runtimes import torch as runtime
 
-    state = {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
-    opened = runtime.run(load_module(network.architecture, state), runtime.choose_device(settings), settings)
+    module = load_module(network.architecture, to_state_dict(network))
+    opened = runtime.run(module, runtime.choose_device(settings), settings)
     return opened.answer, opened.description.device
 
 

@@ -132,12 +132,14 @@ def make_head(actions: int, atoms: int | None = None) -> Head:
     return Head("q", actions) if atoms is None else Head("categorical", actions, tuple(map(float, range(atoms))))
 
 
-def nature_cnn(head: Head) -> Architecture:
+def nature_cnn(head: Head, units: int = 512) -> Architecture:
     """Return the network of Mnih et al. (2015) with a head: that of the release, and what modules have by default.
+
+    Zoos that call theirs so may have other ``units`` in the hidden layer.
 
     "Human-level control through deep reinforcement learning", Methods, https://doi.org/10.1038/nature14236.
     """
-    return Architecture(Observation(), (Conv(32, 8, 4), Conv(64, 4, 2), Conv(64, 3, 1)), (512,), head)
+    return Architecture(Observation(), (Conv(32, 8, 4), Conv(64, 4, 2), Conv(64, 3, 1)), (units,), head)
 
 
 def is_nature_cnn(architecture: Architecture) -> bool:

@@ -54,6 +54,11 @@ def _differ(one: object, other: object) -> bool:
     return None not in (one, other) and one != other
 
 
+def to_number(value: object) -> int | None:
+    """Return a value as a seed or a step, if it can be one; else None."""
+    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else None
+
+
 def find_identity_problem(identity: Identity) -> str | None:
     """Return why an identity cannot be recorded; None if it can."""
     for name in ("zoo", "algorithm", "protocol"):
@@ -62,7 +67,7 @@ def find_identity_problem(identity: Identity) -> str | None:
             return f"{name} is {value!r}, expected {WORD.pattern}"
     for name in ("seed", "step"):
         value = getattr(identity, name)
-        if value is not None and not (type(value) is int and 0 <= value <= LARGEST_NUMBER):
+        if value is not None and to_number(value) is None:
             return f"{name} is {value!r}, expected 0 to {LARGEST_NUMBER}"
     try:
         if identity.game is not None:

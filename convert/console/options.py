@@ -1,4 +1,4 @@
-"""What both commands take, spelled the same: which agents, where, and lists of names. Loads no framework."""
+"""What several commands take, spelled the same: which agents, where, and lists of names. Loads no framework."""
 
 from __future__ import annotations
 
@@ -116,6 +116,34 @@ def add_engine_options(verb: str) -> Callable[[_Command], _Command]:
         ),
         click.option(
             "--ray-address", metavar="ADDRESS", help="Address of a Ray cluster. Default: start one on this machine."
+        ),
+    )
+    return lambda command: _add(command, options)
+
+
+def add_episode_options(episodes: int) -> Callable[[_Command], _Command]:
+    """Return what adds the options that say which episodes are played: ``episodes``, ``first_seed``.
+
+    Args:
+        episodes: how many, by default.
+    """
+    most = 100_000
+    options = (
+        click.option(
+            "--episodes",
+            default=episodes,
+            show_default=True,
+            metavar="N",
+            type=click.IntRange(1, most),
+            help="Number of episodes per agent.",
+        ),
+        click.option(
+            "--first-seed",
+            default=0,
+            show_default=True,
+            metavar="N",
+            type=click.IntRange(0, 2**31 - most - 1),
+            help="Seed of the emulator in the first episode; the next ones count up.",
         ),
     )
     return lambda command: _add(command, options)

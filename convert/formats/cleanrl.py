@@ -24,7 +24,7 @@ import numpy as np
 from convert.agents.agent import Agent, find_action_problem
 from convert.agents.architecture import LARGEST_ATOMS, Architecture, Head, is_dqn_or_c51, make_head, nature_cnn
 from convert.agents.games import load_games
-from convert.agents.identity import LARGEST_NUMBER, Identity
+from convert.agents.identity import Identity, to_number
 from convert.agents.network import SUPPORT, Network
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture
 from convert.files.documents import show
@@ -79,8 +79,7 @@ def find_architecture(rows: int, units: int, atoms: int | None, name: str) -> Ar
             "action"
         )
     try:
-        plain = nature_cnn(make_head(rows // (atoms or 1), atoms))
-        return Architecture(plain.observation, plain.convs, (units,), plain.head)
+        return nature_cnn(make_head(rows // (atoms or 1), atoms), units)
     except ValueError as error:
         raise UnsupportedArchitecture(f"{name}: {error}: not a network that can be converted") from error
 
@@ -89,8 +88,7 @@ def to_identity(head: Head, args: Mapping[Any, Any]) -> Identity:
     """Return who an agent is, by the arguments of its script: it is saved when all steps are done."""
     match = _ENVIRONMENT.fullmatch(str(args.get("env_id")))
     game = match[1] if match and match[1] in load_games() else None
-    numbers = {key: args.get(key) for key in ("seed", "total_timesteps")}
-    seed, step = (value if type(value) is int and 0 <= value <= LARGEST_NUMBER else None for value in numbers.values())
+    seed, step = (to_number(args.get(key)) for key in ("seed", "total_timesteps"))
     return Identity(ZOO, "DQN" if head.kind == "q" else "C51", game, PROTOCOL, seed, step)
 
 

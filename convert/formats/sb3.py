@@ -25,7 +25,7 @@ from typing import Any
 
 from convert.agents import layout
 from convert.agents.architecture import Architecture, Head, nature_cnn
-from convert.agents.identity import LARGEST_NUMBER, Identity
+from convert.agents.identity import Identity, to_number
 from convert.agents.network import Float32, Network
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture
 from convert.files.archives import read_archive
@@ -107,7 +107,7 @@ def read_parts(data: bytes, policy: bytes, name: str) -> tuple[Network, Identity
     _check_environment(about, name)
     network = _read_network(state, algorithm, about, name)
     identity = Identity(
-        ZOO, algorithm.name, None, PROTOCOL, _find_number(about, "seed"), _find_number(about, "num_timesteps")
+        ZOO, algorithm.name, None, PROTOCOL, to_number(about.get("seed")), to_number(about.get("num_timesteps"))
     )
     return network, identity
 
@@ -213,8 +213,7 @@ def _find_architecture(
         )
     try:
         head = Head("q", actions) if quantiles is None else Head("quantile", actions, quantiles=width)
-        plain = nature_cnn(head)
-        return Architecture(plain.observation, plain.convs, (units,), head)
+        return nature_cnn(head, units)
     except ValueError as error:
         raise UnsupportedArchitecture(f"{name}: {error}: not a network that can be converted") from error
 
@@ -222,8 +221,3 @@ def _find_architecture(
 def _look_up(about: Mapping[str, Any], key: str, part: str) -> Any:
     value = about.get(key)
     return value.get(part) if isinstance(value, dict) else None
-
-
-def _find_number(about: Mapping[str, Any], key: str) -> int | None:
-    value = about.get(key)
-    return value if type(value) is int and 0 <= value <= LARGEST_NUMBER else None

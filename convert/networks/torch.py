@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from convert.agents.architecture import Architecture, Conv, Head, list_shapes, make_head, nature_cnn
-from convert.formats.flat_names import name_layer
+from convert.agents.network import Network
+from convert.formats.flat_names import name_layer, to_named
 
 
 class AgentNetwork(nn.Module):
@@ -77,6 +78,11 @@ def to_outputs(rows: list[torch.Tensor], head: Head, support: torch.Tensor | Non
     if head.kind == "quantile":
         return {"q_values": outputs.mean(-1), "quantiles": outputs}
     return {"q_values": (outputs.softmax(-1) * support).sum(-1), "logits": outputs}
+
+
+def to_state_dict(network: Network) -> dict[str, torch.Tensor]:
+    """Return the weights of a network under the names of its module."""
+    return {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
 
 
 def load_module(architecture: Architecture, state: Mapping[str, torch.Tensor]) -> AgentNetwork:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from convert.agents.agent import Agent, find_action_problem
-from convert.agents.architecture import Architecture, Head, nature_cnn
+from convert.agents.architecture import Head, nature_cnn
 from convert.agents.identity import Identity
 from convert.errors import UnreadableCheckpoint, UnsupportedArchitecture
 from convert.formats import state_dicts
@@ -47,8 +47,7 @@ def read(data: bytes, name: str) -> Checkpoint:
     tensors = state_dicts.find_tensors(state, _KEYS, name)
     rows, units = (state_dicts.count_rows(tensors, layer) for layer in ("head", "hidden"))
     try:
-        plain = nature_cnn(Head("q", rows))
-        architecture = Architecture(plain.observation, plain.convs, (units,), plain.head)
+        architecture = nature_cnn(Head("q", rows), units)
     except ValueError as error:
         raise UnsupportedArchitecture(f"{name}: {error}: not a network that can be converted") from error
     network = state_dicts.to_network(tensors, architecture, name)

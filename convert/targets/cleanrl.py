@@ -12,8 +12,7 @@ from convert.agents.network import Network
 from convert.errors import UnreadableArtefact
 from convert.files.disk import read_file
 from convert.formats import cleanrl, state_dicts
-from convert.formats.flat_names import to_named
-from convert.networks.torch import load_module
+from convert.networks.torch import load_module, to_state_dict
 
 PATH = "agent.cleanrl_model"
 AXES = "NCHW"
@@ -49,8 +48,7 @@ def read(path: Path, agent: Agent) -> Network:
 def prepare(path: Path, agent: Agent) -> torch.nn.Module:
     """Return a PyTorch module with the weights of the model."""
     network, _ = cleanrl.read_torch(path.read_bytes(), str(path))
-    state = {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
-    return load_module(agent.architecture, state)
+    return load_module(agent.architecture, to_state_dict(network))
 
 
 def _to_bytes(network: Network, agent: Agent) -> bytes:

@@ -23,8 +23,7 @@ from convert.errors import UnreadableArtefact
 from convert.files.archives import build_archive, read_archive
 from convert.files.disk import read_file
 from convert.formats import sb3, state_dicts
-from convert.formats.flat_names import to_named
-from convert.networks.torch import load_module
+from convert.networks.torch import load_module, to_state_dict
 from convert.targets import Trained
 
 PATH = "sb3.zip"
@@ -103,8 +102,7 @@ def read_trained(path: Path, agent: Agent) -> Trained:  # noqa: ARG001
 def prepare(path: Path, agent: Agent) -> torch.nn.Module:
     """Return a PyTorch module with the weights of the zip."""
     network, _ = sb3.read_zip(path.read_bytes(), str(path))
-    state = {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
-    return load_module(agent.architecture, state)
+    return load_module(agent.architecture, to_state_dict(network))
 
 
 def _to_entries(network: Network, agent: Agent) -> dict[str, bytes]:

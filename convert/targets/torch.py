@@ -22,7 +22,7 @@ from convert.files.torch_files import Tensor
 from convert.formats import torch_programs
 from convert.formats.flat_names import from_named, list_names, to_named
 from convert.formats.templates import largest_file
-from convert.networks.torch import load_module
+from convert.networks.torch import load_module, to_state_dict
 from convert.targets import Trained
 
 PATH = "torch"
@@ -92,11 +92,7 @@ def prepare(path: Path, agent: Agent) -> ExportedProgram:  # noqa: ARG001
 
 
 def _write_state_dict(network: Network, path: Path) -> None:
-    torch.save(_to_state_dict(network), path / STATE_DICT_NAME)
-
-
-def _to_state_dict(network: Network) -> dict[str, torch.Tensor]:
-    return {name: torch.from_numpy(array.copy()) for name, array in to_named(network).items()}
+    torch.save(to_state_dict(network), path / STATE_DICT_NAME)
 
 
 def _check_program(path: Path, network: Network, agent: Agent) -> None:
@@ -118,7 +114,7 @@ def _to_numpy(value: object) -> object:
 @lru_cache(maxsize=64)
 def _export_program(architecture: Architecture) -> torch_programs.Program:
     """Export an architecture, once in a process: a second, and the same for each agent but for its weights."""
-    module = load_module(architecture, _to_state_dict(make_zeros(architecture)))
+    module = load_module(architecture, to_state_dict(make_zeros(architecture)))
     frames, size = architecture.observation.frames, architecture.observation.size
     # Two observations, because torch.export takes a size of one for fixed.
     observation = torch.zeros((2, frames, size, size), dtype=torch.uint8)

@@ -79,13 +79,12 @@ def _play(
     batches: list[Batch] = []
     answers: list[Outputs] = []
     while batch := replay.observe():
-        reply = ask(reference, case.shapes, batch.obs_nchw)
-        if reply.outputs is None:
-            require_reference(case, close_failed(candidates, {REFERENCE: reply}))
-            raise AssertionError
+        acting = {REFERENCE: ask(reference, case.shapes, batch.obs_nchw)}
+        require_reference(case, close_failed(candidates, acting))
+        outputs = list_answers(acting)[REFERENCE]
         batches.append(batch)
-        answers.append(reply.outputs)
-        for log in replay.act(reply.outputs["q_values"].argmax(axis=1)):
+        answers.append(outputs)
+        for log in replay.act(outputs["q_values"].argmax(axis=1)):
             returns.add(log.episode_return)
             listeners.episode(REFERENCE, "shadow", log)
         listeners.steps(len(batch.obs_nchw))

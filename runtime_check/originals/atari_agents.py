@@ -143,15 +143,13 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         OSError: there is no such file, or it cannot be opened.
         ValueError: it is not such a checkpoint, inflates to more than 64 MiB, or wants to run code.
     """
-    status = path.stat()
-    return _read_state_dict(
-        path, (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-    )
+    with path.open("rb") as file:
+        return _to_state(file.read(LARGEST_CHECKPOINT + 1), path)
 
 
 @lru_cache(maxsize=1)
-def _read_state_dict(path: Path, _stamp: tuple[int, ...]) -> dict[str, torch.Tensor]:
-    raw = _inflate(path)
+def _to_state(data: bytes, path: Path) -> dict[str, torch.Tensor]:
+    raw = _inflate(data, path)
     size = len(raw)
     document = torch_files.load(raw, path)
     state = document.get("estimator_state") if isinstance(document, dict) else None
@@ -160,9 +158,7 @@ def _read_state_dict(path: Path, _stamp: tuple[int, ...]) -> dict[str, torch.Ten
     return {str(name): tensor.detach() for name, tensor in state.items()}
 
 
-def _inflate(path: Path) -> bytes:
-    with path.open("rb") as file:
-        data = file.read(LARGEST_CHECKPOINT + 1)
+def _inflate(data: bytes, path: Path) -> bytes:
     inflater = zlib.decompressobj(wbits=31)
     try:
         raw = inflater.decompress(data, LARGEST_CHECKPOINT)

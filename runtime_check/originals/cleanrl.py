@@ -6,6 +6,7 @@ is in ``model_weights``, with the support as the buffer ``atoms``; its outputs a
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -82,7 +83,11 @@ def read_eager(path: Path) -> QNetwork:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    raw = torch_files.read_bounded(path)
+    return _to_state(torch_files.read_bounded(path), path)
+
+
+@lru_cache(maxsize=1)  # oracle and reference are made of the same weights
+def _to_state(raw: bytes, path: Path) -> dict[str, torch.Tensor]:
     document = torch_files.load(raw, path)
     if isinstance(document, dict) and "model_weights" in document:
         document = document["model_weights"]

@@ -8,6 +8,7 @@ probabilities, whose logits are those of the last layer.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,12 @@ def _put_channels_first(kernel: Float64, channels: int) -> Float64:
 
 def _read_weights(path: Path) -> tuple[Weights, Float64 | None]:
     """Return the parameters by ``Conv_0/kernel`` and so on, and the support where there are arguments."""
-    tree, support = _unpack(torch_files.read_bounded(path), path), None
+    return _to_weights(torch_files.read_bounded(path), path)
+
+
+@lru_cache(maxsize=1)  # oracle and reference are made of the same weights
+def _to_weights(raw: bytes, path: Path) -> tuple[Weights, Float64 | None]:
+    tree, support = _unpack(raw, path), None
     if "model_weights" in tree:
         support = _find_support(tree.get("args"), path)
         tree = tree["model_weights"]

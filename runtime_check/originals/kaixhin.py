@@ -14,6 +14,7 @@ v + a - mean over actions of a. The support is ``torch.linspace(-10, 10, atoms)`
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +113,11 @@ def read_eager(path: Path) -> DQN:
 
 def _read_state(path: Path) -> tuple[Convs, State]:
     """Return the strides and paddings of the convolutions by their keys, and the weights without the noise."""
-    raw = torch_files.read_bounded(path)
+    return _to_state(torch_files.read_bounded(path), path)
+
+
+@lru_cache(maxsize=1)  # oracle and reference are made of the same weights
+def _to_state(raw: bytes, path: Path) -> tuple[Convs, State]:
     document = torch_files.load(raw, path)
     keys = {str(key) for key in document} if isinstance(document, dict) else set()
     layers = next((layers for layers in _CONVS if f"{layers[-1]}.weight" in keys), ("convs.0", "convs.2"))

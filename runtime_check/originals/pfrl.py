@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -90,5 +91,9 @@ def read_eager(path: Path) -> DQN:
 
 
 def _read_state(path: Path) -> dict[str, torch.Tensor]:
-    raw = torch_files.read_bounded(path)
+    return _to_state(torch_files.read_bounded(path), path)
+
+
+@lru_cache(maxsize=1)  # oracle and reference are made of the same weights
+def _to_state(raw: bytes, path: Path) -> dict[str, torch.Tensor]:
     return torch_files.find_state(torch_files.load(raw, path), _NAMES, path, len(raw))

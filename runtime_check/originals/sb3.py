@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -106,7 +107,11 @@ def read_eager(path: Path) -> CnnPolicy:
 
 def _read_state(path: Path) -> tuple[str, int | None, dict[str, torch.Tensor]]:
     """Return the name of the network, its number of quantiles, and its weights by name."""
-    data, policy = _read_parts(path)
+    return _to_state(*_read_parts(path), path)
+
+
+@lru_cache(maxsize=1)  # oracle and reference are made of the same weights
+def _to_state(data: bytes, policy: bytes, path: Path) -> tuple[str, int | None, dict[str, torch.Tensor]]:
     about = _read_about(data, path)
     document = torch_files.load(policy, path)
     roots = {str(name).partition(".")[0] for name in document} if isinstance(document, dict) else set()

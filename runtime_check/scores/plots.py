@@ -12,7 +12,7 @@ import numpy as np
 from convert.errors import CheckError, MissingExtra
 from convert.files.documents import read_json
 from runtime_check.scores.statistics import compute_profile
-from runtime_check.scores.summary import Score, aggregate, find_last
+from runtime_check.scores.summary import Score, aggregate, group_last
 
 _BASELINE = "DQN (Adam + MSE in JAX)"  # the twin of the release's DQN_modern
 _STEPS_PER_ITERATION = 250_000
@@ -126,12 +126,10 @@ def _draw_iqm(pyplot: Any, scores: Sequence[Score]) -> Any:
 def _draw_profile(pyplot: Any, scores: Sequence[Score]) -> Any:
     """Draw the share of runs above each normalised return."""
     figure, axes = pyplot.subplots(figsize=(7, 4))
-    by_family: dict[str, dict[str, list[float]]] = {}
-    for score in find_last(scores):
-        by_family.setdefault(score.family, {}).setdefault(score.game, []).append(score.normalised or 0.0)
+    by_family = group_last(scores)
     largest = max(value for games in by_family.values() for values in games.values() for value in values)
     thresholds = np.linspace(0, max(1.0, min(largest * 1.05, 8.0)), 400)
-    for family, games in sorted(by_family.items()):
+    for family, games in by_family.items():
         n = sum(map(len, games.values()))
         label = f"{family}: n = {n} runs, {len(games)} games"
         axes.step(thresholds, compute_profile(list(games.values()), thresholds), where="post", label=label)

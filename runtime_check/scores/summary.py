@@ -79,22 +79,23 @@ def find_best_and_last(scores: Iterable[Score]) -> list[tuple[Score, Score]]:
     return [(max(run, key=lambda score: score.mean or 0.0), run[-1]) for run in runs if len(run) > 1]
 
 
-def find_last(scores: Iterable[Score]) -> list[Score]:
-    """Return the last checkpoint of each run, of games that have references."""
+def group_last(scores: Iterable[Score]) -> dict[str, dict[str, list[float]]]:
+    """Return the normalised score of each run's last checkpoint, by family and game, of games that have references."""
     last: dict[tuple[str, str, str, int], Score] = {}
     for score in scores:
         if score.normalised is not None and (score.run not in last or (score.step or 0) >= (last[score.run].step or 0)):
             last[score.run] = score
-    return list(last.values())
+    families: dict[str, dict[str, list[float]]] = {}
+    for score in last.values():
+        if score.normalised is not None:
+            families.setdefault(score.family, {}).setdefault(score.game, []).append(score.normalised)
+    return dict(sorted(families.items()))
 
 
 def aggregate(scores: Iterable[Score]) -> dict[str, Interval]:
     """Return the IQM of the normalised scores of each family's last checkpoints, where there are several runs."""
-    families: dict[str, dict[str, list[float]]] = {}
-    for score in find_last(scores):
-        families.setdefault(score.family, {}).setdefault(score.game, []).append(score.normalised or 0.0)
-    several = {family: list(games.values()) for family, games in families.items() if sum(map(len, games.values())) > 1}
-    return {family: estimate_iqm(games) for family, games in sorted(several.items())}
+    by_family = {family: list(games.values()) for family, games in group_last(scores).items()}
+    return {family: estimate_iqm(games) for family, games in by_family.items() if sum(map(len, games)) > 1}
 
 
 def format_table(scores: Sequence[Score]) -> str:

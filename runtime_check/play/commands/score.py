@@ -13,7 +13,7 @@ import click
 
 from convert.console import github
 from convert.console.command import Command
-from convert.console.options import add_engine_options, add_selection_options, parse_shard
+from convert.console.options import add_engine_options, add_episode_options, add_selection_options, parse_shard
 from convert.errors import AtariConvertError
 from convert.names import to_printable
 
@@ -55,16 +55,7 @@ Measure the returns of whole episodes. For example:
     metavar="FILE",
     help="Also take the rows of this file, such as another shard's. Repeatable.",
 )
-@click.option(
-    "--episodes", default=10, metavar="N", type=click.IntRange(1, 100_000), help="Number of episodes per agent."
-)
-@click.option(
-    "--first-seed",
-    default=0,
-    metavar="N",
-    type=click.IntRange(0, 2**31 - 100_001),
-    help="Seed of the emulator in the first episode; the next ones count up.",
-)
+@add_episode_options(10)
 @click.option(
     "--epsilon",
     default=0.001,
