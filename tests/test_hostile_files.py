@@ -1619,6 +1619,17 @@ def flax_keys_on_two_lines(folder: Path) -> None:
     (folder / "params.msgpack").write_bytes(b"\x81\xb4x\nFAKE: all is well..\x81\xa1x\x00")
 
 
+@case("flax", "bias twice in one dict")
+def flax_a_key_twice(folder: Path) -> None:
+    """Tell one bias to readers that take the first of two, and another to those that take the last."""
+    data = (folder / "params.msgpack").read_bytes()
+    parts = data.split(b"\xa6kernel", 1)
+    assert len(parts) == 2
+    twice = b"\x83\xa4bias" + _flax_array((1,), bytes(4))
+    before, changed = parts[0].rpartition(b"\x82\xa4bias")[0], parts[0].rpartition(b"\x82\xa4bias")[2]
+    (folder / "params.msgpack").write_bytes(before + twice + b"\xa4bias" + changed + b"\xa6kernel" + parts[1])
+
+
 # safetensors
 
 

@@ -19,20 +19,25 @@ def unpack(data: bytes) -> Any:
     """Return the tree of msgpack, as `flax.serialization.msgpack_restore` does, within narrow bounds.
 
     Raises:
-        ValueError: it is damaged, or holds anything but dicts, arrays of floats, texts and numbers.
+        ValueError: it is damaged, holds anything but dicts, arrays of floats, texts and numbers, or a key twice.
     """
     limits = {"max_array_len": 0, "max_map_len": _MOST_ENTRIES, "max_str_len": _LONGEST_TEXT, "max_bin_len": 0}
     dicts = 0
 
-    def count(tree: dict[str, Any]) -> dict[str, Any]:
+    def to_dict(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         nonlocal dicts
         dicts += 1
         if dicts > _MOST_DICTS:
             raise ValueError(f"holds more than {_MOST_DICTS} dicts")
+        tree = dict(pairs)
+        if len(tree) < len(pairs):
+            names = [name for name, _ in pairs]
+            twice = next(name for name in names if names.count(name) > 1)
+            raise ValueError(f"holds {show(twice)} twice in one dict")
         return tree
 
     try:
-        return msgpack.unpackb(data, object_hook=count, ext_hook=_to_array, strict_map_key=True, **limits)
+        return msgpack.unpackb(data, object_pairs_hook=to_dict, ext_hook=_to_array, strict_map_key=True, **limits)
     except Exception as error:  # msgpack raises ValueError and classes of its own for damaged bytes
         raise ValueError(show(str(error))) from error
 
