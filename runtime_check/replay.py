@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ class EpisodeLog:
 
     head_actions: the size of the agent's head. actions: as indices into the head. choices: the agent's own, which
     exploration may have overruled. episode_return: the sum of the unclipped rewards. game_over: False where the episode
-    was cut off by a bound on its steps.
+    was cut off by a bound on its steps. ale: the version of ale-py that played; None where that is not known.
     """
 
     game: str
@@ -57,6 +58,7 @@ class EpisodeLog:
     choices: tuple[int, ...]
     episode_return: float
     game_over: bool
+    ale: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,42 +74,78 @@ class Batch:
     steps: NDArray[np.int64]
 
 
-class _Lane:
-    """An episode under way: its emulator, its own random numbers, what it did so far."""
+class Lane:
+    """An episode of a plan under way: its emulator, its own random numbers, what it did so far.
 
-    def __init__(self, plan: Plan, index: int, on_frame: Callable[[Frame], None] | None) -> None:
+    Attributes:
+        episode: in its emulator.
+        seed: of the episode.
+        steps: how many actions were taken.
+        episode_return: the sum of the unclipped rewards so far.
+    """
+
+    def __init__(self, plan: Plan, index: int, on_frame: Callable[[Frame], None] | None = None) -> None:
+        """Start an episode.
+
+        Args:
+            plan: what to play.
+            index: which of its episodes, from 0.
+            on_frame: is called with every emulator frame, see `Episode`.
+
+        Raises:
+            CheckError: the head does not fit the game, or there is no such game or ROM.
+        """
+        self._plan = plan
         self.index = index
         self.seed = plan.seed + index
         self.episode = Episode(
             plan.game, plan.protocol, self.seed, plan.actions, variation=plan.variation, on_frame=on_frame
         )
         # A seed sequence of two numbers, so that exploration shares no stream with anything else of the seed.
-        self.exploration = np.random.default_rng((self.seed, 1))
-        self.actions = bytearray()
-        self.choices = bytearray()
+        self._exploration = np.random.default_rng((self.seed, 1))
+        self._actions = bytearray()
+        self._choices = bytearray()
         self.episode_return = 0.0
 
-    def act(self, action: int, plan: Plan) -> None:
-        self.choices.append(action)
-        if plan.epsilon and self.exploration.random() < plan.epsilon:
-            action = int(self.exploration.integers(plan.actions))
+    @property
+    def steps(self) -> int:
+        return len(self._actions)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the game is over, or the plan's bound is reached."""
+        return self.episode.game_over or self.steps == self._plan.max_steps
+
+    def explore(self, choice: int) -> int:
+        """Return the action to take: the agent's choice, or with the plan's probability a random one."""
+        if self._plan.epsilon and self._exploration.random() < self._plan.epsilon:
+            return int(self._exploration.integers(self._plan.actions))
+        return choice
+
+    def act(self, choice: int, action: int) -> None:
+        """Take an action.
+
+        Args:
+            choice: what the agent would do.
+            action: what is done.
+        """
+        self._choices.append(choice)
         self.episode_return += self.episode.step(action)
-        self.actions.append(action)
+        self._actions.append(action)
 
-    def is_over(self, plan: Plan) -> bool:
-        return self.episode.game_over or len(self.actions) == plan.max_steps
-
-    def to_log(self, plan: Plan) -> EpisodeLog:
+    def to_log(self) -> EpisodeLog:
+        """Return what was played so far."""
         return EpisodeLog(
-            plan.game,
-            plan.protocol.name,
+            self._plan.game,
+            self._plan.protocol.name,
             self.seed,
             self.episode.noops,
-            plan.actions,
-            tuple(self.actions),
-            tuple(self.choices),
+            self._plan.actions,
+            tuple(self._actions),
+            tuple(self._choices),
             self.episode_return,
             self.episode.game_over,
+            version("ale-py"),
         )
 
 
@@ -118,21 +156,19 @@ class Replay:
     shown. Memory depends on the width alone, whatever the number of episodes.
     """
 
-    def __init__(self, plan: Plan, width: int, on_frame: Callable[[Frame], None] | None = None) -> None:
+    def __init__(self, plan: Plan, width: int) -> None:
         """Start the first episodes.
 
         Args:
             plan: what to play.
             width: how many episodes run at once, at most.
-            on_frame: is called with every emulator frame, see `Episode`; for one episode at a time.
 
         Raises:
             CheckError: the head does not fit the game, or there is no such game or ROM.
         """
         self._plan = plan
         self._next = min(width, plan.episodes)
-        self._on_frame = on_frame
-        self._lanes = [_Lane(plan, index, on_frame) for index in range(self._next)]
+        self._lanes = [Lane(plan, index) for index in range(self._next)]
 
     def observe(self) -> Batch | None:
         """Return what the episodes under way show, or None when all are over."""
@@ -141,7 +177,7 @@ class Replay:
         return Batch(
             np.stack([lane.episode.observation for lane in self._lanes]),
             np.array([lane.index for lane in self._lanes]),
-            np.array([len(lane.actions) for lane in self._lanes]),
+            np.array([lane.steps for lane in self._lanes]),
         )
 
     def act(self, actions: Sequence[int] | NDArray[np.integer[Any]]) -> list[EpisodeLog]:
@@ -151,11 +187,11 @@ class Replay:
             actions: the agent's own; exploration is added here.
         """
         for lane, action in zip(self._lanes, actions, strict=True):
-            lane.act(int(action), self._plan)
+            lane.act(int(action), lane.explore(int(action)))
         finished = []
         for place, lane in reversed(list(enumerate(self._lanes))):
-            if lane.is_over(self._plan):
-                finished.append(lane.to_log(self._plan))
+            if lane.is_over:
+                finished.append(lane.to_log())
                 self._replace(place)
         return finished[::-1]
 
@@ -163,7 +199,7 @@ class Replay:
         if self._next == self._plan.episodes:
             del self._lanes[place]
         else:
-            self._lanes[place] = _Lane(self._plan, self._next, self._on_frame)
+            self._lanes[place] = Lane(self._plan, self._next)
             self._next += 1
 
 
@@ -191,6 +227,7 @@ def to_json_line(log: EpisodeLog) -> str:
         "game_over": log.game_over,
         "actions": "".join(_DIGITS[action] for action in log.actions),
         "choices": "".join(_DIGITS[choice] for choice in log.choices),
+        "ale": log.ale,
     }
     return json.dumps(document)
 
@@ -213,6 +250,7 @@ def from_json_line(line: str) -> EpisodeLog:
             tuple(_DIGITS.index(digit) for digit in document["choices"]),
             float(document["return"]),
             bool(document["game_over"]),
+            document.get("ale") and str(document["ale"]),
         )
     except (KeyError, TypeError, ValueError, RecursionError) as error:
         raise CheckError(f"not a line of an episode log ({error!r}): {line[:80]!r}") from None

@@ -18,7 +18,7 @@ from convert.pipeline import convert_checkpoint
 from runtime_check import Options, check_agent
 from runtime_check.check.options import Listeners
 from runtime_check.play.cli import main
-from runtime_check.play.recording import enlarge
+from runtime_check.play.pictures import enlarge
 from runtime_check.protocols import PROTOCOLS, Episode, Frame, Variation, list_variations
 
 av = pytest.importorskip("av")
@@ -125,7 +125,7 @@ def test_games_are_listed_with_their_variations():
     ("arguments", "message"),
     [
         (("nowhere.gz", "-o", "{}/a.mp4"), "nowhere.gz"),
-        ((PONG, "-o", "{}/a.avi"), "a name that ends in .mp4 or .mkv"),
+        ((PONG, "-o", "{}/a.avi"), "a name that ends in .mp4, .mkv"),
         ((PONG, "-o", "{}/nowhere/a.mp4"), "No such file"),
         ((PONG, "-o", "{}/a.mp4", "--backend", "onnx"), "did you mean"),
         ((PONG.parents[3], "-o", "{}/a.mp4"), "holds 2 agents, expected one"),

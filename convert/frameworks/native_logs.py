@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 LOG_LINE = re.compile(
     rb"[IWE]\d{4,}.* \d+ [\w.]+:\d+\] |WARNING: All log messages before absl::InitializeLog\(\)"
-    rb"|INFO: Created TensorFlow Lite |fully_quantize: "
+    rb"|INFO: Created TensorFlow Lite |fully_quantize: |ALSA lib |error: XDG_RUNTIME_DIR "
 )
 
 
