@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from convert.agents.agent import Record
 from convert.errors import AtariConvertError, CheckError
 from convert.formats.model_cards import Returns, to_model_card
 from convert.sources import read_record
@@ -25,6 +26,8 @@ from runtime_check.report.documents import AGREE
 
 TARGET = "safetensors"
 CARD_NAME = "README.md"
+FILM_NAME = "replay.mp4"
+LARGEST_FILM = 64 * 2**20  # bytes
 LARGEST_EPSILON = 0.01  # the release's own evaluation explores with 0.001, Dopamine's too
 
 
@@ -34,13 +37,50 @@ def add_returns(folder: Path, returns: Returns) -> None:
     Raises:
         AtariConvertError: the folder has no readable record, cannot be written, or holds other files than recorded.
     """
-    record, path = read_record(folder), find_target(TARGET).path
+    agent = read_record(folder).agent
+    _add(folder, CARD_NAME, to_model_card(agent, returns).encode())
+
+
+def add_film(folder: Path, film: bytes) -> None:
+    """Put a film into an agent's ``huggingface/``, where the Hub plays it, and its checksum into ``agent.json``.
+
+    Args:
+        folder: of the agent.
+        film: an MP4 file.
+
+    Raises:
+        AtariConvertError: the folder has no readable record or no such artefact, cannot be written, or holds other
+            files than recorded; or the film is too large.
+    """
+    if len(film) > LARGEST_FILM:
+        raise CheckError(
+            f"{folder}: the film has {len(film)} bytes, expected at most {LARGEST_FILM}: make it shorter, or smaller "
+            "with --fps 15"
+        )
+    _add(folder, FILM_NAME, film)
+
+
+def check_card(folder: Path) -> Record:
+    """Return the record of an agent whose ``huggingface/`` is as recorded.
+
+    Raises:
+        AtariConvertError: it has no readable record or no such artefact, or holds other files than recorded.
+    """
+    record = read_record(folder)
+    if TARGET not in record.artifacts:
+        raise CheckError(f"{folder}: has no {find_target(TARGET).path}/: run atari-convert --to {TARGET} first")
     changes = find_changes(folder, TARGET, record.artifacts[TARGET])
     if changes:
         raise CheckError(f"{folder}: {'; '.join(changes)}: convert the agent again, then write its card")
+    return record
+
+
+def _add(folder: Path, name: str, content: bytes) -> None:
+    """Write a file into an agent's ``huggingface/``, and publish it with its checksum."""
+    record, path = check_card(folder), find_target(TARGET).path
     with open_folder(inspect(folder)) as staging:
         shutil.copytree(folder / path, staging.path / path)
-        (staging.path / path / CARD_NAME).write_text(to_model_card(record.agent, returns), "utf-8")
+        (staging.path / path / name).write_bytes(content)
         artifact = replace(record.artifacts[TARGET], files=describe_files(staging.path, path))
         publish(staging, replace(record, artifacts={**record.artifacts, TARGET: artifact}))
 

@@ -18,10 +18,11 @@ from convert.pipeline import convert_checkpoint
 from runtime_check import Options, check_agent
 from runtime_check.check.options import Listeners
 from runtime_check.play.cli import main
-from runtime_check.play.pictures import enlarge
+from runtime_check.play.pictures import enlarge, square
 from runtime_check.protocols import PROTOCOLS, Episode, Frame, Variation, list_variations
 
 av = pytest.importorskip("av")
+Image = pytest.importorskip("PIL.Image")
 
 
 def _run(*arguments: object, code: int = 0) -> Result:
@@ -93,6 +94,84 @@ def test_one_picture_a_step_has_the_same_length_and_the_whole_sound(tmp_path):
     pictures, sound = _decode(tmp_path / "pong.mkv")
     assert len(pictures) == 60
     assert abs(len(sound) / 48_000 - 4) < 1 / 60
+
+
+@pytest.mark.parametrize("name", ["pong.gif", "pong.webp"])
+def test_pictures_for_documents_are_those_of_every_step(name, actions, tmp_path):
+    _run("record", PONG, "-o", tmp_path / name, "--max-seconds", 4, "--scale", 1)
+    frames = _play(actions)[:240:4]
+    with Image.open(tmp_path / name) as film:
+        assert film.info["loop"] == 0  # for ever
+        shown, ends = [], []
+        for number in range(film.n_frames):
+            film.seek(number)
+            shown.append(np.asarray(film.convert("RGB")))
+            ends.append(film.info.get("timestamp", 0) if name.endswith("webp") else film.info["duration"])
+    assert ends[-1] > 3900 if name.endswith("webp") else 3900 < sum(ends) < 4300
+    expected = [square(frame.screen, 1) for frame in frames]
+    if name.endswith("gif"):
+        assert len(shown) == 60
+    else:  # equal pictures in a row are one
+        expected = [
+            one for one, after in zip(expected, [*expected[1:], None], strict=True) if not np.array_equal(one, after)
+        ]
+    assert len(shown) == len(expected)
+    assert all(map(np.array_equal, shown, expected))
+
+
+def test_a_fast_film_shows_each_fourth_frame_without_sound(actions, tmp_path):
+    _run("record", PONG, "-o", tmp_path / "pong.mkv", "--max-seconds", 4, "--scale", 1, "--speed", 4)
+    with av.open(tmp_path / "pong.mkv") as film:
+        assert not film.streams.audio
+        assert float(film.duration / av.time_base) == pytest.approx(1, abs=1 / 30)
+        pictures = [frame.to_ndarray(format="rgb24") for frame in film.decode(video=0)]
+    frames = _play(actions)[:240:4]
+    assert len(pictures) == 60
+    assert all(
+        np.array_equal(picture, enlarge(frame.screen, 1)) for picture, frame in zip(pictures, frames, strict=True)
+    )
+
+
+@pytest.mark.slow
+def test_backends_side_by_side_see_the_same(tmp_path):
+    """Four of them in a grid of two by two, each with its own answers beside the screen."""
+    convert_checkpoint(PONG, tmp_path / "agent", ["onnx", "flax", "torch"])
+    names = ["onnxruntime", "flax", "torch", "reference"]
+    options = [option for name in names for option in ("--backend", name)]
+    done = _run(
+        "record", tmp_path / "agent", *options, "-o", tmp_path / "a.mkv", "--overlay", "--max-seconds", 2, "--scale", 1
+    )
+    assert "returns onnxruntime –; flax –; torch –; reference –" in done.stdout
+    assert "parted" not in done.stdout
+    pictures, _ = _decode(tmp_path / "a.mkv")
+    height, width = pictures.shape[1] // 2, pictures.shape[2] // 2
+    tiles = [pictures[-1, y : y + height, x : x + width] for y in (0, height) for x in (0, width)]
+    assert all(np.array_equal(tile[40:, :280], tiles[0][40:, :280]) for tile in tiles)
+
+
+def test_a_film_on_the_card_is_part_of_the_record(tmp_path):
+    folder = tmp_path / "agent"
+    convert_checkpoint(PONG, folder, ["safetensors"])
+    done = _run("record", folder, "--card", "--max-seconds", 2, "--scale", 1)
+    assert f"{folder / 'huggingface/replay.mp4'}: 2.0 s of Pong" in done.stdout
+    with av.open(folder / "huggingface/replay.mp4") as film:
+        assert sum(1 for _ in film.decode(video=0)) == 120
+    # It is current, agrees, and is proven with the rest.
+    assert convert_checkpoint(PONG, folder, ["safetensors"]).written == ()
+    result = check_agent(folder, PONG, Options(("safetensors",), max_steps=20))
+    assert result.agrees
+    (folder / "huggingface/replay.mp4").write_bytes(b"another film")
+    changed = check_agent(folder, PONG, Options(("safetensors",), max_steps=20))
+    assert not changed.agrees
+
+
+def test_a_card_needs_a_folder_for_the_hub(tmp_path):
+    folder = tmp_path / "agent"
+    convert_checkpoint(PONG, folder, ["onnx"])
+    assert (
+        "has no huggingface/: run atari-convert --to safetensors first"
+        in _run("record", folder, "--card", code=2).stderr
+    )
 
 
 def test_a_mode_and_a_difficulty_change_the_game(tmp_path):

@@ -33,6 +33,7 @@ IN_ALL = True
 DESCRIBES = True
 
 WEIGHTS_NAME, CONFIG_NAME, CARD_NAME = "model.safetensors", "config.json", "README.md"
+FILM_NAME = "replay.mp4"  # which the Hub plays on the model's page; recorded later, if at all
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -66,7 +67,8 @@ def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
         UnreadableArtefact: the folder tells something else of the agent.
     """
     files = {name.removeprefix(f"{path.name}/"): content for name, content in read_files(path).items()}
-    check_names(path, files, (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME))
+    film = {FILM_NAME: files[FILM_NAME]} if FILM_NAME in files else {}
+    check_names(path, files, (WEIGHTS_NAME, CONFIG_NAME, CARD_NAME, *film))
     # A card may tell returns that were measured since.
     texts = _to_texts(agent, read_returns(files[CARD_NAME].decode("utf-8", "replace")))
     wrong = [name for name, text in texts.items() if files[name] != text]
@@ -77,7 +79,7 @@ def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
             f"{path}: {', '.join(wrong)} is not what atari-convert writes for it: convert it again"
         )
     weights = safetensors.numpy.save(to_named(network), _to_metadata(agent))
-    write_files(to, {WEIGHTS_NAME: weights, **texts})
+    write_files(to, {WEIGHTS_NAME: weights, **texts, **film})
 
 
 def _to_texts(agent: Agent, returns: Returns | None) -> dict[str, bytes]:

@@ -40,7 +40,6 @@ class Camera:
         rate = film.fps or form.rates[0]
         if rate not in form.rates:
             raise CheckError(f"{out}: {out.suffix} holds {form.rates[0]} pictures a second, not {rate}")
-        self.out = out
         self._film, self._painter = film, painter
         self._is_bare = form.sound is not None and players == 1 and not film.overlay
         self.recorder = Recorder(out, rate=rate, speed=film.speed, aspect=Fraction(4, 3) if self._is_bare else None)
@@ -67,11 +66,14 @@ class Camera:
         return lambda: self._painter.paint(scene)
 
 
-def format_film(camera: Camera, game: str, names: Sequence[str], ends: Sequence[Scene], parted: int | None) -> str:
+def format_film(
+    out: Path, frames: int, game: str, names: Sequence[str], ends: Sequence[Scene], parted: int | None
+) -> str:
     """Return a line on a film.
 
     Args:
-        camera: that made it.
+        out: where it is.
+        frames: how many emulator frames it holds.
         game: that was played.
         names: of the players.
         ends: the last scene of each whole episode.
@@ -79,5 +81,5 @@ def format_film(camera: Camera, game: str, names: Sequence[str], ends: Sequence[
     """
     lists = {name: ", ".join(f"{end.returns[place]:g}" for end in ends) or "–" for place, name in enumerate(names)}
     returns = next(iter(lists.values())) if len(names) == 1 else "; ".join(map(" ".join, lists.items()))
-    line = f"{camera.out}: {camera.recorder.frames / FRAMES_PER_SECOND:.1f} s of {game}; returns {returns}"
+    line = f"{out}: {frames / FRAMES_PER_SECOND:.1f} s of {game}; returns {returns}"
     return line if parted is None else f"{line}; parted at frame {parted}"

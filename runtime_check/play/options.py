@@ -112,17 +112,11 @@ def add_player_options(command: _Command) -> _Command:
     return _add_packed(command, Wanted, "wanted", options)
 
 
-def add_film_options(*, required: bool) -> Callable[[_Command], _Command]:
-    """Return what adds the options that say how a film is made; the command gets ``out``, and ``film``, a
-    `Film`.
-
-    Args:
-        required: whether the name of the film has to be given.
-    """
+def add_film_options(command: _Command) -> _Command:
+    """Add the options that say how a film is made; the command gets ``out``, which may be None, and ``film``."""
     out = click.option(
         "-o",
         "--out",
-        required=required,
         metavar="FILE",
         type=click.Path(dir_okay=False, path_type=Path),
         help="The film: .mp4 plays everywhere, .mkv is without loss, .gif and .webp have no sound.",
@@ -156,7 +150,7 @@ def add_film_options(*, required: bool) -> Callable[[_Command], _Command]:
             help="Cut the film after S seconds of the game.",
         ),
     )
-    return lambda command: out(_add_packed(command, Film, "film", options))
+    return out(_add_packed(command, Film, "film", options))
 
 
 def _add_packed(command: _Command, kind: type[Any], name: str, options: Sequence[Callable[..., Any]]) -> _Command:

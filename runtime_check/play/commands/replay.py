@@ -13,7 +13,7 @@ from runtime_check.play.options import KEYS, Film, add_film_options, add_mute
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True}, epilog=KEYS)
 @click.argument("log", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--line", "number", default=1, metavar="N", type=click.IntRange(1), help="Which line of the log, from 1.")
-@add_film_options(required=False)
+@add_film_options
 @add_mute
 def command(log: Path, number: int, out: Path | None, film: Film, mute: bool) -> None:
     """Watch an episode of an episode log, or record it with -o. No network is needed.
@@ -42,7 +42,7 @@ def command(log: Path, number: int, out: Path | None, film: Film, mute: bool) ->
             with camera.recorder:
                 scene, is_cut = camera.film(scenes)
             ends = [] if is_cut or scene is None else [scene]
-            click.echo(format_film(camera, plan.game, ["log"], ends, None))
+            click.echo(format_film(out, camera.recorder.frames, plan.game, ["log"], ends, None))
             is_whole = not is_cut
         if is_whole:
             check_return(episode, scene)
