@@ -10,18 +10,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import convert
 import convert.cli
 import runtime_check.cli
+import runtime_check.play.cli
 from convert.targets import list_targets
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", README, re.DOTALL)
 PYTHON = [text for language, text in BLOCKS if language == "python"]
-PROGRAMS = {"atari-convert": convert.cli.main, "atari-check": runtime_check.cli.main}
+PROGRAMS = {
+    "atari-convert": convert.cli.main,
+    "atari-check": runtime_check.cli.main,
+    "atari-play": runtime_check.play.cli.main,
+}
 COMMANDS = [line.split("#")[0].strip() for language, text in BLOCKS if language == "sh" for line in text.splitlines()]
 
 
@@ -48,7 +54,10 @@ def test_the_first_command_converts_the_agents_that_come_with_the_repository():
 @pytest.mark.parametrize("command", [command for command in COMMANDS if command.startswith("atari-")])
 def test_every_option_in_the_readme_exists(command):
     name, *words = shlex.split(command)
-    known = {option for parameter in PROGRAMS[name].params for option in parameter.opts}
+    program = PROGRAMS[name]
+    if isinstance(program, click.Group):
+        program = program.get_command(click.Context(program), words[0])
+    known = {option for parameter in program.params for option in parameter.opts}
     assert {word for word in words if word.startswith("-")} <= known
 
 

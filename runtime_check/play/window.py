@@ -274,6 +274,7 @@ def find_action(held: set[str], actions: Sequence[str]) -> int:
 
 
 def _import_pygame() -> Any:
+    os.environ.setdefault("PYGAME_HIDE_SUPPORT_PROMPT", "1")
     try:
         import pygame
     except ModuleNotFoundError as error:
