@@ -155,6 +155,13 @@ def _find_report_command() -> click.Command:
     type=click.Path(file_okay=False, path_type=Path),
     help="Write check.json, check.html and episodes.jsonl to this folder.",
 )
+@click.option(
+    "--frames",
+    default=0,
+    metavar="N",
+    type=click.IntRange(0, 100_000),
+    help="Show the first N steps of each agent in check.html, step by step: about 300 bytes each.",
+)
 @add_ci_options
 @_add_output_options
 @click.version_option(__version__, prog_name="atari-check")
@@ -185,6 +192,7 @@ def main(
     atol: float,
     rtol: float,
     report: Path | None,
+    frames: int,
     junitxml: str | None,
     summary: str | None,
     as_json: bool,
@@ -204,6 +212,8 @@ def main(
     """
     if not math.isfinite(atol) or not math.isfinite(rtol):
         raise click.UsageError("--atol and --rtol must be finite numbers")
+    if frames and (report is None or mode == "solo"):
+        raise click.UsageError("--frames needs --report, and --mode shadow or both: it shows what the reference sees")
     if ray_address and engine != "ray":
         raise click.UsageError("--ray-address needs --engine ray")
     if not agents and files_from is None:
@@ -230,6 +240,7 @@ def main(
             tf32=tf32,
             atol=atol,
             rtol=rtol,
+            frames=frames,
         )
         listed = [line for line in map(str.strip, files_from or ()) if line]
         wanted = Filter(families, games, seeds, steps)

@@ -196,6 +196,7 @@ def _describe_configuration(
     record: Record, covered: Collection[str], document: Document, options: Options
 ) -> list[dict[str, Any]]:
     how = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(options).items()}
+    del how["frames"]  # which change what is shown, not what is proven
     how |= {"side_by_side": options.width, "protocol": document["protocol"], "versions": list_versions()}
     digest = compute_sha256(json.dumps(how, sort_keys=True).encode())
     return [

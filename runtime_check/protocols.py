@@ -460,6 +460,10 @@ class Episode:
         """Return what the screen shows: uint8[height, width, 3], RGB, 210 × 160 in most games."""
         return np.asarray(self._ale.getScreenRGB(), np.uint8)
 
+    def read_indices(self) -> NDArray[np.uint8]:
+        """Return what the screen shows as indices into the console's palette: uint8[height, width]."""
+        return np.array(self._ale.getScreen(), np.uint8)
+
     def _read_frame(self) -> NDArray[np.uint8]:
         if self._protocol.grey == "ale":
             return np.asarray(self._ale.getScreenGrayscale(), np.uint8)

@@ -170,6 +170,11 @@ class Replay:
         self._next = min(width, plan.episodes)
         self._lanes = [Lane(plan, index) for index in range(self._next)]
 
+    @property
+    def lanes(self) -> Sequence[Lane]:
+        """The episodes under way, in the order of the batch that `observe` returns."""
+        return self._lanes
+
     def observe(self) -> Batch | None:
         """Return what the episodes under way show, or None when all are over."""
         if not self._lanes:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import html
 import json
 import re
 import shutil
@@ -18,6 +20,8 @@ from test_report import _make_result as make_result
 from convert.pipeline import convert_checkpoint
 from runtime_check.check.options import Options
 from runtime_check.cli import main
+from runtime_check.protocols import PROTOCOLS, Episode
+from runtime_check.replay import from_json_line
 from runtime_check.report.documents import to_document
 from runtime_check.report.page import illustrate
 from runtime_check.report.writer import ReportWriter
@@ -29,12 +33,12 @@ pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium in PATH: a
 GOOD, BAD = (0xEC, 0xF4, 0xE5), (0xE7, 0xE9, 0xFB)
 
 
-def _open_page(page: Path, to: Path) -> tuple[str, list[str], list[str], np.ndarray]:
+def _open_page(page: Path, to: Path, *more: str) -> tuple[str, list[str], list[str], np.ndarray]:
     """Return the page's DOM, what its console said, what was fetched, and a picture."""
     to.mkdir()
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--disable-extensions", "--no-first-run"]
     options += ["--disable-background-networking", "--disable-component-update", "--disable-sync", "--no-pings"]
-    options += [f"--user-data-dir={to / 'profile'}", "--enable-logging=stderr", "--window-size=1280,1600"]
+    options += [f"--user-data-dir={to / 'profile'}", "--enable-logging=stderr", "--window-size=1280,1600", *more]
     url = page.as_uri()
     dom = subprocess.run([CHROMIUM, *options, "--dump-dom", url], capture_output=True, text=True, timeout=120)
     picture, log = to / "page.png", to / "net.json"
@@ -121,3 +125,48 @@ def test_a_report_of_a_release_opens_and_finds_an_agent(tmp_path):
     assert dom.count('<details open=""') == 1
     shown = re.findall(r"<tr><td>(?:<a [^>]*>)?(\S+ \S+?)[<\s]", dom)
     assert shown == ["Game24 DQN_modern/0/12345"]
+
+
+def test_the_player_shows_the_emulators_screens_step_by_step(pages, tmp_path):
+    """The pixels of the canvas, after jumps back and forth, are those of a replay; keys and buttons work."""
+    root = pages["disagree"].parent.parent
+    arguments = [root / "bad/agent", "--source", root / "bad/source", "--max-steps", 150, "--frames", 150, "--again"]
+    done = CliRunner().invoke(main, [*map(str, arguments), "--report", str(tmp_path / "report")])
+    assert done.exit_code == 1, done.output
+    page = tmp_path / "report/check.html"
+    asked = [0, 149, 3, 99, 100, 101, 42]
+    script = f"""<script>addEventListener("load", async () => {{
+      const root = document.querySelector(".film"), canvas = root.querySelector(".picture"), seen = [];
+      const see = async () => {{
+        const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+        const hash = new Uint8Array(await crypto.subtle.digest("SHA-256", pixels.filter((_, place) => place % 4 < 3)));
+        seen.push(root.dataset.step + " " + Array.from(hash, byte => byte.toString(16).padStart(2, "0")).join(""));
+      }};
+      while (!root.show) await new Promise(done => setTimeout(done, 20));
+      for (const step of {asked}) {{ await root.show(step); await see(); }}
+      root.dispatchEvent(new KeyboardEvent("keydown", {{key: "ArrowRight"}}));
+      await new Promise(done => setTimeout(done, 200)); await see();
+      await root.show(0); root.querySelector("[data-do=event]").click();
+      await new Promise(done => setTimeout(done, 200)); await see();
+      document.body.dataset.wide = document.documentElement.scrollWidth - innerWidth;
+      document.body.dataset.seen = JSON.stringify(seen);
+      document.body.dataset.now = root.querySelector(".now").textContent;
+    }});</script></body>"""
+    page.write_text(page.read_text("utf-8").replace("</body>", script), "utf-8")
+    dom, said, fetched, _ = _open_page(
+        page, tmp_path / "chromium", "--virtual-time-budget=20000", "--window-size=500,900"
+    )
+    said = [line for line in said if "willReadFrequently" not in line]  # which the script here is told, not the page
+    assert (said, fetched) == ([], [])
+    log = from_json_line((tmp_path / "report/episodes.jsonl").read_text("utf-8").splitlines()[0])
+    episode, hashes = Episode(log.game, PROTOCOLS[log.protocol], log.seed, log.head_actions), []
+    for action in log.actions:
+        hashes.append(hashlib.sha256(episode.read_screen().tobytes()).hexdigest())
+        episode.step(action)
+    seen = json.loads(html.unescape(re.search(r'data-seen="(.*?)"', dom)[1]))
+    *steps, on, event = [entry.split() for entry in seen]
+    assert [int(step) for step, _ in steps] == asked
+    assert int(on[0]) == 43
+    assert all(digest == hashes[int(step)] for step, digest in (*steps, on, event))
+    assert "wrong" in re.search(r'data-now="(.*?)"', dom)[1]
+    assert int(re.search(r'data-wide="(.*?)"', dom)[1]) <= 0

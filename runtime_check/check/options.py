@@ -26,6 +26,7 @@ class Options:
     shadow: whether the reference acts and every backend answers. solo: whether each backend plays on its own.
     device: ``auto``, ``cpu`` or ``gpu``. tf32: whether GPUs may use TF32 instead of float32.
     atol, rtol: the allowed error, absolute and relative to the largest Q-value of an observation.
+    frames: how many steps of an agent are kept for the report to show; those of the first episodes.
 
     Raises:
         ValueError: a value is out of range.
@@ -42,6 +43,7 @@ class Options:
     tf32: bool = False
     atol: float = DEFAULT_ATOL
     rtol: float = DEFAULT_RTOL
+    frames: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what would check nothing, or something else than was meant."""
@@ -54,6 +56,11 @@ class Options:
             ("shadow", self.shadow or self.solo, "shadow or solo, or both"),
             ("device", self.device in DEVICES, ", ".join(map(repr, DEVICES))),
             ("atol", 0 <= self.atol < math.inf, "a finite number, 0 or more"),
+            (
+                "frames",
+                self.frames == 0 or (self.frames > 0 and self.shadow),
+                "0 or more, and 0 without a shadow replay",
+            ),
             ("rtol", 0 <= self.rtol < math.inf, "a finite number, 0 or more"),
         )
         for name, is_good, expected in expectations:

@@ -10,6 +10,7 @@ from convert.agents.agent import Agent, Record
 from convert.runtimes import Description
 from runtime_check.backends import Bound
 from runtime_check.check.exhibits import Exhibit
+from runtime_check.check.films import Film
 from runtime_check.check.opening import Candidate
 from runtime_check.check.shadow import ShadowPlay
 from runtime_check.check.solo import Solo, SoloPlay
@@ -63,6 +64,7 @@ class AgentResult:
     others: tuple[str, ...] = ()
     backends: Mapping[str, BackendResult] = field(default_factory=dict)
     exhibits: tuple[Exhibit, ...] = ()
+    films: tuple[Film, ...] = ()
 
     @property
     def agent(self) -> Agent:
@@ -77,13 +79,13 @@ class AgentResult:
 
 def refuse_agent(case: Case) -> AgentResult:
     """Return the result of an agent whose record is wrong: no verdict on its backends would mean anything."""
-    return _to_result(case, {}, ())
+    return _to_result(case, {}, (), ())
 
 
 def to_result(case: Case, shadow: ShadowPlay, solo: SoloPlay) -> AgentResult:
     """Return what the stages of a check found."""
     backends = {name: _to_backend_result(candidate, shadow, solo) for name, candidate in solo.candidates.items()}
-    return _to_result(case, backends, solo.exhibits)
+    return _to_result(case, backends, solo.exhibits, shadow.films)
 
 
 def _to_backend_result(candidate: Candidate, shadow: ShadowPlay, solo: SoloPlay) -> BackendResult:
@@ -104,7 +106,9 @@ def _to_backend_result(candidate: Candidate, shadow: ShadowPlay, solo: SoloPlay)
     )
 
 
-def _to_result(case: Case, backends: Mapping[str, BackendResult], exhibits: tuple[Exhibit, ...]) -> AgentResult:
+def _to_result(
+    case: Case, backends: Mapping[str, BackendResult], exhibits: tuple[Exhibit, ...], films: tuple[Film, ...]
+) -> AgentResult:
     return AgentResult(
         case.folder,
         case.source,
@@ -117,4 +121,5 @@ def _to_result(case: Case, backends: Mapping[str, BackendResult], exhibits: tupl
         case.others,
         backends,
         exhibits,
+        films,
     )

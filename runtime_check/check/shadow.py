@@ -13,10 +13,11 @@ import numpy as np
 from runtime_check.backends import REFERENCE
 from runtime_check.check.answers import Reply, ask, close_failed, list_answers
 from runtime_check.check.exhibits import Exhibits, add_exhibit, make_exhibit
+from runtime_check.check.films import Film, FilmMaker
 from runtime_check.check.opening import Candidates, require_reference
 from runtime_check.check.options import Listeners, Options
 from runtime_check.check.verification import Case
-from runtime_check.compare import Float64, Outputs, compare_outputs
+from runtime_check.compare import Comparison, Float64, Outputs, Tolerance, compare_outputs
 from runtime_check.oracle import compute_outputs
 from runtime_check.replay import Batch, Replay
 from runtime_check.tally import Returns, Tally
@@ -30,6 +31,7 @@ class ShadowPlay:
     tallies: Mapping[str, Tally] = field(default_factory=dict)
     returns: Mapping[str, Returns] = field(default_factory=dict)
     exhibits: Exhibits = ()
+    films: tuple[Film, ...] = ()
 
 
 def play_shadow(case: Case, candidates: Candidates, options: Options, listeners: Listeners) -> ShadowPlay:
@@ -45,13 +47,14 @@ def play_shadow(case: Case, candidates: Candidates, options: Options, listeners:
     """
     tallies, returns = {name: Tally() for name in candidates}, Returns()
     exhibits: Exhibits = ()
+    films = FilmMaker(options.frames)
     with ThreadPoolExecutor(os.cpu_count(), "backend") as pool:
         asked: _Asked | None = None
-        for block in chain(_play(case, candidates, options, returns, listeners), [None]):
+        for block in chain(_play(case, candidates, options, returns, films, listeners), [None]):
             if asked is not None:
-                candidates, exhibits = _settle(asked, candidates, tallies, exhibits)
+                candidates, exhibits = _settle(asked, candidates, case.tolerance, tallies, exhibits, films)
             asked = None if block is None else _ask(pool, case, candidates, block)
-    return ShadowPlay(candidates, tallies, {REFERENCE: returns}, exhibits)
+    return ShadowPlay(candidates, tallies, {REFERENCE: returns}, exhibits, films.develop())
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,13 +75,14 @@ class _Asked:
 
 
 def _play(
-    case: Case, candidates: Candidates, options: Options, returns: Returns, listeners: Listeners
+    case: Case, candidates: Candidates, options: Options, returns: Returns, films: FilmMaker, listeners: Listeners
 ) -> Generator[_Block, None, None]:
     """Let the reference act in every episode."""
     replay, reference = Replay(case.plan, options.width), candidates[REFERENCE]
     batches: list[Batch] = []
     answers: list[Outputs] = []
     while batch := replay.observe():
+        films.see(batch, replay.lanes)
         acting = {REFERENCE: ask(reference, case.shapes, batch.obs_nchw)}
         require_reference(case, close_failed(candidates, acting))
         outputs = list_answers(acting)[REFERENCE]
@@ -86,6 +90,7 @@ def _play(
         answers.append(outputs)
         for log in replay.act(outputs["q_values"].argmax(axis=1)):
             returns.add(log.episode_return)
+            films.end(log)
             listeners.episode(REFERENCE, "shadow", log)
         listeners.steps(len(batch.obs_nchw))
         if sum(len(each.steps) for each in batches) + options.width > options.batch:
@@ -112,29 +117,37 @@ def _ask(pool: Executor, case: Case, candidates: Candidates, block: _Block) -> _
 
 
 def _settle(
-    asked: _Asked, candidates: Candidates, tallies: Mapping[str, Tally], exhibits: Exhibits
+    asked: _Asked,
+    candidates: Candidates,
+    tolerance: Tolerance,
+    tallies: Mapping[str, Tally],
+    exhibits: Exhibits,
+    films: FilmMaker,
 ) -> tuple[Candidates, Exhibits]:
     """Wait for the answers to a block, and return the candidates and exhibits as they are after it."""
     replies = {name: future.result() for name, future in asked.replies.items()}
     candidates = close_failed(candidates, replies)
     answers = {REFERENCE: asked.block.outputs, **list_answers(replies)}
-    exhibits = _compare(candidates, asked.block.batch, answers, asked.expected.result(), tallies, exhibits)
-    return candidates, exhibits
+    batch, expected = asked.block.batch, asked.expected.result()
+    comparisons = {
+        name: compare_outputs(answer, expected, candidates[name].tolerance) for name, answer in answers.items()
+    }
+    for name, comparison in comparisons.items():
+        tallies[name].add(comparison, batch.episodes, batch.steps)
+    films.judge(batch, answers, comparisons, expected, tolerance.allow(expected["q_values"]))
+    return candidates, _add_exhibits(batch, answers, comparisons, expected, exhibits)
 
 
-def _compare(
-    candidates: Candidates,
+def _add_exhibits(
     batch: Batch,
     answers: Mapping[str, Outputs],
+    comparisons: Mapping[str, Comparison],
     expected: Mapping[str, Float64],
-    tallies: Mapping[str, Tally],
     exhibits: Exhibits,
 ) -> Exhibits:
-    """Add the answers to the tallies, and return the exhibits with what there is to see."""
+    """Return the exhibits with what there is to see in a batch."""
     disagreeing: dict[int, dict[str, str]] = {}
-    for name, answer in answers.items():
-        comparison = compare_outputs(answer, expected, candidates[name].tolerance)
-        tallies[name].add(comparison, batch.episodes, batch.steps)
+    for name, comparison in comparisons.items():
         for place, kind in comparison.kinds.items():
             disagreeing.setdefault(place, {})[name] = kind
     for place, kinds in disagreeing.items():

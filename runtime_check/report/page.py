@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from runtime_check.check.exhibits import Exhibit
 from runtime_check.check.results import AgentResult
-from runtime_check.report import plots
+from runtime_check.report import films, plots
 from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document
 from runtime_check.report.terminal import format_bound, format_number, format_returns, format_tolerance
 
@@ -67,11 +67,12 @@ def _format_value(value: object) -> str:
 
 
 def illustrate(result: AgentResult) -> dict[str, Any]:
-    """Return the plots and exhibits of a result, as the template of an agent takes them and as JSON can hold them."""
+    """Return plots, films and exhibits of a result, as an agent's template takes them and as JSON can hold them."""
     if not result.backends:
         return {}
     return {
         "plots": [asdict(plot) for plot in plots.draw_plots(result)],
+        "films": [films.to_json(film, result.agent.action_meanings or ()) for film in result.films],
         "exhibits": [_illustrate_exhibit(exhibit, result.agent.action_meanings or ()) for exhibit in result.exhibits],
     }
 

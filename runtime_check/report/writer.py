@@ -77,6 +77,7 @@ class ReportWriter:
         self._stack = ExitStack()
         self._files: dict[str, TextIO] = {}
         self._templates = load_templates()
+        self._has_films = False
 
     def __enter__(self) -> Self:
         """Open the files.
@@ -146,6 +147,7 @@ class ReportWriter:
         if self._is_long:
             self._add_line(document, pictures, number)
             return
+        self._has_films |= bool(pictures.get("films"))
         rows = self._templates.get_template("rows.html")
         self._files["rows"].write(rows.render(agent=document, number=number))
         section = self._templates.get_template("agent.html")
@@ -239,6 +241,7 @@ class ReportWriter:
             problems=sum(self._counts.values()) - self._counts.get(AGREE, 0),
             groups=_read_groups(self._aside / "groups"),
             log_name=LOG_NAME,
+            films=self._has_films,
         )
         with _create(self._aside / HTML_NAME) as out:
             out.writelines(page)
