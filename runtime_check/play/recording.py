@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
@@ -20,6 +22,7 @@ FRAMES_PER_SECOND = 60
 SAMPLES = 512  # of sound in a frame, which the emulator makes 60 times a second
 SOUND_RATE = SAMPLES * FRAMES_PER_SECOND
 _FILM_RATE = 48_000  # AAC and FLAC know no 30,720
+_MOST_WAITING = 8  # frames
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,9 @@ class Recorder:
         self._has_sound = self._format.sound is not None and speed == 1
         self._part = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
         self._filter: Any = None
+        # Frames are encoded while the next ones are played.
+        self._worker = ThreadPoolExecutor(1, "film")
+        self._waiting: deque[Future[None]] = deque()
         self.frames = 0
 
     def __enter__(self) -> Self:
@@ -113,14 +119,20 @@ class Recorder:
             paint: returns its picture, uint8[height, width, 3] with even sides; called only if the picture is shown.
             sound: of the frame, uint8[512], see `runtime_check.protocols.Frame`.
         """
-        if self.frames % self._stride == 0:
-            self._add_picture(paint())
-        if self._has_sound:
-            self._add_sound(sound)
+        picture = paint() if self.frames % self._stride == 0 else None
+        self._waiting.append(self._worker.submit(self._write, self.frames, picture, sound))
+        if len(self._waiting) > _MOST_WAITING:
+            self._waiting.popleft().result()
         self.frames += 1
 
-    def _add_picture(self, picture: NDArray[np.uint8]) -> None:
-        if self.frames == 0:
+    def _write(self, number: int, picture: NDArray[np.uint8] | None, sound: NDArray[np.uint8]) -> None:
+        if picture is not None:
+            self._write_picture(number, picture)
+        if self._has_sound:
+            self._write_sound(number, sound)
+
+    def _write_picture(self, number: int, picture: NDArray[np.uint8]) -> None:
+        if number == 0:
             height, width = picture.shape[:2]
             self._video.height, self._video.width = height, width
             if self._aspect is not None:
@@ -128,17 +140,17 @@ class Recorder:
             if self._format.pixels == "pal8":
                 self._filter = _make_palettes(width, height, self._rate)
         frame = _import_av().VideoFrame.from_ndarray(picture, format="rgb24")
-        frame.pts, frame.time_base = self.frames // self._stride, Fraction(1, self._rate)
+        frame.pts, frame.time_base = number // self._stride, Fraction(1, self._rate)
         self._encode(frame)
 
     def _encode(self, frame: Any) -> None:
         for filtered in _filter(self._filter, frame) if self._filter else (frame,):
             self._container.mux(self._video.encode(filtered))
 
-    def _add_sound(self, sound: NDArray[np.uint8]) -> None:
+    def _write_sound(self, number: int, sound: NDArray[np.uint8]) -> None:
         frame = _import_av().AudioFrame.from_ndarray(sound[None], format="u8", layout="mono")
         frame.sample_rate, frame.time_base = SOUND_RATE, Fraction(1, SOUND_RATE)
-        frame.pts = self.frames * SAMPLES
+        frame.pts = number * SAMPLES
         for resampled in self._resampler.resample(frame):
             self._container.mux(self._sound.encode(resampled))
 
@@ -148,9 +160,12 @@ class Recorder:
         """Put the film in place; after an exception, or without a frame, remove it."""
         try:
             if kind is None and self.frames:
+                for written in self._waiting:
+                    written.result()
                 self._finish()
                 os.replace(self._part, self._path)
         finally:
+            self._worker.shutdown(cancel_futures=True)
             self._container.close()
             self._part.unlink(missing_ok=True)
 
