@@ -96,7 +96,7 @@ def read_returns(report: Path) -> dict[Path, Returns]:
         document = json.loads(report.read_text("utf-8"))
         agents = [agent for agent in document["agents"] if "returns" in _reference(agent)]
         epsilon = document["options"]["epsilon"]
-        measured = {Path(agent["folder"]): _measured(agent) for agent in agents}
+        measured = {Path(agent["folder"]): _measured(agent, epsilon) for agent in agents}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CheckError(f"{report}: {error!r}: expected the check.json of atari-check --report") from error
     for agent in agents:
@@ -104,9 +104,18 @@ def read_returns(report: Path) -> dict[Path, Returns]:
             raise CheckError(f"{report}: {agent['folder']} does not agree with its checkpoint: convert it again")
         if agent["episodes"]["max_steps"] is not None:
             raise CheckError(f"{report}: episodes of {agent['folder']} were cut short: check without --max-steps")
-    if epsilon > LARGEST_EPSILON:
-        raise CheckError(f"{report}: --epsilon {epsilon} plays by chance: check with at most {LARGEST_EPSILON}")
+    check_epsilon(epsilon)
     return measured
+
+
+def check_epsilon(epsilon: float) -> None:
+    """Raise if a random action is so likely that the returns are not the agent's.
+
+    Raises:
+        CheckError: they are not.
+    """
+    if epsilon > LARGEST_EPSILON:
+        raise CheckError(f"--epsilon {epsilon} plays by chance: a card takes at most {LARGEST_EPSILON}")
 
 
 def _reference(agent: dict[str, Any]) -> dict[str, Any]:
@@ -114,10 +123,10 @@ def _reference(agent: dict[str, Any]) -> dict[str, Any]:
     return reference
 
 
-def _measured(agent: dict[str, Any]) -> Returns:
+def _measured(agent: dict[str, Any], epsilon: float) -> Returns:
     returns = _reference(agent)["returns"]
     measured = returns["shadow"] or returns["solo"]
-    return Returns(measured["mean"], measured["std"], measured["n"])
+    return Returns(measured["mean"], measured["std"], measured["n"], epsilon)
 
 
 @click.command()

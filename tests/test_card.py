@@ -33,7 +33,7 @@ def test_a_measured_return_goes_into_the_card_and_the_record_stays_true(tmp_path
     assert "25.30 ± 7.54 over 3 episodes" in result.output
     card = (folder / "huggingface/README.md").read_text("utf-8")
     assert 'value: "25.30 +/- 7.54"' in card
-    assert "Mean return 25.30 ± 7.54 over 3 episodes (protocol `classic`" in card
+    assert "Mean return 25.30 ± 7.54 over 3 episodes (ε = 0.001, protocol `classic`" in card
     assert is_intact(folder, find_target("safetensors"), convert.read_record(folder).artifacts["safetensors"])
     # The card is current: converting again leaves it alone.
     assert convert.convert_checkpoint(BREAKOUT, folder, ["safetensors"]).written == ()

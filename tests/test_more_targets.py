@@ -589,10 +589,10 @@ def test_a_model_card_says_who_the_agent_is_and_what_was_measured():
     assert card.startswith("---\nlibrary_name: atari-convert\ntags:\n- reinforcement-learning\n")
     assert "- c51\n- breakout\n" in card
     assert "model-index" not in card
-    measured = to_model_card(agent, Returns(25.3, 7.5, 3))
+    measured = to_model_card(agent, Returns(25.3, 7.5, 3, 0.001))
     assert 'value: "25.30 +/- 7.50"' in measured
     assert "Mean return 25.30 ± 7.50 over 3 episodes" in measured
-    assert read_returns(measured) == Returns(25.3, 7.5, 3)
+    assert read_returns(measured) == Returns(25.3, 7.5, 3, 0.001)
     assert "without a change to any weight" in card
     trained = to_model_card(replace(agent, derived_from=agent.source))
     assert "without a change" not in trained

@@ -94,6 +94,32 @@ def test_an_artefact_plays_as_its_checkpoint(converted, tmp_path):
     assert "not the folder of a converted agent, and holds no flax" in done.stderr
 
 
+def test_a_score_goes_into_the_model_card(tmp_path):
+    import convert
+    from convert.pipeline import convert_checkpoint
+    from runtime_check import Options, check_agent
+
+    source, folder = AGENTS / "C51_classic/Breakout/0/model_187420.gz", tmp_path / "agent"
+    convert_checkpoint(source, folder, ["safetensors"])
+    _run(folder, "--episodes", 2, "--epsilon", 0.01, "-o", tmp_path / "scores.csv", "--card")
+    scores = [row.score for row in files.read(tmp_path / "scores.csv")]
+    card = (folder / "huggingface/README.md").read_text("utf-8")
+    assert f'value: "{np.mean(scores):.2f} +/- {np.std(scores):.2f}"' in card
+    assert "over 2 episodes (ε = 0.01, protocol `classic`, unclipped rewards)" in card
+    assert convert_checkpoint(source, folder, ["safetensors"]).written == ()
+    assert check_agent(folder, source, Options(("safetensors",), max_steps=10)).agrees
+    assert convert.read_record(folder).agent.identity.game == "Breakout"
+    # A rerun plays nothing, and writes the card again.
+    (known,) = [row.score for row in files.read(tmp_path / "scores.csv")][:1]
+    _run(folder, "--episodes", 1, "--epsilon", 0.01, "-o", tmp_path / "scores.csv", "--card")
+    assert f'value: "{known:.2f} +/- 0.00"' in (folder / "huggingface/README.md").read_text("utf-8")
+
+
+def test_what_is_no_score_goes_into_no_card(tmp_path):
+    assert "cuts are no scores" in _run(PONG, "--max-steps", 5, "--card", code=2).stderr
+    assert "plays by chance: a card takes at most 0.01" in _run(PONG, "--epsilon", 0.5, "--card", code=2).stderr
+
+
 def test_cut_episodes_are_no_scores(tmp_path):
     done = _run(AGENTS, "--episodes", 2, "--max-steps", 5, "-o", tmp_path / "scores.parquet", "--json")
     assert {row.ending for row in files.read(tmp_path / "scores.parquet")} == {CUT}

@@ -13,11 +13,15 @@ from convert.formats.atari_agents import ZOO, find_family
 
 @dataclass(frozen=True)
 class Returns:
-    """Measured returns of one agent: unclipped, of whole episodes under its own protocol."""
+    """Measured returns of one agent: unclipped, of whole episodes under its own protocol.
+
+    epsilon: the probability of a random action in place of the agent's own.
+    """
 
     mean: float
     std: float
     episodes: int
+    epsilon: float
 
 
 def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
@@ -30,8 +34,8 @@ def to_model_card(agent: Agent, returns: Returns | None = None) -> str:
     if returns is not None:
         metadata += _model_index(agent, returns)
     played = (
-        f"Mean return {returns.mean:.2f} ± {returns.std:.2f} over {returns.episodes} episodes (protocol "
-        f"`{identity.protocol}`, unclipped rewards).\n\n"
+        f"Mean return {returns.mean:.2f} ± {returns.std:.2f} over {returns.episodes} episodes "
+        f"(ε = {returns.epsilon:g}, protocol `{identity.protocol}`, unclipped rewards).\n\n"
         if returns
         else ""
     )
@@ -75,7 +79,7 @@ def _format_outputs(head: Head) -> str:
 def read_returns(card: str) -> Returns | None:
     """Return the returns that a card tells; None where it tells none."""
     match = _PLAYED.search(card)
-    return Returns(float(match[1]), float(match[2]), int(match[3])) if match else None
+    return Returns(float(match[1]), float(match[2]), int(match[3]), float(match[4])) if match else None
 
 
 def _tell_origin(agent: Agent) -> str:
@@ -126,7 +130,9 @@ def _or_unknown(value: int | None) -> str:
 
 
 _PLAYED = re.compile(
-    r"^Mean return (-?\d{1,9}\.\d\d) ± (\d{1,9}\.\d\d) over (\d{1,9}) episodes", re.ASCII | re.MULTILINE
+    r"^Mean return (-?\d{1,9}\.\d\d) ± (\d{1,9}\.\d\d) over (\d{1,9}) episodes "
+    r"\(ε = (\d(?:\.\d{1,9})?(?:e-\d\d)?),",
+    re.ASCII | re.MULTILINE,
 )
 
 _CARD = """\

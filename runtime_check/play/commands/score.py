@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -14,7 +14,7 @@ import click
 from convert.console import github
 from convert.console.command import Command
 from convert.console.options import add_engine_options, add_episode_options, add_selection_options, parse_shard
-from convert.errors import AtariConvertError
+from convert.errors import AtariConvertError, CheckError
 from convert.names import to_printable
 
 if TYPE_CHECKING:
@@ -105,6 +105,11 @@ Measure the returns of whole episodes. For example:
     metavar="FILE",
     help="Draw the training returns of Dopamine's baselines/atari/data/GAME.json beside. Repeatable.",
 )
+@click.option(
+    "--card",
+    is_flag=True,
+    help="Write the score of each agent into the model card in its huggingface/, for converted agents.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the table as JSON.")
 @click.option("-q", "--quiet", is_flag=True, help="Print problems only.")
 def command(
@@ -130,6 +135,7 @@ def command(
     ray_address: str | None,
     plots: Path | None,
     baseline: tuple[Path, ...],
+    card: bool,
     as_json: bool,
     quiet: bool,
 ) -> None:
@@ -156,6 +162,8 @@ def command(
     try:
         if out is not None:
             files.check_name(out)
+        if card:
+            _check_card(epsilon, max_steps)
         work = Work(episodes, first_seed, epsilon, max_steps, find_backend(backend).name, device, anonymous)
         known = [row for path in more for row in files.read(path)]
         jobs: list[Job] = []
@@ -168,7 +176,7 @@ def command(
         raise click.UsageError(str(error)) from error
     with github.obey_nothing():
         outcomes = _keep(jobs, work, known, run_on, out) if out else run(jobs, work, known, run_on)
-        rows, failed = _play(outcomes, len(jobs))
+        rows, failed = _play(outcomes, len(jobs), _write_card if card else None)
         scores = score_agents({row.key: row for row in (*known, *rows)}.values())
         if as_json:
             click.echo(json.dumps(to_document(scores), indent=2))
@@ -197,16 +205,56 @@ def _keep(jobs: list[Job], work: Work, known: list[Row], run_on: Engine, out: Pa
     journal.remove()
 
 
-def _play(outcomes: Generator[Outcome, None, None], total: int) -> tuple[list[Row], int]:
-    """Print problems and progress as outcomes come; return the rows, and how many agents could not play."""
+def _check_card(epsilon: float, max_steps: int | None) -> None:
+    from runtime_check.card import check_epsilon
+
+    check_epsilon(epsilon)
+    if max_steps is not None:
+        raise click.UsageError("--card: returns of episodes that --max-steps cuts are no scores")
+
+
+def _write_card(outcome: Outcome) -> None:
+    """Write what an agent scored into its model card.
+
+    Raises:
+        AtariConvertError: it is not the folder of a converted agent with a card, or was changed.
+    """
+    from convert.formats.model_cards import Returns
+    from runtime_check.card import add_returns
+    from runtime_check.scores.summary import score_agents
+
+    if outcome.job.kind is None:
+        raise CheckError(f"{outcome.job.source}: a checkpoint has no model card: name the folder of a converted agent")
+    (score,) = score_agents(outcome.rows)
+    if score.mean is not None and score.std is not None:
+        returns = Returns(score.mean, score.std, score.n, outcome.rows[0].epsilon)
+        add_returns(Path(outcome.job.source), returns)
+
+
+def _play(
+    outcomes: Generator[Outcome, None, None], total: int, finish: Callable[[Outcome], None] | None
+) -> tuple[list[Row], int]:
+    """Print problems and progress as outcomes come; return the rows, and how many agents could not play.
+
+    Args:
+        outcomes: of the agents.
+        total: how many agents there are.
+        finish: is called with each outcome of an agent that played. Its errors are problems of the agent.
+    """
     rows: list[Row] = []
     failed = 0
     with closing(outcomes):
         for number, outcome in enumerate(outcomes, 1):
             rows += outcome.rows
-            if outcome.error is not None:
+            error = outcome.error
+            if error is None and finish is not None:
+                try:
+                    finish(outcome)
+                except AtariConvertError as problem:
+                    error = problem
+            if error is not None:
                 failed += 1
-                click.echo(f"failed: {to_printable(str(outcome.error))}", err=True)
+                click.echo(f"failed: {to_printable(str(error))}", err=True)
             elif total > 1 and not outcome.is_known:
                 click.echo(f"{number}/{total} {to_printable(outcome.job.source)}", err=True)
     return rows, failed
