@@ -102,6 +102,8 @@ def read_returns(report: Path) -> dict[Path, Returns]:
     for agent in agents:
         if agent["verdict"] != AGREE:
             raise CheckError(f"{report}: {agent['folder']} does not agree with its checkpoint: convert it again")
+        if agent["protocol"]["name"] != agent["own_protocol"]:
+            raise CheckError(f"{report}: {agent['folder']} played another protocol: check without --protocol")
         if agent["episodes"]["max_steps"] is not None:
             raise CheckError(f"{report}: episodes of {agent['folder']} were cut short: check without --max-steps")
     check_epsilon(epsilon)

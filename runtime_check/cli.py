@@ -29,6 +29,7 @@ from convert.console.options import (
     split_formats,
 )
 from convert.files.disk import remove_temporary_folders
+from runtime_check.choices import add_protocol, list_backend_names
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator, Mapping
@@ -69,12 +70,6 @@ def _add_output_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _list_backend_names() -> list[str]:
-    from runtime_check.backends import list_backends
-
-    return [backend.name for backend in list_backends()]
-
-
 def _find_report_command() -> click.Command:
     return report_proofs
 
@@ -103,7 +98,7 @@ def _find_report_command() -> click.Command:
     multiple=True,
     metavar="NAME,...",
     callback=split_formats,
-    shell_complete=complete_from(_list_backend_names),
+    shell_complete=complete_from(list_backend_names),
     help="What to check: onnxruntime, flax, tensorflow, ...; by default every artefact of the agent. The "
     "reference, which is the checkpoint in torch, always takes part. Repeatable.",
 )
@@ -133,6 +128,7 @@ def _find_report_command() -> click.Command:
     type=click.FloatRange(0, 1),
     help="Probability of a random action, drawn by the seed. The release's play.py uses 0.001.",
 )
+@add_protocol
 @click.option(
     "--mode",
     default="shadow",
@@ -186,6 +182,7 @@ def main(
     max_steps: int | None,
     first_seed: int,
     epsilon: float,
+    protocol: str | None,
     mode: str,
     device: str,
     tf32: bool,
@@ -226,6 +223,7 @@ def main(
         from runtime_check.bulk import run as bulk
         from runtime_check.check.options import Options
         from runtime_check.progress import Progress
+        from runtime_check.protocols import find_protocol
         from runtime_check.report.sums import Sums
 
         options = Options(
@@ -240,6 +238,7 @@ def main(
             tf32=tf32,
             atol=atol,
             rtol=rtol,
+            protocol=find_protocol(protocol).name if protocol else None,
             frames=frames,
         )
         listed = [line for line in map(str.strip, files_from or ()) if line]

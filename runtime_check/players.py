@@ -16,7 +16,7 @@ from convert.runtimes import Answer, Settings
 from convert.store import storage
 from convert.targets import find_target
 from runtime_check.backends import REFERENCE, find_backend
-from runtime_check.protocols import Protocol, find_protocol
+from runtime_check.protocols import Protocol, check_fit, find_protocol
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +35,21 @@ class Player:
     device: str
 
 
-def open_player(job: Job, backend: str = REFERENCE, settings: Settings | None = None, *, anonymous: bool) -> Player:
+def open_player(
+    job: Job,
+    backend: str = REFERENCE,
+    settings: Settings | None = None,
+    protocol: str | None = None,
+    *,
+    anonymous: bool,
+) -> Player:
     """Open an agent to play.
 
     Args:
         job: a checkpoint of any source, or an agent's folder, see `convert.bulk.selection.find_jobs`.
         backend: ``reference`` for the weights of the source in torch, or an artefact of an agent's folder.
         settings: of the runtime.
+        protocol: the name of the one that it plays; None for its own.
         anonymous: read URLs without credentials.
 
     Raises:
@@ -51,15 +59,20 @@ def open_player(job: Job, backend: str = REFERENCE, settings: Settings | None = 
         raise UnreadableCheckpoint(job.problem)
     settings = settings or Settings()
     network, agent = _read(job, anonymous=anonymous)
-    game, protocol = agent.identity.game, agent.identity.protocol
-    if game is None or protocol is None:
+    game, name = agent.identity.game, protocol or agent.identity.protocol
+    if game is None or name is None:
         raise CheckError(f"{job.source}: its game or its protocol is not known: name it with --identity FAMILY/Game")
+    played, seen = find_protocol(name), agent.architecture.observation
+    try:
+        check_fit(played, seen.frames, seen.size)
+    except CheckError as error:
+        raise CheckError(f"{job.source}: {error}") from error
     target = find_backend(backend).target
     if target is None:
         answer, device = _run(network, settings)
     else:
         answer, device = _load(job, target, settings)
-    return Player(agent, game, find_protocol(protocol), backend, answer, device)
+    return Player(agent, game, played, backend, answer, device)
 
 
 def _read(job: Job, *, anonymous: bool) -> tuple[Network, Agent]:

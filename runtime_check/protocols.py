@@ -196,6 +196,29 @@ def find_protocol(name: str) -> Protocol:
     return PROTOCOLS[name]
 
 
+def check_fit(protocol: Protocol, frames: int, size: int) -> None:
+    """Raise unless a protocol shows what a network sees.
+
+    Args:
+        protocol: that is to be played.
+        frames: how many pictures the network sees at once.
+        size: their height and width.
+
+    Raises:
+        CheckError: it does not; the message names the protocols that do.
+    """
+    if not _fits(protocol, frames, size):
+        fitting = ", ".join(name for name, each in PROTOCOLS.items() if _fits(each, frames, size))
+        raise CheckError(
+            f"the network sees {frames} frames of {size} × {size}, the protocol {protocol.name!r} shows "
+            f"{protocol.stack} of {protocol.height} × {protocol.width}; protocols that fit: {fitting or 'none'}"
+        )
+
+
+def _fits(protocol: Protocol, frames: int, size: int) -> bool:
+    return (protocol.stack, protocol.height, protocol.width) == (frames, size, size)
+
+
 @dataclass(frozen=True)
 class Rom:
     """A game's ROM as ale-py has it: the file, its md5, and the meanings of its minimal action set in order."""

@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
     frames = int(options.seconds * FRAMES_PER_SECOND)
-    show = open_show(Wanted(str(PONG), ("reference",), "cpu", None, False, 1, 0, 0.001, None, None))
+    show = open_show(Wanted(str(PONG), ("reference",), "cpu", None, False, 1, 0, 0.001, None, None, None))
     ready = [scene for scene, _ in zip(play_episode(show.answers, show.plan, 0), range(frames), strict=False)]
     print(f"{options.seconds:g} s of Pong, {320 * options.scale} x {210 * options.scale}, frames/s:")
     rows: dict[str, list[float]] = {}

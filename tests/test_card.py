@@ -13,11 +13,13 @@ from convert.targets import find_target
 from runtime_check.card import main
 
 
-def _report(path, folder, max_steps=None, epsilon=0.001, verdict="agree"):
+def _report(path, folder, max_steps=None, epsilon=0.001, verdict="agree", protocol="classic"):
     returns = {"mean": 25.3, "std": 7.54, "n": 3, "first": [20.0, 36.0, 20.0]}
     agent = {
         "folder": str(folder),
         "verdict": verdict,
+        "protocol": {"name": protocol},
+        "own_protocol": "classic",
         "episodes": {"first_seed": 0, "count": 3, "max_steps": max_steps},
         "backends": {"reference": {"returns": {"shadow": returns, "solo": None}}},
     }
@@ -56,5 +58,7 @@ def test_returns_that_are_not_the_agents_own_are_refused(tmp_path):
     assert "--epsilon 1 plays by chance" in result.output
     result = CliRunner().invoke(main, [_report(tmp_path / "check.json", tmp_path, verdict="disagree")])
     assert "does not agree with its checkpoint" in result.output
+    result = CliRunner().invoke(main, [_report(tmp_path / "check.json", tmp_path, protocol="modern")])
+    assert "played another protocol: check without --protocol" in result.output
     (tmp_path / "check.json").write_text("[]", "utf-8")
     assert "expected the check.json of" in CliRunner().invoke(main, [str(tmp_path / "check.json")]).output

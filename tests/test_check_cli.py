@@ -474,3 +474,30 @@ def test_a_folder_whose_name_is_not_text_is_reported(converted, tmp_path):
     assert "p\\udcffng" in (report / "check.html").read_text("utf-8")
     document = json.loads((report / "check.json").read_text("utf-8"))
     assert Path(document["agents"][0]["folder"]) == folder
+
+
+def test_another_protocol_is_played_and_said_and_proves_nothing(tmp_path):
+    folder = tmp_path / "agent"
+    convert_checkpoint(PONG, folder, ["onnx"])
+    arguments = ["--source", str(PONG), "--max-steps", "20"]
+
+    def check(*options, code=0):
+        done = CliRunner().invoke(main, [str(folder), *arguments, *options])
+        assert done.exit_code == code, done.output
+        return done
+
+    first = check("--protocol", "sb3", "--report", str(tmp_path / "report"))
+    assert "sb3 protocol (its own is modern; no proof is written)" in first.stdout
+    assert "its own is modern" in (tmp_path / "report/check.html").read_text("utf-8")
+    (agent,) = json.loads((tmp_path / "report/check.json").read_text("utf-8"))["agents"]
+    assert (agent["protocol"]["name"], agent["own_protocol"]) == ("sb3", "modern")
+    assert not (folder / "proof.json").exists()
+    assert "known from an earlier run" not in check().stdout
+    assert (folder / "proof.json").exists()
+    proof = (folder / "proof.json").read_bytes()
+    assert "its own is modern" in check("--protocol", "classic").stdout
+    assert (folder / "proof.json").read_bytes() == proof
+    assert "known from an earlier run" in check().stdout
+    assert (
+        "no protocol 'sb4' can be played: expected one of modern, classic" in check("--protocol", "sb4", code=2).stderr
+    )

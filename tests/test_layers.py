@@ -61,6 +61,7 @@ def find_room(module: str) -> str:
 # The same of `runtime_check`.
 CHECK_FLOORS = (
     ("backends", "compare", "oracle", "protocols"),
+    ("choices",),
     ("calibration", "dopamine_env", "environment", "games", "replay", "tally", "torch_files"),
     ("originals",),
     ("check",),

@@ -115,7 +115,7 @@ def test_a_score_goes_into_the_model_card(tmp_path):
     assert f'value: "{known:.2f} +/- 0.00"' in (folder / "huggingface/README.md").read_text("utf-8")
 
 
-def test_what_is_no_score_goes_into_no_card(tmp_path):
+def test_what_is_no_score_goes_into_no_card():
     assert "cuts are no scores" in _run(PONG, "--max-steps", 5, "--card", code=2).stderr
     assert "plays by chance: a card takes at most 0.01" in _run(PONG, "--epsilon", 0.5, "--card", code=2).stderr
 

@@ -47,6 +47,10 @@ def _windows(monkeypatch, tmp_path):
     monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
     monkeypatch.setenv("SDL_AUDIODRIVER", "dummy")
     monkeypatch.chdir(tmp_path)
+    closing = threading.Timer(60, lambda: pygame.event.post(pygame.event.Event(pygame.QUIT)))
+    closing.start()  # a window that nobody closes would stay for ever
+    yield
+    closing.cancel()
 
 
 class Person(threading.Thread):
@@ -129,7 +133,7 @@ def play_pong(steps, answers=None, epsilon=0.001, **options):
     from runtime_check.play.opening import open_show
     from runtime_check.play.options import Wanted
 
-    show = open_show(Wanted(str(PONG), ("reference",), "cpu", None, False, 1, 0, epsilon, None, None))
+    show = open_show(Wanted(str(PONG), ("reference",), "cpu", None, False, 1, 0, epsilon, None, None, None))
     plan = Plan(show.plan.game, show.plan.protocol, 6, 0, 1, steps, epsilon)
     return list(play_episode(answers(show.answers[0]) if answers else show.answers, plan, 0, **options))
 
@@ -160,6 +164,7 @@ def test_a_person_takes_over_and_gives_back():
 
 @pytest.mark.slow
 def test_a_person_plays_against_an_agent():
+    """Both under the protocol of the agent, unless another one is named."""
     keys = ((pygame.K_SPACE, 0.3), pygame.K_n, pygame.K_n)
     done, _ = _see(*keys, arguments=("human", "breakout", "--against", BREAKOUT, "--scale", 1))
     mine, theirs = done.stdout.splitlines()
@@ -188,7 +193,6 @@ def test_keys_mean_the_closest_action(held, actions, expected):
         (("human", "Pong", "--mode", 9), "Pong has no mode 9: expected one of 0, 1"),
         (("human", "Pong", "--protocol", "moderm"), "no protocol 'moderm' can be played"),
         (("human", "Pong", "--against", BREAKOUT), "plays Breakout, not Pong"),
-        (("human", "Breakout", "--against", BREAKOUT, "--protocol", "modern"), "leave out --protocol modern"),
         (("watch", PONG, "--backend", "flex"), "did you mean flax"),
         (("watch", PONG, "--backend", "flax"), "not the folder of a converted agent"),
     ],
@@ -353,3 +357,13 @@ def test_a_panel_marks_the_action_that_was_taken_and_shows_the_stack():
 
 def test_a_film_needs_a_name():
     assert "name the film: -o FILE, or --card" in _run("record", PONG, code=2).stderr
+
+
+def test_another_protocol_has_to_show_what_the_network_sees():
+    """The network of the sample sees 4 frames of 84 × 84, as every protocol that is known shows."""
+    assert (
+        "no protocol 'nowhere' can be played"
+        in _run("record", PONG, "-o", "a.gif", "--protocol", "nowhere", code=2).stderr
+    )
+    done = _run("record", PONG, "-o", "a.webp", "--protocol", "sb3", "--max-seconds", 1)
+    assert "1.0 s of Pong" in done.stdout

@@ -132,6 +132,8 @@ def _check(work: Work, job: Job, place: Place, listeners: Listeners) -> Outcome:
     outcome = Outcome(job, place.restore(document), illustrate(result), logs.to_text(document["backends"]))
     if not result.backends:  # the record is wrong, and nothing was run
         return outcome
+    if result.plan.protocol.name != result.agent.identity.protocol:
+        return outcome  # another protocol than its own proves nothing of how it plays
     source, stamp = stamp_source(place, result.source, result.record.agent, work.source)
     statement = to_statement(result, document, work.options)
     try:

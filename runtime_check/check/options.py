@@ -26,6 +26,7 @@ class Options:
     shadow: whether the reference acts and every backend answers. solo: whether each backend plays on its own.
     device: ``auto``, ``cpu`` or ``gpu``. tf32: whether GPUs may use TF32 instead of float32.
     atol, rtol: the allowed error, absolute and relative to the largest Q-value of an observation.
+    protocol: the name of the one that is played; None for each agent's own.
     frames: how many steps of an agent are kept for the report to show; those of the first episodes.
 
     Raises:
@@ -43,6 +44,7 @@ class Options:
     tf32: bool = False
     atol: float = DEFAULT_ATOL
     rtol: float = DEFAULT_RTOL
+    protocol: str | None = None
     frames: int = 0
 
     def __post_init__(self) -> None:

@@ -31,7 +31,7 @@ from runtime_check.compare import Tolerance, compute_scale
 from runtime_check.oracle import Conv as JudgedConv
 from runtime_check.oracle import Dense, Float64, Oracle
 from runtime_check.originals import read_oracle
-from runtime_check.protocols import find_actions, find_protocol, read_rom
+from runtime_check.protocols import check_fit, find_actions, find_protocol, read_rom
 from runtime_check.replay import Plan
 
 
@@ -86,7 +86,7 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
         raise CheckError(
             f"{folder}: agent.json says neither game nor protocol: convert again with --identity FAMILY/Game"
         )
-    shown = find_protocol(protocol)
+    shown = find_protocol(options.protocol or protocol)
     source = sources.find(agent)
     try:
         oracle = read_oracle(source)
@@ -94,11 +94,10 @@ def verify_agent(folder: Path, sources: Sources, options: Options) -> Case:
     except (OSError, ValueError) as error:
         raise CheckError(f"{error}: the source cannot be judged") from error
     seen = oracle.observation
-    if (seen.frames, seen.size, seen.size) != (shown.stack, shown.height, shown.width):
-        raise CheckError(
-            f"{folder}: the network sees {seen.frames} frames of {seen.size} × {seen.size}, the protocol "
-            f"{protocol!r} shows {shown.stack} of {shown.height} × {shown.width}: the agent is of another protocol"
-        )
+    try:
+        check_fit(shown, seen.frames, seen.size)
+    except CheckError as error:
+        raise CheckError(f"{folder}: {error}") from error
     covered = {backend.target for backend in backends}
     plan = Plan(
         game,

@@ -55,7 +55,8 @@ def open_show(wanted: Wanted) -> Show:
     if len(jobs) > 1:
         raise CheckError(f"{wanted.source}: holds {len(jobs)} agents, expected one: name its file or folder")
     players = tuple(
-        open_player(jobs[0], name, Settings(wanted.device), anonymous=wanted.anonymous) for name in backends
+        open_player(jobs[0], name, Settings(wanted.device), wanted.protocol, anonymous=wanted.anonymous)
+        for name in backends
     )
     player, variation = players[0], Variation(wanted.mode, wanted.difficulty)
     count = player.agent.head.actions
@@ -87,26 +88,23 @@ def find_game(name: str) -> str:
     return known[name.lower()]
 
 
-def plan_human(game: str, protocol: str | None, wanted: Wanted, opponent: Show | None) -> tuple[Plan, tuple[str, ...]]:
+def plan_human(game: str, wanted: Wanted, opponent: Show | None) -> tuple[Plan, tuple[str, ...]]:
     """Return what a person plays, with every action that the protocol has, and the meanings of the actions.
 
     Args:
         game: its name in the release's paths.
-        protocol: the name of one; None for that of the opponent, or else ``modern``.
-        wanted: the seed, the mode and the difficulty.
+        wanted: the seed, the mode, the difficulty and the protocol; by default that of the opponent, or else ``modern``.
         opponent: who plays the same afterwards, if anyone.
 
     Raises:
-        CheckError: there is no such protocol or mode, or the opponent plays another game or under another protocol.
+        CheckError: there is no such protocol or mode, or the opponent plays another game.
     """
     if opponent is None:
-        chosen = find_protocol(protocol or "modern")
+        chosen = find_protocol(wanted.protocol or "modern")
     else:
         chosen = opponent.plan.protocol
         if opponent.plan.game != game:
             raise CheckError(f"{wanted.source}: plays {opponent.plan.game}, not {game}")
-        if protocol not in (None, chosen.name):
-            raise CheckError(f"{wanted.source}: plays under {chosen.name!r}: leave out --protocol {protocol}")
     actions = read_rom(game).minimal_actions if chosen.action_set == "minimal" else FULL_ACTION_SET
     variation = Variation(wanted.mode, wanted.difficulty)
     check_variation(game, variation)

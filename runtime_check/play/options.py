@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import click
 
 from convert.console.options import complete_from
+from runtime_check.choices import add_protocol, list_backend_names
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
@@ -29,6 +30,7 @@ class Wanted:
     epsilon: float
     mode: int | None
     difficulty: int | None
+    protocol: str | None
 
 
 @dataclass(frozen=True)
@@ -50,12 +52,6 @@ Keys of the window:
   T    take over with the arrow keys and space (FIRE), and give back
   M    sound off, and on     Esc  quit
 """
-
-
-def _list_backend_names() -> list[str]:
-    from runtime_check.backends import list_backends
-
-    return [backend.name for backend in list_backends()]
 
 
 add_mute = click.option("--mute", is_flag=True, help="Open no sound device.")
@@ -93,7 +89,7 @@ def add_player_options(command: _Command) -> _Command:
             multiple=True,
             default=("reference",),
             metavar="NAME",
-            shell_complete=complete_from(_list_backend_names),
+            shell_complete=complete_from(list_backend_names),
             help="What plays: the checkpoint in torch, or an artefact. Several play the same episode, side by side.",
         ),
         add_device,
@@ -108,6 +104,7 @@ def add_player_options(command: _Command) -> _Command:
         ),
         add_mode,
         add_difficulty,
+        add_protocol,
     )
     return _add_packed(command, Wanted, "wanted", options)
 

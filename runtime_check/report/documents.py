@@ -51,6 +51,7 @@ def describe_agent(agent: Agent) -> Document:
         "step": agent.identity.step,
         "source": {"path": agent.source.path, "sha256": agent.source.sha256},
         "actions": list(agent.action_meanings or ()),
+        "own_protocol": agent.identity.protocol,
     }
 
 

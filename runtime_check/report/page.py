@@ -16,7 +16,7 @@ from runtime_check.check.exhibits import Exhibit
 from runtime_check.check.results import AgentResult
 from runtime_check.report import films, plots
 from runtime_check.report.documents import AGREE, DISAGREE, UNCHECKED, Document
-from runtime_check.report.terminal import format_bound, format_number, format_returns, format_tolerance
+from runtime_check.report.terminal import format_bound, format_number, format_protocol, format_returns, format_tolerance
 
 
 def load_templates() -> jinja2.Environment:
@@ -31,6 +31,7 @@ def load_templates() -> jinja2.Environment:
         "format_tolerance": format_tolerance,
         "format_bound": format_bound,
         "format_options": format_options,
+        "format_protocol": format_protocol,
         "name_agent": name_agent,
     }
     return templates

@@ -10,6 +10,12 @@ from runtime_check.report.documents import UNCHECKED, Document
 _WIDTH = 100
 
 
+def format_protocol(document: Document) -> str:
+    """Return which protocol was played, and which one is the agent's own if it is another."""
+    played, own = document["protocol"]["name"], document["own_protocol"]
+    return f"{played} protocol" if played == own else f"{played} protocol (its own is {own}; no proof is written)"
+
+
 def format_agent(document: Document, *, verbose: bool = False) -> str:
     """Return an agent's part of the table, in lines of at most 100 columns."""
     lines = [_shorten(to_printable(document["folder"]), _WIDTH)]
@@ -18,7 +24,7 @@ def format_agent(document: Document, *, verbose: bool = False) -> str:
     episodes, tolerance = document["episodes"], document["tolerance"]
     last = episodes["first_seed"] + episodes["count"] - 1
     seeds = f"seeds {episodes['first_seed']} to {last}" if episodes["count"] > 1 else f"seed {last}"
-    lines += _wrap(f"{document['protocol']['name']} protocol, {seeds}, allowed error {format_tolerance(tolerance)}")
+    lines += _wrap(f"{format_protocol(document)}, {seeds}, allowed error {format_tolerance(tolerance)}")
     if document["backends"]:
         lines.append(_HEADER)
     lines += [_format_row(name, outcome) for name, outcome in document["backends"].items()]

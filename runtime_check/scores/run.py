@@ -30,6 +30,7 @@ class Work:
 
     episodes: how many, each with the next seed after ``seed``. max_steps: where an episode is cut; None for no bound
     but the protocol's. epsilon: the probability of a random action. backend, device: what answers, and where.
+    protocol: the name of the one that is played; None for each agent's own.
     """
 
     episodes: int = 10
@@ -38,6 +39,7 @@ class Work:
     max_steps: int | None = None
     backend: str = REFERENCE
     device: str = "auto"
+    protocol: str | None = None
     anonymous: bool = False
 
 
@@ -75,7 +77,7 @@ def play_job(work: Work, known: Collection[tuple[object, ...]], job: Job) -> Out
     """Play with one agent. Whatever is wrong with it is part of the outcome."""
     try:
         settings = Settings(work.device, batch=min(work.episodes, SIDE_BY_SIDE))
-        player = open_player(job, work.backend, settings, anonymous=work.anonymous)
+        player = open_player(job, work.backend, settings, work.protocol, anonymous=work.anonymous)
         expected = [_to_row(work, player, seed) for seed in range(work.seed, work.seed + work.episodes)]
         if all(row.key in known for row in expected):
             return Outcome(job, tuple(expected), is_known=True)

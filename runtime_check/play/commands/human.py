@@ -6,6 +6,7 @@ import click
 
 from convert.console.options import complete_from, list_game_names
 from convert.errors import AtariConvertError
+from runtime_check.choices import list_protocol_names
 from runtime_check.play.options import (
     KEYS,
     Wanted,
@@ -24,7 +25,12 @@ from runtime_check.play.options import (
     metavar="AGENT",
     help="A checkpoint or the folder of a converted agent: it plays the same seed afterwards.",
 )
-@click.option("--protocol", metavar="NAME", help="What you play under.  [default: that of the agent, or else modern]")
+@click.option(
+    "--protocol",
+    metavar="NAME",
+    shell_complete=complete_from(list_protocol_names),
+    help="What you play under, and the agent too.  [default: that of the agent, or else modern]",
+)
 @add_seed
 @add_mode
 @add_difficulty
@@ -53,9 +59,9 @@ def command(
 
     try:
         name = find_game(game)
-        wanted = Wanted(against or "", ("reference",), device, None, False, 1, seed, 0.0, mode, difficulty)
+        wanted = Wanted(against or "", ("reference",), device, None, False, 1, seed, 0.0, mode, difficulty, protocol)
         show = open_show(wanted) if against else None
-        plan, actions = plan_human(name, protocol, wanted, show)
+        plan, actions = plan_human(name, wanted, show)
         painter = Painter(["you"], actions, scale=scale, overlay=False)
         with Window(f"{name} you", painter, mute=mute, has_taken_over=True) as window:
             scenes = play_episode([None], plan, 0, lambda _: window.find_action(actions))

@@ -16,6 +16,7 @@ from convert.console.command import Command
 from convert.console.options import add_engine_options, add_episode_options, add_selection_options, parse_shard
 from convert.errors import AtariConvertError, CheckError
 from convert.names import to_printable
+from runtime_check.choices import add_protocol
 
 if TYPE_CHECKING:
     from convert.bulk.engines import Engine
@@ -76,6 +77,7 @@ Measure the returns of whole episodes. For example:
     help="What plays: the checkpoint in torch, or an artefact of a converted agent.",
 )
 @click.option("--device", default="auto", type=click.Choice(["auto", "cpu", "gpu"]), help="Where the network runs.")
+@add_protocol
 @click.option(
     "--identity",
     metavar="FAMILY/Game[/SEED[/STEP]]",
@@ -122,6 +124,7 @@ def command(
     max_steps: int | None,
     backend: str,
     device: str,
+    protocol: str | None,
     identity: str | None,
     files_from: IO[str] | None,
     anonymous: bool,
@@ -164,7 +167,7 @@ def command(
             files.check_name(out)
         if card:
             _check_card(epsilon, max_steps)
-        work = Work(episodes, first_seed, epsilon, max_steps, find_backend(backend).name, device, anonymous)
+        work = Work(episodes, first_seed, epsilon, max_steps, find_backend(backend).name, device, protocol, anonymous)
         known = [row for path in more for row in files.read(path)]
         jobs: list[Job] = []
         if sources or files_from is not None:
@@ -220,12 +223,15 @@ def _write_card(outcome: Outcome) -> None:
         AtariConvertError: it is not the folder of a converted agent with a card, or was changed.
     """
     from convert.formats.model_cards import Returns
+    from convert.sources import read_record
     from runtime_check.card import add_returns
     from runtime_check.scores.summary import score_agents
 
     if outcome.job.kind is None:
         raise CheckError(f"{outcome.job.source}: a checkpoint has no model card: name the folder of a converted agent")
     (score,) = score_agents(outcome.rows)
+    if outcome.rows[0].protocol != read_record(outcome.job.source).agent.identity.protocol:
+        raise CheckError(f"{outcome.job.source}: no card for returns under another protocol: leave out --protocol")
     if score.mean is not None and score.std is not None:
         returns = Returns(score.mean, score.std, score.n, outcome.rows[0].epsilon)
         add_returns(Path(outcome.job.source), returns)
