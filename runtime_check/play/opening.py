@@ -93,7 +93,7 @@ def plan_human(game: str, wanted: Wanted, opponent: Show | None) -> tuple[Plan, 
 
     Args:
         game: its name in the release's paths.
-        wanted: the seed, the mode, the difficulty and the protocol; by default that of the opponent, or else ``modern``.
+        wanted: seed, mode, difficulty and protocol, which is by default that of the opponent, or else ``modern``.
         opponent: who plays the same afterwards, if anyone.
 
     Raises:
