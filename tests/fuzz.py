@@ -466,6 +466,7 @@ READERS = {
             "cleanrl_c51_atari.cleanrl_model",
             "cleanrl_c51_atari_jax.cleanrl_model",
             "pfrl_dqn_model.pt",
+            "pfrl_rainbow_model.pt",
             "kaixhin_data_efficient_model.pth",
         )
     },

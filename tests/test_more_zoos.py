@@ -14,12 +14,13 @@ import convert
 from convert.agents.identity import Identity
 from convert.bulk.selection import find_jobs
 from convert.errors import CheckpointError, UnreadableCheckpoint, UnsupportedArchitecture, WeightMismatch
-from convert.sources import kaixhin
+from convert.formats.state_dicts import space_atoms
 from runtime_check import Options, check_agent
 from runtime_check.oracle import compute_outputs
 from runtime_check.originals import find_original, read_oracle
 
 PFRL, KAIXHIN = "pfrl_dqn_model.pt", "kaixhin_data_efficient_model.pth"
+RAINBOW = "pfrl_rainbow_model.pt"
 
 
 def _make_rainbow(path: Path, names: tuple[str, str, str]) -> Path:
@@ -45,6 +46,7 @@ def _make_rainbow(path: Path, names: tuple[str, str, str]) -> Path:
 CANONICAL, BEFORE_1_4 = ("convs.0", "convs.2", "convs.4"), ("conv1", "conv2", "conv3")
 MODELS = {
     "pfrl": lambda folder: save_sample(PFRL, folder),
+    "pfrl rainbow": lambda folder: save_sample(RAINBOW, folder),
     "data-efficient": lambda folder: save_sample(KAIXHIN, folder),
     "canonical": lambda folder: _make_rainbow(folder / "model.pth", CANONICAL),
     "before 1.4": lambda folder: _make_rainbow(folder / "model.pth", BEFORE_1_4),
@@ -66,9 +68,13 @@ def test_the_judge_reads_the_same_network_by_itself(model, tmp_path):
 
 
 def test_models_tell_their_algorithm_and_the_rest_is_said(tmp_path):
-    for name, identity, algorithm in ((PFRL, "pfrl/Pong", "DQN"), (KAIXHIN, "kaixhin/Pong/1", "Rainbow")):
+    for name, identity, algorithm in (
+        (PFRL, "pfrl/Pong", "DQN"),
+        (RAINBOW, "pfrl/Pong/2", "Rainbow"),
+        (KAIXHIN, "kaixhin/Pong/1", "Rainbow"),
+    ):
         path = save_sample(name, tmp_path)
-        agent = convert.convert_checkpoint(path, tmp_path / algorithm, ["safetensors"], identity=identity).record.agent
+        agent = convert.convert_checkpoint(path, tmp_path / identity, ["safetensors"], identity=identity).record.agent
         zoo, _, seed = identity.partition("/Pong")
         assert agent.identity == Identity(zoo, algorithm, "Pong", zoo, int(seed.strip("/")) if seed else None)
         with pytest.raises(CheckpointError, match="has 6 actions, expected 4 or all 18 for Breakout"):
@@ -96,7 +102,7 @@ def test_the_names_of_a_rainbow_tell_the_padding_that_no_shape_tells(names, padd
     np.testing.assert_allclose(convert.load_agent(tmp_path / "out", "torch")(observations), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("model", ["pfrl", "canonical"])
+@pytest.mark.parametrize("model", ["pfrl", "pfrl rainbow", "canonical"])
 def test_a_model_of_the_format_before_torch_1_6_is_read_by_both(model, tmp_path):
     path = MODELS[model](tmp_path)
     expected = convert.read_checkpoint(path)
@@ -105,11 +111,30 @@ def test_a_model_of_the_format_before_torch_1_6_is_read_by_both(model, tmp_path)
     assert read_oracle(path).actions == expected.head.actions
 
 
+def test_a_rainbow_of_pfrl_is_its_formula_over_mean_weights(tmp_path):
+    path, observations = MODELS["pfrl rainbow"](tmp_path), make_observations(2)
+    state = torch.load(path)
+    x = torch.from_numpy(observations) / 255
+    for index, stride in enumerate((4, 2, 1)):
+        x = conv2d(x, state[f"conv_layers.{index}.weight"], state[f"conv_layers.{index}.bias"], stride).relu()
+
+    def answer(layer: str, x: torch.Tensor) -> torch.Tensor:
+        return linear(x, state[f"{layer}.mu.weight"], state[f"{layer}.mu.bias"])
+
+    hidden = answer("main_stream", x.flatten(1)).relu()
+    advantages = answer("a_stream", hidden[:, :512]).view(2, 6, 51)
+    logits = answer("v_stream", hidden[:, 512:]).view(2, 1, 51) + advantages - advantages.mean(1, keepdim=True)
+    expected = (logits.softmax(2) * torch.linspace(-10, 10, 51)).sum(2)
+    np.testing.assert_allclose(compute_outputs(read_oracle(path), observations)["q_values"], expected, atol=1e-4)
+
+
 def test_other_agents_of_pfrl_are_refused_by_name(tmp_path):
-    for key, algorithm in (("main_stream.mu.weight", "Rainbow"), ("psi.0.weight", "IQN")):
+    for key, algorithm in (("a_stream.hidden_layers.0.weight", "DuelingDQN"), ("psi.0.weight", "IQN")):
         path = tmp_path / "model.pt"
         torch.save({key: torch.zeros(1)}, path)
-        with pytest.raises(UnreadableCheckpoint, match=rf"model\.pt: a PFRL agent of {algorithm}; supported: DQN"):
+        with pytest.raises(
+            UnreadableCheckpoint, match=rf"model\.pt: a PFRL agent of {algorithm}; supported: DQN, Rainbow"
+        ):
             convert.read_checkpoint(path)
         with pytest.raises(ValueError, match=r"model\.pt"):
             read_oracle(path)
@@ -121,6 +146,19 @@ def test_other_agents_of_pfrl_are_refused_by_name(tmp_path):
         ("pfrl", lambda state: state.pop("1.bias"), WeightMismatch, r"no 1\.bias"),
         ("pfrl", lambda state: state.update({"2.bias": torch.zeros(1)}), WeightMismatch, r"unexpected 2\.bias"),
         ("pfrl", lambda state: state["1.bias"].fill_(torch.inf), WeightMismatch, "not finite"),
+        ("pfrl rainbow", lambda state: state.pop("v_stream.mu.bias"), WeightMismatch, r"no v_stream\.mu\.bias"),
+        (
+            "pfrl rainbow",
+            lambda state: state.update({"x.sigma": torch.zeros(1)}),
+            WeightMismatch,
+            r"unexpected x\.sigma",
+        ),
+        (
+            "pfrl rainbow",
+            lambda state: state.update({"v_stream.mu.weight": torch.zeros(1, 512), "v_stream.mu.bias": torch.zeros(1)}),
+            UnsupportedArchitecture,
+            "1 atoms, expected 2",
+        ),
         ("canonical", lambda state: state.pop("fc_h_a.bias_mu"), WeightMismatch, r"no fc_h_a\.bias_mu"),
         (
             "canonical",
@@ -156,10 +194,10 @@ def test_a_search_picks_up_models_alone(tmp_path):
     assert [Path(job.source).name for job in jobs] == [KAIXHIN, PFRL]
 
 
-@pytest.mark.parametrize("model", ["pfrl", "data-efficient"])
+@pytest.mark.parametrize("model", ["pfrl", "pfrl rainbow", "data-efficient"])
 def test_an_agent_plays_as_its_zoo_does_in_every_backend(model, tmp_path):
     path = MODELS[model](tmp_path)
-    zoo = "pfrl" if model == "pfrl" else "kaixhin"
+    zoo = "kaixhin" if model == "data-efficient" else "pfrl"
     convert.convert_checkpoint(path, tmp_path / "out", ["onnx", "flax"], identity=f"{zoo}/Pong")
     result = check_agent(tmp_path / "out", path, Options(max_steps=200))
     assert result.agrees, [backend.reasons for backend in result.backends.values()]
@@ -168,4 +206,4 @@ def test_an_agent_plays_as_its_zoo_does_in_every_backend(model, tmp_path):
 
 @pytest.mark.parametrize("atoms", [2, 3, 20, 51, 201])
 def test_the_support_of_a_rainbow_is_torchs(atoms):
-    assert kaixhin._space_atoms(atoms).tolist() == torch.linspace(-10, 10, atoms).tolist()
+    assert space_atoms(-10, 10, atoms).tolist() == torch.linspace(-10, 10, atoms).tolist()

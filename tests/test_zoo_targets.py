@@ -29,6 +29,7 @@ AGENTS = {
     "`cleanrl`, C51": lambda folder: save_sample("cleanrl_c51_atari.cleanrl_model", folder),
     "`cleanrl-jax`, C51": lambda folder: save_sample("cleanrl_c51_atari_jax.cleanrl_model", folder),
     "`pfrl`, DQN": lambda folder: save_sample("pfrl_dqn_model.pt", folder),
+    "`pfrl`, Rainbow": lambda folder: save_sample("pfrl_rainbow_model.pt", folder),
     "`kaixhin`, data-efficient Rainbow": lambda folder: save_sample("kaixhin_data_efficient_model.pth", folder),
 }
 

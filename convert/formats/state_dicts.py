@@ -137,6 +137,14 @@ def count_rows(tensors: Mapping[str, Tensor], layer: str) -> int:
     return next(iter(tensors[f"{layer}.kernel"].shape), 0)
 
 
+def space_atoms(low: float, high: float, count: int) -> Float32:
+    """Return what ``torch.linspace`` does, bit for bit: a float32 step, taken from the nearer end."""
+    step = np.float64(np.float32(high - low) / np.float32(count - 1))
+    places = np.arange(count, dtype=np.float64)
+    atoms = np.where(places < count // 2, low + step * places, high - step * (count - 1 - places))
+    return atoms.astype(np.float32)
+
+
 def is_same_content(data: bytes, expected: bytes) -> bool:
     """Tell whether two files of ``torch.save`` hold the same; other versions of torch write it in other bytes."""
     if data == expected:

@@ -94,7 +94,7 @@ def _to_network(tensors: Mapping[str, Tensor], convs: tuple[Conv, ...], name: st
     units, atoms, rows = (state_dicts.count_rows(tensors, layer) for layer in ("hidden.0", "value", "advantage"))
     if not 2 <= atoms <= LARGEST_ATOMS:
         raise UnsupportedArchitecture(f"{name}: its value has {atoms} atoms, expected 2 to {LARGEST_ATOMS}")
-    support = tuple(_space_atoms(atoms).tolist())
+    support = tuple(state_dicts.space_atoms(_LOW, _HIGH, atoms).tolist())
     try:
         head = Head("categorical", rows // atoms, support, streams="split")
         architecture = Architecture(Observation(), convs, (2 * units,), head)
@@ -118,11 +118,3 @@ def _list_shapes(architecture: Architecture) -> dict[str, tuple[int, ...]]:
     for stream in "01":
         shapes |= {f"hidden.{stream}.kernel": (units // 2, inputs), f"hidden.{stream}.bias": (units // 2,)}
     return shapes
-
-
-def _space_atoms(count: int) -> Float32:
-    """Return what ``torch.linspace(-10, 10, count)`` does, bit for bit: a float32 step, taken from the nearer end."""
-    step = np.float64(np.float32(_HIGH - _LOW) / np.float32(count - 1))
-    places = np.arange(count, dtype=np.float64)
-    atoms = np.where(places < count // 2, _LOW + step * places, _HIGH - step * (count - 1 - places))
-    return atoms.astype(np.float32)
