@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from convert.agents.games import load_games
 from convert.pipeline import convert_checkpoint
 from runtime_check import Options, check_agent
 from runtime_check.check.options import Listeners
+from runtime_check.play import recording
 from runtime_check.play.cli import main
 from runtime_check.play.pictures import enlarge, square
 from runtime_check.protocols import PROTOCOLS, Episode, Frame, Variation, list_variations
@@ -228,3 +230,22 @@ def test_an_interrupted_recording_leaves_no_file(number, tmp_path):
         process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_codec_that_is_missing_is_named(monkeypatch, tmp_path):
+    """As in builds of PyAV without x264."""
+    known = recording.FORMATS[".mp4"]
+    monkeypatch.setitem(recording.FORMATS, ".mp4", replace(known, codec="libnothing"))
+    done = _run("record", PONG, "-o", tmp_path / "a.mp4", code=2)
+    assert "this PyAV has no codec libnothing: pip install -U av" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("package", ["cv2", "av", "ale_py"])
+def test_a_package_that_is_missing_is_named(package, tmp_path):
+    code = f"import sys; sys.modules[{package!r}] = None; from runtime_check.play.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", code, "record", str(PONG), "-o", str(tmp_path / "a.mp4")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "pip install 'atari-convert[play]'" in done.stderr
+    assert "Traceback" not in done.stderr

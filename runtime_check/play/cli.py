@@ -15,6 +15,8 @@ from convert import __version__
 from convert.signals import stop_on_signals
 from runtime_check.play import commands
 
+_PACKAGES = ("ale_py", "cv2", "matplotlib", "pyarrow")  # of the extra; others say by themselves that they are missing
+
 
 class _Group(click.Group):
     """A group whose commands are the modules of `runtime_check.play.commands`."""
@@ -29,10 +31,18 @@ class _Group(click.Group):
         return command
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run a command. Ctrl-C and SIGTERM end it with 130 and 143, after it has cleared up."""
+        """Run a command. Ctrl-C and SIGTERM end it with 130 and 143, after it has cleared up.
+
+        Raises:
+            click.UsageError: a package is not installed.
+        """
         try:
             with stop_on_signals():
                 return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] not in _PACKAGES:
+                raise
+            raise click.UsageError(f"needs {error.name}: pip install 'atari-convert[play]'") from error
         except KeyboardInterrupt as stop:
             number = stop.args[0] if stop.args else signal.SIGINT
             click.echo("interrupted", err=True)

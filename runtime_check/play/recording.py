@@ -101,14 +101,21 @@ class Recorder:
 
         Raises:
             OSError: it cannot be written.
+            CheckError: PyAV was built without a codec.
         """
         av = _import_av()
         form = self._format
         self._container: Any = av.open(self._part, "w", format=form.container, options=form.container_options)
-        self._video: Any = self._container.add_stream(form.codec, rate=self._rate, options=form.codec_options)
-        self._video.pix_fmt = form.pixels
+        try:
+            self._video: Any = self._container.add_stream(form.codec, rate=self._rate, options=form.codec_options)
+            self._video.pix_fmt = form.pixels
+            if self._has_sound:
+                self._sound: Any = self._container.add_stream(form.sound, rate=_FILM_RATE, layout="mono")
+        except av.codec.codec.UnknownCodecError as error:
+            self._container.close()
+            self._part.unlink(missing_ok=True)
+            raise CheckError(f"{self._path}: this PyAV has no codec {error}: pip install -U av") from error
         if self._has_sound:
-            self._sound: Any = self._container.add_stream(form.sound, rate=_FILM_RATE, layout="mono")
             self._resampler = av.AudioResampler(format=self._sound.format.name, layout="mono", rate=_FILM_RATE)
         return self
 
