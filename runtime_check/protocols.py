@@ -169,9 +169,7 @@ _SB3 = replace(
 _CLEANRL = replace(_SB3, name="cleanrl", picture=("pool", "resize", "grey"), stack_start="repeat")
 _PFRL = replace(_SB3, name="pfrl", stack_start="repeat", fire_at_reset=False, life_loss="nothing", seeding="emulator")
 _DOPAMINE = replace(_MODERN, name="dopamine", picture=("grey", "pool", "resize"), action_set="minimal")
-_GYMNASIUM = replace(
-    _DOPAMINE, name="gymnasium", stack_start="repeat", noops=(1, 30), repeat_action_probability=0.0, seeding="gymnasium"
-)
+_GYMNASIUM = replace(_DOPAMINE, name="gymnasium", stack_start="repeat", noops=(1, 30), seeding="gymnasium")
 _KAIXHIN = replace(_CLASSIC, name="kaixhin", interpolation="linear", action_set="minimal")
 _DQN_ZOO = replace(
     _PFRL,

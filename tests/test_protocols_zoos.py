@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import ale_py
 import cv2
+import gymnasium
 import numpy as np
 import pytest
 from ale_py import Action, ALEInterface
@@ -129,12 +130,11 @@ class Whole:
 
 
 class Gymnasium:
-    """Gymnasium's own AtariPreprocessing and FrameStackObservation."""
+    """Gymnasium's own AtariPreprocessing and FrameStackObservation, on its own environment with its own defaults."""
 
     def __init__(self, _name, game, seed):
-        env = ale_py.AtariEnv(
-            load_games()[game].rom_id, frameskip=1, repeat_action_probability=0.0, max_num_frames_per_episode=108_000
-        )
+        gymnasium.register_envs(ale_py)
+        env = gymnasium.make(f"ALE/{game}-v5", frameskip=1, disable_env_checker=True)
         self.env = FrameStackObservation(AtariPreprocessing(env), 4)
         self.stack = self.env.reset(seed=seed)[0]
 
