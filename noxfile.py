@@ -102,6 +102,6 @@ def survive(session: nox.Session) -> None:
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """Measure: `nox -s bench -- bulk`, `check`, `check-bulk` or `stack`, each with its own options after it."""
+    """Measure: `nox -s bench -- bulk`, `check`, `check-bulk`, `play`, `score` or `stack`, with options of its own."""
     name, *arguments = session.posargs or ["bulk"]
     python(session, f"tests/bench_{name.replace('-', '_')}.py", *arguments)

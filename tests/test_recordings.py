@@ -98,6 +98,7 @@ def test_one_picture_a_step_has_the_same_length_and_the_whole_sound(tmp_path):
     assert abs(len(sound) / 48_000 - 4) < 1 / 60
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["pong.gif", "pong.webp"])
 def test_pictures_for_documents_are_those_of_every_step(name, actions, tmp_path):
     _run("record", PONG, "-o", tmp_path / name, "--max-seconds", 4, "--scale", 1)
@@ -121,6 +122,7 @@ def test_pictures_for_documents_are_those_of_every_step(name, actions, tmp_path)
     assert all(map(np.array_equal, shown, expected))
 
 
+@pytest.mark.slow
 def test_a_fast_film_shows_each_fourth_frame_without_sound(actions, tmp_path):
     _run("record", PONG, "-o", tmp_path / "pong.mkv", "--max-seconds", 4, "--scale", 1, "--speed", 4)
     with av.open(tmp_path / "pong.mkv") as film:
@@ -151,6 +153,7 @@ def test_backends_side_by_side_see_the_same(tmp_path):
     assert all(np.array_equal(tile[40:, :280], tiles[0][40:, :280]) for tile in tiles)
 
 
+@pytest.mark.slow
 def test_a_film_on_the_card_is_part_of_the_record(tmp_path):
     folder = tmp_path / "agent"
     convert_checkpoint(PONG, folder, ["safetensors"])

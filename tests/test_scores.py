@@ -94,6 +94,7 @@ def test_an_artefact_plays_as_its_checkpoint(converted, tmp_path):
     assert "not the folder of a converted agent, and holds no flax" in done.stderr
 
 
+@pytest.mark.slow
 def test_a_score_goes_into_the_model_card(tmp_path):
     import convert
     from convert.pipeline import convert_checkpoint

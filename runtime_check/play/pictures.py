@@ -38,7 +38,8 @@ def enlarge(screen: Picture, scale: int) -> Picture:
 def square(screen: Picture, scale: int) -> Picture:
     """Return a screen, uint8[height, width, 3], scale times as high, and as wide as 4:3 takes with square pixels."""
     height, width = screen.shape[:2]
-    columns = np.arange(_make_even(height * scale * 4 / 3)) * width // _make_even(height * scale * 4 / 3)
+    wide = _make_even(height * scale * 4 / 3)
+    columns = np.arange(wide) * width // wide
     return np.ascontiguousarray(screen.repeat(scale, axis=0)[:, columns])
 
 
