@@ -6,6 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from convert.errors import CheckError
+from convert.files.documents import show
 from runtime_check.play.scenes import Scene
 from runtime_check.protocols import draw_noops, find_actions, find_protocol
 from runtime_check.replay import EpisodeLog, Plan, from_json_line
@@ -34,7 +35,9 @@ def read_line(path: Path, number: int) -> EpisodeLog:
         raise CheckError(f"{path}, line {number}: {error}") from error
     here = version("ale-py")
     if log.ale not in (None, here):
-        raise CheckError(f"{path}: played with ale-py {log.ale}, here is {here}: pip install ale-py=={log.ale}")
+        raise CheckError(
+            f"{path}: played with ale-py {show(log.ale)}, here is {here}: install that version to replay it"
+        )
     return log
 
 
