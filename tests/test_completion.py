@@ -37,6 +37,10 @@ def _complete(line: str, shell: str = "bash") -> list[str]:
     ("line", "offered"),
     [
         ("atari-convert x.gz --to ", ["all", *TARGETS]),
+        ("atari-play re", ["record", "replay"]),
+        ("atari-play human Po", ["Pong", "Pooyan"]),
+        ("atari-play record x.gz --backend onnx", ["onnxruntime"]),
+        ("atari-check converted --protocol cl", ["classic", "cleanrl"]),
         ("atari-convert x.gz --to lite", ["litert", "litert-float16", "litert-int8"]),
         ("atari-convert x.gz --to onnx,T", ["onnx,tensorflow", "onnx,torch"]),
         ("atari-convert x.gz --to onnx,onn", []),

@@ -189,6 +189,10 @@ def test_keys_mean_the_closest_action(held, actions, expected):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (
+            ("wach", PONG),
+            "no command 'wach': did you mean watch? There are games, human, record, replay, score, watch.",
+        ),
         (("human", "Pnog"), "no game 'Pnog': did you mean Pong? atari-play games lists them"),
         (("human", "Pong", "--mode", 9), "Pong has no mode 9: expected one of 0, 1"),
         (("human", "Pong", "--protocol", "moderm"), "no protocol 'moderm' can be played"),

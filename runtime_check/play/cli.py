@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
 import pkgutil
@@ -29,6 +30,16 @@ class _Group(click.Group):
             return None
         command: click.Command = importlib.import_module(f"{commands.__name__}.{cmd_name}").command
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the command that the first word names; suggest one if there is none."""
+        if args and args[0] not in self.list_commands(ctx) and not args[0].startswith("-"):
+            meant = difflib.get_close_matches(args[0], self.list_commands(ctx), n=1)
+            hint = f"did you mean {meant[0]}? " if meant else ""
+            ctx.fail(f"no command {args[0]!r}: {hint}There are {', '.join(self.list_commands(ctx))}.")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command. Ctrl-C and SIGTERM end it with 130 and 143, after it has cleared up.
