@@ -467,6 +467,8 @@ READERS = {
             "cleanrl_c51_atari_jax.cleanrl_model",
             "pfrl_dqn_model.pt",
             "kaixhin_data_efficient_model.pth",
+            "dopamine_dqn_ckpt.0",
+            "dopamine_full_rainbow_ckpt.0",
         )
     },
     **{
