@@ -95,7 +95,7 @@ def convert_checkpoint(
 
     Args:
         source: a file, such as a ``model_*.gz`` of the release, or its URL; or a folder: that of a converted agent,
-            or a base folder of Dopamine that was written by this tool or copied from one.
+            or a base folder of Dopamine.
         folder: the agent's folder, a path or a URL. It is made if it is missing, and locked meanwhile if it is a path.
         targets: names such as ``onnx``, at least one.
         identity: who the agent is, as a value or as the text that ``--identity`` takes, such as
@@ -359,7 +359,7 @@ def read_agent(folder: str | Path, target: str | None = None) -> Network:
     """Read an agent's network back from one of its float32 artefacts.
 
     Args:
-        folder: an agent's folder, or a base folder of Dopamine that was written by this tool or copied from one.
+        folder: an agent's folder, or a base folder of Dopamine.
         target: which artefact; by default the one whose weights have changed, or else the first that can be read.
 
     Raises:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 import subprocess
@@ -13,25 +14,30 @@ import gin
 import jax
 import numpy as np
 import pytest
+import torch
 from builders import AGENTS, BREAKOUT, PONG, make_state, save_checkpoint
 from dopamine.discrete_domains import atari_lib, run_experiment
 from dopamine.jax import networks
 from dopamine.jax.agents.dqn.dqn_agent import JaxDQNAgent
 from dopamine.jax.agents.rainbow.rainbow_agent import JaxRainbowAgent
 from flax.errors import ScopeParamShapeError
+from make_dopamine_samples import train
 
 import convert
+from convert.agents.identity import Identity
+from convert.errors import UnreadableCheckpoint
 from convert.formats.atari_agents import FAMILIES, locate
 from convert.formats.parameter_trees import to_params
 from runtime_check.dopamine_env import ReleaseEnvironment
 from runtime_check.oracle import compute_q_values
-from runtime_check.originals import read_oracle
+from runtime_check.originals import find_original, read_oracle
 from runtime_check.protocols import PROTOCOLS, Episode
 
 DOCS = Path(__file__).parent.parent / "docs" / "dopamine.md"
 GREEDY = ("JaxDQNAgent.epsilon_eval = 0.0", "JaxRainbowAgent.epsilon_eval = 0.0")
 # Float32 against float64, and for C51 a support that Dopamine computes anew; over max|Q| of the observation.
 TOLERANCE = 1e-5
+DOPAMINE_PONG = Identity("dopamine", None, "Pong", "dopamine")
 
 
 @pytest.fixture(scope="module", params=[PONG, BREAKOUT], ids=["pong", "breakout"])
@@ -242,3 +248,56 @@ def test_the_documented_lines_give_network_and_params(folder, source, tmp_path, 
     exec(code, names)
     expected = compute_q_values(read_oracle(source), obs_nchw)
     np.testing.assert_allclose(names["q_values"], expected, rtol=0, atol=TOLERANCE * np.abs(expected).max())
+
+
+OWN = ["dqn", "rainbow", "quantile", "full_rainbow"]
+
+
+@pytest.fixture(scope="module", params=OWN)
+def own(request, tmp_path_factory):
+    """A base folder that Dopamine trained one of its own agents in, with its network and its parameters."""
+    gin.clear_config()
+    base = tmp_path_factory.mktemp(request.param)
+    train(request.param, base)
+    return request.param, base
+
+
+def answer_as_dopamine(kind, params, obs_nchw):
+    """Return the Q-values of Dopamine's own network, of one observation at a time."""
+    support = np.linspace(-10, 10, 51).astype(np.float32)
+    network, arguments = {
+        "dqn": (networks.NatureDQNNetwork(6), ()),
+        "rainbow": (networks.RainbowNetwork(6, 51), (support,)),
+        "quantile": (networks.QuantileNetwork(6, 200), ()),
+        "full_rainbow": (networks.FullRainbowNetwork(6, 51), (support, True)),
+    }[kind]
+    apply = jax.jit(lambda observation: network.apply(params, observation, *arguments).q_values)
+    return np.array([apply(observation) for observation in obs_nchw.transpose(0, 2, 3, 1)])
+
+
+def test_an_agent_that_dopamine_trained_answers_as_in_dopamine(own, tmp_path):
+    kind, base = own
+    checkpoint = base / "checkpoints/ckpt.0"
+    obs_nchw = np.random.default_rng(0).integers(0, 256, (8, 4, 84, 84), dtype=np.uint8)
+    params = pickle.loads(checkpoint.read_bytes())["online_params"]
+    expected = answer_as_dopamine(kind, params, obs_nchw)
+    assert expected.std() > 20 * TOLERANCE
+    tolerance = TOLERANCE  # what these agents answer is small, and a mean over a support from -10 to 10
+    judged = compute_q_values(read_oracle(checkpoint), obs_nchw)
+    np.testing.assert_allclose(judged, expected, rtol=0, atol=tolerance)
+    eager = find_original(checkpoint).read_eager(checkpoint)(torch.from_numpy(obs_nchw))["q_values"].numpy()
+    np.testing.assert_allclose(eager, expected, rtol=0, atol=tolerance)
+    for place in (checkpoint, base):
+        out = tmp_path / place.name
+        agent = convert.convert_checkpoint(place, out, ["flax"], identity=DOPAMINE_PONG).record.agent
+        assert agent.identity.step == 60
+        answers = convert.load_agent(out, "flax")(obs_nchw.transpose(0, 2, 3, 1))
+        np.testing.assert_allclose(answers, expected, rtol=0, atol=tolerance)
+
+
+def test_implicit_quantiles_are_refused_by_name(tmp_path):
+    checkpoint = train("implicit_quantile", tmp_path)
+    with pytest.raises(UnreadableCheckpoint, match=r"ckpt\.0: a Dopamine agent of implicit quantiles \(IQN\)"):
+        convert.read_checkpoint(checkpoint)
+    with pytest.raises(ValueError, match="implicit quantiles"):
+        read_oracle(checkpoint)

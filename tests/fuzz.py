@@ -468,6 +468,8 @@ READERS = {
             "pfrl_dqn_model.pt",
             "pfrl_rainbow_model.pt",
             "kaixhin_data_efficient_model.pth",
+            "dopamine_dqn_ckpt.0",
+            "dopamine_full_rainbow_ckpt.0",
         )
     },
     **{

@@ -27,7 +27,7 @@ from convert.agents.architecture import list_shapes
 from convert.agents.identity import Identity
 from convert.agents.network import SUPPORT, find_differences, from_arrays
 from convert.artefacts import open_screened
-from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact
+from convert.errors import ArtefactMissing, RecordError, TargetError, UnreadableArtefact, UnsupportedArchitecture
 from convert.files import numpy_pickles
 from convert.formats import litert_weights as litert
 from convert.formats.model_cards import Returns, read_returns, to_model_card
@@ -315,7 +315,7 @@ def test_a_padded_network_of_dopamine_is_refused(base):
 
 def test_a_foreign_dopamine_folder_is_refused(base, tmp_path):
     (base / "origin.json").rename(tmp_path / "origin.json")
-    with pytest.raises(ArtefactMissing, match=r"base: no readable origin.json: copy it from the dopamine/ folder"):
+    with pytest.raises(UnsupportedArchitecture, match=r"not padded, .* name the base folder .* with its origin.json"):
         convert.read_agent(base)
     (base / "origin.json").write_text("{}")
     with pytest.raises(RecordError, match=r"origin.json: format_version is None"):

@@ -31,6 +31,8 @@ AGENTS = {
     "`pfrl`, DQN": lambda folder: save_sample("pfrl_dqn_model.pt", folder),
     "`pfrl`, Rainbow": lambda folder: save_sample("pfrl_rainbow_model.pt", folder),
     "`kaixhin`, data-efficient Rainbow": lambda folder: save_sample("kaixhin_data_efficient_model.pth", folder),
+    "`dopamine`, DQN": lambda folder: save_sample("dopamine_dqn_ckpt.0", folder),
+    "`dopamine`, full Rainbow": lambda folder: save_sample("dopamine_full_rainbow_ckpt.0", folder),
 }
 
 
@@ -54,7 +56,7 @@ def test_every_source_is_described():
         assert f"`{source.name}`" in DOCUMENT
         assert source.example is None or source.example in DOCUMENT
     patterns = {pattern for source in list_sources() for pattern in (*source.patterns, *source.candidates)}
-    assert set(re.findall(r"`(\w*\*\.\w+)`", DOCUMENT)) == patterns
+    assert set(re.findall(r"`(\w*\*\.\w+|\w+\.\*)`", DOCUMENT)) == patterns
 
 
 @pytest.mark.slow

@@ -26,12 +26,12 @@ def oihw_from_hwio(kernel_hwio: NDArray[Scalar]) -> NDArray[Scalar]:
 
 def io_from_oi(kernel_oi: NDArray[Scalar]) -> NDArray[Scalar]:
     """Turn PyTorch's dense kernel [O, I] into the NHWC frameworks' [I, O]."""
-    return np.ascontiguousarray(kernel_oi.T)
+    return kernel_oi.T.copy()  # np.ascontiguousarray would keep the strides of a single row, which a program records
 
 
 def oi_from_io(kernel_io: NDArray[Scalar]) -> NDArray[Scalar]:
     """Turn the NHWC frameworks' dense kernel [I, O] into PyTorch's [O, I]."""
-    return np.ascontiguousarray(kernel_io.T)
+    return kernel_io.T.copy()  # as in `io_from_oi`
 
 
 def hwc_o_from_o_chw(kernel_o_chw: NDArray[Scalar], channels: int) -> NDArray[Scalar]:

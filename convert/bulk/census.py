@@ -27,15 +27,12 @@ class Census:
     suffixes: Counter[str] = field(default_factory=Counter)
     samples: dict[str, str] = field(default_factory=dict)
     agents: list[str] = field(default_factory=list)
-    dopamine: list[str] = field(default_factory=list)
 
     def add_folder(self, folder: str, names: Collection[str]) -> None:
         """Count a folder, and notice what it is by the names in it."""
         self.folders += 1
         if is_agent(names):
             self.agents.append(folder)
-        elif os.path.basename(folder) == "checkpoints" and any(name.startswith("ckpt.") for name in names):
-            self.dopamine.append(os.path.dirname(folder) or ".")
 
     def add_files(self, paths: Iterable[str]) -> None:
         """Count files by their suffix."""
@@ -61,11 +58,6 @@ def explain_nothing(census: Census, searched: Sequence[str]) -> str:
         if is_url(agent):
             return f"{agent}{more}: converted already: name the checkpoint that was converted, or a local copy of it"
         return f"{agent}{more}: converted already, but without a readable {RECORD_NAME}: convert the checkpoint again"
-    if census.dopamine:
-        return (
-            f"{census.dopamine[0]} is a base folder of Dopamine without origin.json, so it was not written by "
-            "atari-convert: only such base folders, or copies of them that were trained on, can be read"
-        )
     below = census.folders - len(searched)
     where = f"searched {places}" + (f" and {_count(below, 'folder')} below it" if below > 0 else "")
     return f"{where}, {_describe_files(census)}"

@@ -23,8 +23,8 @@ from convert.sources import (
     AGENT_FOLDER,
     choose_identity,
     import_source,
+    is_file_name,
     list_pattern_suffixes,
-    list_suffixes,
     locate,
     picks_up,
     recognise_folder,
@@ -396,7 +396,7 @@ def _find_at_url(source: str, census: Census, *, anonymous: bool) -> Iterator[_A
         if not matches:
             raise SelectionError(f"{source!r} matches no checkpoint: name one, or a folder of the release")
         yield from ((found, base, None) for found in matches)
-    elif path_of(source).endswith(list_suffixes()):
+    elif is_file_name(path_of(source)):
         yield Found(source), os.path.dirname(source), None
     else:
         base = storage.canonical_url(source, anonymous=anonymous)

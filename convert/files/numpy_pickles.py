@@ -27,6 +27,11 @@ _SCALAR = {Name(f"{core}.multiarray", "scalar") for core in _CORES}
 _DICTS = {Name("collections", "OrderedDict"), Name("flax.core.frozen_dict", "FrozenDict")}
 # The state of an optimiser of optax: named tuples of its inner modules.
 _OPTIMISER = re.compile(r"optax(\._src\.(base|transform|combine|wrappers|numerics|schedule))?\.\w+State", re.ASCII)
+# What arrays of JAX are built with: since 0.4, and before.
+_RECONSTRUCT_JAX = {
+    Name("jax._src.array", "_reconstruct_array"),
+    Name("jax._src.device_array", "reconstruct_device_array"),
+}
 _DTYPE_NAME, _ARRAY_NAME = Name("numpy", "dtype"), Name("numpy", "ndarray")
 
 _WITH_STATE = {*_RECONSTRUCT, _DTYPE_NAME}
@@ -153,6 +158,6 @@ _BUILDERS: dict[Name, Callable[[Call, _Resolve], Any]] = {
     **dict.fromkeys(_RECONSTRUCT, _reconstruct),
     **dict.fromkeys(_SCALAR, _to_scalar),
     **{Name(f"{core}.numeric", "_frombuffer"): _from_buffer for core in _CORES},
-    Name("jax._src.array", "_reconstruct_array"): _reconstruct_jax,
+    **dict.fromkeys(_RECONSTRUCT_JAX, _reconstruct_jax),
     _DTYPE_NAME: _to_dtype,
 }

@@ -392,6 +392,12 @@ def list_suffixes() -> tuple[str, ...]:
     return (*list_pattern_suffixes(), *_suffixes_of(list_candidates()))
 
 
+def is_file_name(path: str) -> bool:
+    """Tell whether a path is called as files of a source are: by its suffix, or, such as ``ckpt.199``, by its name."""
+    name = path.rpartition("/")[2]
+    return name.endswith(list_suffixes()) or any(fnmatchcase(name, pattern) for pattern in list_candidates())
+
+
 def strip_suffix(path: str) -> str:
     """Return the path of a file without the suffix that a source's patterns give it."""
     suffix = next((suffix for suffix in list_suffixes() if path.endswith(suffix)), "")

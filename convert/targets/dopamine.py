@@ -9,9 +9,6 @@ from __future__ import annotations
 
 import json
 import pickle
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +22,7 @@ from convert.errors import ArtefactMissing, RecordError, UnreadableArtefact, Uns
 from convert.files import numpy_pickles
 from convert.files.disk import check_names, read_file, read_files, write_files
 from convert.files.documents import LARGEST_DOCUMENT, read_json
+from convert.formats.dopamine import ORIGIN_NAME, SENTINEL, Bundle, find_latest, read_bundle
 from convert.formats.parameter_trees import from_params, support_of, to_params
 from convert.targets import Trained
 
@@ -38,22 +36,11 @@ IN_ALL = True
 DESCRIBES = True
 
 GIN_NAME = "agent.gin"
-ORIGIN_NAME = "origin.json"
 STEPS_PER_ITERATION = 250_000  # Dopamine's default of Runner.training_steps
 PICKLE_PROTOCOL = 4
 
-_SENTINEL = "sentinel_checkpoint_complete"
 # Of each protocol that ``agent.gin`` can bind: whether Dopamine's own environment is to repeat actions too.
 _STICKY_ACTIONS = {"modern": True, "classic": False}
-
-
-@dataclass(frozen=True, eq=False)
-class Bundle:
-    """What is of use in a Dopamine checkpoint: Linen's tree of the online network, and the agent steps trained."""
-
-    path: Path
-    training_steps: int
-    online_params: Any
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -80,7 +67,7 @@ def read(path: Path, agent: Agent) -> Network:
         ArtefactMissing: there is no complete checkpoint.
         UnreadableArtefact: it is damaged, wants to run code, or holds another network.
     """
-    return _to_network(read_bundle(path), agent)
+    return _to_network(*_read_latest(path), agent)
 
 
 def read_trained(path: Path, agent: Agent) -> Trained:
@@ -92,16 +79,16 @@ def read_trained(path: Path, agent: Agent) -> Trained:
         UnreadableArtefact: see `read`.
     """
     _, digest = read_origin(path)
-    bundle = read_bundle(path)
-    network = _to_network(bundle, agent)
+    checkpoint, bundle = _read_latest(path)
+    network = _to_network(checkpoint, bundle, agent)
     return Trained(network, bundle.training_steps, compute_digest(network) != digest)
 
 
-def _to_network(bundle: Bundle, agent: Agent) -> Network:
+def _to_network(checkpoint: Path, bundle: Bundle, agent: Agent) -> Network:
     try:
         return from_params(bundle.online_params, agent.architecture)
     except ValueError as error:
-        raise UnreadableArtefact(f"{bundle.path}: {error}") from error
+        raise UnreadableArtefact(f"{checkpoint}: {error}") from error
 
 
 def rebuild(network: Network, agent: Agent, path: Path, to: Path) -> None:
@@ -144,7 +131,7 @@ def _to_content(network: Network, agent: Agent) -> dict[str, Any]:
 
 def _to_texts(network: Network, agent: Agent) -> dict[str, bytes]:
     texts = {
-        f"checkpoints/{_SENTINEL}.{iteration_of(agent.identity.step)}": "done",
+        f"checkpoints/{SENTINEL}.{iteration_of(agent.identity.step)}": "done",
         GIN_NAME: to_gin(agent),
         ORIGIN_NAME: _to_origin(agent, network),
     }
@@ -176,7 +163,7 @@ def prepare(path: Path, agent: Agent) -> Any:
     """Return the Linen module that ``agent.gin`` binds, with the online parameters of the latest checkpoint."""
     from convert.runtimes.jax import make_linen  # only acting needs JAX; writing and reading back do not
 
-    return make_linen(agent, read_bundle(path).online_params)
+    return make_linen(agent, _read_latest(path)[1].online_params)
 
 
 def iteration_of(step: int | None) -> int:
@@ -210,48 +197,13 @@ def _to_origin(agent: Agent, network: Network) -> str:
     return json.dumps(document, indent=2) + "\n"
 
 
-def read_bundle(path: Path) -> Bundle:
-    """Read the latest complete checkpoint of a Dopamine base folder.
-
-    Raises:
-        ArtefactMissing: there is none.
-        UnreadableArtefact: it is damaged, wants to run code, or is no checkpoint of Dopamine's JAX agents.
-    """
+def _read_latest(path: Path) -> tuple[Path, Bundle]:
+    """Return the latest complete checkpoint of a base folder, and what is of use in it."""
     checkpoint = find_latest(path)
-    data = read_file(checkpoint)
     try:
-        content = numpy_pickles.loads(data)
+        return checkpoint, read_bundle(read_file(checkpoint))
     except ValueError as error:
         raise UnreadableArtefact(f"{checkpoint}: {error}: not opened") from error
-    steps = content.get("training_steps") if isinstance(content, Mapping) else None
-    if (
-        not isinstance(steps, int)
-        or isinstance(steps, bool)
-        or not 0 <= steps < 2**53
-        or "online_params" not in content
-    ):
-        raise UnreadableArtefact(
-            f"{checkpoint}: no online_params and training_steps: not a checkpoint of Dopamine's JAX agents"
-        )
-    return Bundle(checkpoint, steps, content["online_params"])
-
-
-def find_latest(path: Path) -> Path:
-    """Return the latest complete checkpoint of a Dopamine base folder.
-
-    Raises:
-        ArtefactMissing: there is none.
-    """
-    pattern = re.compile(rf"{_SENTINEL}\.(\d+)", re.ASCII)
-    matches = (pattern.fullmatch(entry.name) for entry in (path / "checkpoints").glob(f"{_SENTINEL}.*"))
-    iterations = [int(match[1]) for match in matches if match and _checkpoint(path, int(match[1])).is_file()]
-    if not iterations:
-        raise ArtefactMissing(f"{path}: no checkpoints/ckpt.N with its {_SENTINEL}.N: not a base folder of Dopamine")
-    return _checkpoint(path, max(iterations))
-
-
-def _checkpoint(path: Path, iteration: int) -> Path:
-    return path / "checkpoints" / f"ckpt.{iteration}"
 
 
 def _check_agent(agent: Agent) -> None:

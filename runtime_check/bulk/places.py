@@ -18,7 +18,7 @@ from convert.files.bounds import LARGEST
 from convert.files.disk import MOST_FILES, make_temporary_folder, read_file, write_files
 from convert.files.documents import LARGEST_DOCUMENT, show
 from convert.proofs import PROOF_NAME, to_json
-from convert.sources import list_suffixes, locate, read_record
+from convert.sources import is_file_name, locate, read_record
 from convert.store import storage
 from runtime_check.check.sources import Sources, find_change
 from runtime_check.proof import check_unchanged, publish_proof
@@ -176,7 +176,9 @@ def stamp_source(place: Place, path: Path, agent: Agent, source: str) -> tuple[s
 
 
 def _name_source(place: Place, path: Path, source: str) -> str:
-    return source if _is_file(source) else storage.join_path(source, path.relative_to(place.sources.root).as_posix())
+    if is_file_name(storage.path_of(source)):
+        return source
+    return storage.join_path(source, path.relative_to(place.sources.root).as_posix())
 
 
 def _copy_agent(url: str, folder: Path) -> dict[str, str | None]:
@@ -211,7 +213,7 @@ def _copy_checkpoint(source: str, agent: Agent, folder: Path, anonymous: bool) -
     places = [place for place in dict.fromkeys((locate(agent.identity), agent.source.path)) if place]
     problem: AtariConvertError | None = None
     for place in places:
-        url = source if _is_file(source) else storage.join_path(source, place)
+        url = source if is_file_name(storage.path_of(source)) else storage.join_path(source, place)
         try:
             data, stamp = storage.read_source(url, anonymous=anonymous)
         except CheckpointError as error:
@@ -220,10 +222,6 @@ def _copy_checkpoint(source: str, agent: Agent, folder: Path, anonymous: bool) -
         write_files(folder, {place: data})
         return stamp
     raise CheckpointError(f"{problem}: the checkpoint of {agent.source.path}; name its root with --source")
-
-
-def _is_file(url: str) -> bool:
-    return storage.path_of(url).endswith(list_suffixes())
 
 
 def _stamp(entry: os.DirEntry[str]) -> str | None:
