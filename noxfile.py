@@ -89,7 +89,7 @@ ZOO_TESTS = ["tests/zoos_session.py", "tests/zoo_agents_session.py"]
 def zoos(session: nox.Session, zoo: str) -> None:
     """Hold each protocol and each reader against the libraries of its zoo, in an environment of their own."""
     session.install("-q", ".[check]", "pytest", "-c", "constraints.txt")
-    session.install("-q", "--no-deps", "-c", "constraints.txt", *ZOOS[zoo], "cloudpickle", "farama-notifications")
+    session.install("-q", "--no-deps", *ZOOS[zoo], "cloudpickle", "farama-notifications")
     session.run("pytest", "--noconftest", "-W", "ignore", *ZOO_TESTS, "-k", zoo, *session.posargs)
 
 

@@ -504,7 +504,8 @@ def find_warnings(record: Record) -> list[str]:
         ]
     if game is None:
         zoo = agent.identity.zoo
-        return [f"{agent.source.path}: nothing tells its game: give --identity {zoo}/Game"] if zoo else []
+        untold = f"{agent.source.path}: nothing tells its game, so it cannot be checked: give --identity {zoo}/Game"
+        return [untold] if zoo else []
     actions, minimal = agent.head.actions, len(load_games()[game].actions)
     if agent.action_meanings is None:
         return [f"{agent.source.path}: {actions} actions fit neither {game}'s {minimal} nor all 18: meanings stay null"]

@@ -82,7 +82,7 @@ def test_a_checkpoint_that_an_agent_brings_itself_is_not_what_it_is_compared_wit
     (agent / "agent.json").write_text("{}")
     monkeypatch.chdir(agent)
     for root in (tmp_path, agent, Path(), Path("..")):
-        with pytest.raises(CheckpointError, match=r"no checkpoint of .* in no agent's folder; name its root with"):
+        with pytest.raises(CheckpointError, match=r"no checkpoint of .* below; name the root of the checkpoints with"):
             Sources(root).find(record.agent)
     assert Sources(agent / place).find(record.agent) == agent / place  # which a user has named
     shutil.copy(PONG, tmp_path / "model_9.gz")

@@ -128,7 +128,9 @@ def test_a_search_that_finds_nothing_says_where_and_what_it_saw(tmp_path, monkey
         return message.partition("no checkpoint found: ")[2]
 
     (tmp_path / "runs/a/b/c").mkdir(parents=True)
-    following = "name a checkpoint (model_STEP.gz), or a folder of the release"
+    following = (
+        "name a checkpoint (model_STEP.gz), or a folder with some; atari-convert sources lists what else is read"
+    )
     assert complain("runs") == f"searched runs and 3 folders below it, no files: {following}"
     for name in ("a/1.zip", "a/b/2.zip"):
         with zipfile.ZipFile(tmp_path / "runs" / name, "w") as archive:

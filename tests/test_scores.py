@@ -128,7 +128,7 @@ def test_cut_episodes_are_no_scores(tmp_path):
     assert [(agent["mean"], agent["n"], agent["cut"]) for agent in agents] == [(None, 0, 2)] * 2
     done = _run(AGENTS, "--episodes", 2, "--max-steps", 5)
     assert "no whole episode" in done.stdout
-    assert "4 episodes were cut by --max-steps: they are no scores" in done.stdout
+    assert "4 episodes were cut by --max-steps: they do not count as scores" in done.stdout
 
 
 def test_what_was_played_is_not_played_again(tmp_path):

@@ -13,7 +13,7 @@ from convert.sources import list_pattern_suffixes, list_patterns
 from convert.store.storage import is_url
 
 _SHOWN = 4
-_NEXT = "name a checkpoint (model_STEP.gz), or a folder of the release"
+_NEXT = "name a checkpoint (model_STEP.gz), or a folder with some; atari-convert sources lists what else is read"
 
 
 @dataclass

@@ -339,7 +339,7 @@ def _explain_missing(source: str) -> str:
     meant = [normalise_name(source)] if normalise_name(source) in names else find_meant(source, ())
     if meant:
         return f", but looks like a target: name several targets with commas, such as --to …,{meant[0]}"
-    return ": name a checkpoint, or a folder of the release"
+    return ": name a checkpoint, or a folder with checkpoints; atari-convert sources lists what is read"
 
 
 def _find_matches(matches: list[str], base: str, census: Census) -> Iterator[_Agent]:
@@ -535,7 +535,8 @@ def _drop_doubles(jobs: list[Job]) -> list[Job]:
             kept.append(job)
         elif os.path.realpath(kept[-1].source) != os.path.realpath(job.source):
             raise SelectionError(
-                f"{kept[-1].source} and {job.source} would share the output folder {job.folder}: convert them apart"
+                f"{kept[-1].source} and {job.source} would share the output folder {job.folder}: "
+                "name one of them as SOURCE, or give each its own -o"
             )
     return kept
 

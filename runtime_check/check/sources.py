@@ -48,7 +48,7 @@ class Sources:
                 return path
         raise CheckpointError(
             f"{self.root}: no checkpoint of {source.path} ({source.size} bytes, sha256 {source.sha256}): "
-            f"expected it at this path or as any *{suffix} below, in no agent's folder; name its root with --source"
+            f"expected it at this path or as any *{suffix} below; name the root of the checkpoints with --source"
         )
 
     def _list_by_size(self, suffix: str) -> dict[int, list[Path]]:

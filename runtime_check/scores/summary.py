@@ -111,7 +111,7 @@ def format_table(scores: Sequence[Score]) -> str:
         )
     cut = sum(score.cut for score in scores)
     if cut:
-        lines.append(f"{cut} episodes were cut by --max-steps: they are no scores, and are left out")
+        lines.append(f"{cut} episodes were cut by --max-steps: they do not count as scores, and are left out")
     return "\n".join(lines)
 
 
