@@ -1,4 +1,4 @@
-"""The project's chores. All sessions but `dopamine` and `zoos` share the environment that nox runs in: it is 4 GB."""
+"""The project's chores. All but `dopamine`, `zoos` and `rliable` share the environment that nox runs in: it is 4 GB."""
 
 import sys
 import tempfile
@@ -91,6 +91,14 @@ def zoos(session: nox.Session, zoo: str) -> None:
     session.install("-q", ".[check]", "pytest", "-c", "constraints.txt")
     session.install("-q", "--no-deps", *ZOOS[zoo], "cloudpickle", "farama-notifications")
     session.run("pytest", "--noconftest", "-W", "ignore", *ZOO_TESTS, "-k", zoo, *session.posargs)
+
+
+@nox.session(venv_backend="venv")
+def rliable(session: nox.Session) -> None:
+    """Hold the statistics of scores against rliable's, in an environment of its own."""
+    # rliable 1.2.0 asks for arch < 8, which cannot be imported beside pandas 3.
+    session.install("-q", "-c", "constraints.txt", "rliable==1.2.0", "pandas<3", "pytest")
+    session.run("pytest", "--noconftest", "-W", "ignore", "tests/rliable_session.py", *session.posargs)
 
 
 @nox.session
