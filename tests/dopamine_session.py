@@ -295,6 +295,35 @@ def test_an_agent_that_dopamine_trained_answers_as_in_dopamine(own, tmp_path):
         np.testing.assert_allclose(answers, expected, rtol=0, atol=tolerance)
 
 
+def test_an_agent_of_dopamines_own_goes_on_in_dopamine_and_comes_back(own, tmp_path):
+    kind, base = own
+    if kind not in ("dqn", "rainbow"):
+        pytest.skip("the target holds these two")
+    convert.convert_checkpoint(base, tmp_path / "out", ["dopamine"], identity=DOPAMINE_PONG)
+    copy = shutil.copytree(tmp_path / "out/dopamine", tmp_path / "copy")
+    assert "import convert" not in (copy / "agent.gin").read_text("utf-8")
+    agents = ("JaxDQNAgent", "JaxRainbowAgent")
+    runner = make_runner(
+        copy,
+        *(f"{agent}.min_replay_history = 40" for agent in agents),
+        *("Runner.training_steps = 100", "Runner.evaluation_steps = 1", "Runner.max_steps_per_episode = 100"),
+    )
+    assert isinstance(runner._environment, atari_lib.AtariPreprocessing)
+    assert runner._agent.training_steps == 60
+    before = convert.read_agent(base)
+    resumed = to_params(before)
+    jax.tree.map(np.testing.assert_array_equal, runner._agent.online_params, resumed)
+    runner.run_experiment()
+    after = convert.read_agent(copy)
+    assert (after.arrays["hidden.kernel"] != before.arrays["hidden.kernel"]).any()
+    agent = convert.convert_checkpoint(copy, tmp_path / "back", ["flax"]).record.agent
+    assert (agent.identity.step, agent.identity.zoo) == (160, "dopamine")
+    obs_nchw = np.random.default_rng(1).integers(0, 256, (4, 4, 84, 84), dtype=np.uint8)
+    expected = answer_as_dopamine(kind, runner._agent.online_params, obs_nchw)
+    answers = convert.load_agent(tmp_path / "back", "flax")(obs_nchw.transpose(0, 2, 3, 1))
+    np.testing.assert_allclose(answers, expected, rtol=0, atol=TOLERANCE)
+
+
 def test_implicit_quantiles_are_refused_by_name(tmp_path):
     checkpoint = train("implicit_quantile", tmp_path)
     with pytest.raises(UnreadableCheckpoint, match=r"ckpt\.0: a Dopamine agent of implicit quantiles \(IQN\)"):

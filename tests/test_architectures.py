@@ -48,7 +48,7 @@ ARCHITECTURES = {
     ),
 }
 NATURE_ONLY = {"checkpoint", "cleanrl", "cleanrl-jax", "dopamine", "sb3"}
-ALSO_HELD = {("sb3", "1024 hidden units"), ("sb3", "200 quantiles")}
+ALSO_HELD = {("sb3", "1024 hidden units"), ("sb3", "200 quantiles"), ("dopamine", "SAME padding")}
 # litert-int8 is calibrated on frames of games and judged by what it plays: a random network has nothing to compare.
 HELD = {name: [t.name for t in list_targets() if t.name not in {*NATURE_ONLY, "litert-int8"}] for name in ARCHITECTURES}
 

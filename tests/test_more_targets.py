@@ -555,7 +555,7 @@ def test_a_protocol_that_dopamine_cannot_play_is_refused(tmp_path):
     network = to_network(make_state())
     agent = describe_agent(network, Identity(protocol="modern"), describe_bytes(b"x", "m.gz"))
     other = replace(agent, identity=replace(agent.identity, protocol="toybox"))
-    message = r"m\.gz: protocol 'toybox' cannot be bound in agent\.gin, expected one of modern, classic"
+    message = r"m\.gz: protocol 'toybox' cannot be bound in agent\.gin, expected one of modern, classic, dopamine"
     path = tmp_path / "dopamine"
     with pytest.raises(TargetError, match=message):
         dopamine.write(network, other, path)
@@ -567,9 +567,9 @@ def test_a_protocol_that_dopamine_cannot_play_is_refused(tmp_path):
         pass
 
 
-def test_the_dopamine_target_knows_the_sticky_actions_of_both_protocols_that_it_binds():
+def test_the_dopamine_target_knows_the_sticky_actions_of_the_protocols_that_it_binds():
     network = to_network(make_state())
-    for name in ("modern", "classic"):  # of others, Dopamine's environment would show other pixels
+    for name in ("modern", "classic", "dopamine"):  # of others, Dopamine's environment would show other pixels
         protocol = PROTOCOLS[name]
         agent = describe_agent(network, Identity(protocol=name), describe_bytes(b"x", "m.gz"))
         assert f"sticky_actions = {protocol.repeat_action_probability > 0}\n" in dopamine.to_gin(agent)

@@ -1,28 +1,40 @@
 """Dopamine: a base folder that Dopamine's Runner resumes from, and the gin file that binds what the agent needs.
 
-``checkpoints/ckpt.N`` is what Dopamine's JaxDQNAgent (JaxRainbowAgent for C51) bundles: a pickle of plain Python and
-NumPy. ``agent.gin`` binds the network without padding, the game and the release's own preprocessing. ``origin.json``
-says who the agent is, so that a copy of the folder can be trained on and converted back.
+``checkpoints/ckpt.N`` is what Dopamine's JaxDQNAgent (JaxRainbowAgent for C51 and Rainbow) bundles: a pickle of plain
+Python and NumPy. ``agent.gin`` binds the network, the game and the preprocessing that the agent was trained with: of
+an agent of Dopamine's own these are Dopamine's. ``origin.json`` says who the agent is, so that a copy of the folder can
+be trained on and converted back.
 """
 
 from __future__ import annotations
 
 import json
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from convert.agents.agent import Agent, Record
-from convert.agents.architecture import Architecture, is_dqn_or_c51
+from convert.agents.agent import Agent, Record, name_actions
+from convert.agents.architecture import Architecture, is_dqn_or_c51, nature_cnn
+from convert.agents.games import load_games
 from convert.agents.network import Float32, Network, compute_digest
 from convert.agents.record import from_json, to_json
 from convert.errors import ArtefactMissing, RecordError, UnreadableArtefact, UnsuitableTarget
 from convert.files import numpy_pickles
 from convert.files.disk import check_names, read_file, read_files, write_files
 from convert.files.documents import LARGEST_DOCUMENT, read_json
-from convert.formats.dopamine import ORIGIN_NAME, SENTINEL, Bundle, find_latest, read_bundle
+from convert.formats.dopamine import (
+    ORIGIN_NAME,
+    PROTOCOL,
+    RAINBOW,
+    SAME_CONVS,
+    SENTINEL,
+    Bundle,
+    find_latest,
+    read_bundle,
+)
 from convert.formats.parameter_trees import from_params, support_of, to_params
 from convert.targets import Trained
 
@@ -40,7 +52,7 @@ STEPS_PER_ITERATION = 250_000  # Dopamine's default of Runner.training_steps
 PICKLE_PROTOCOL = 4
 
 # Of each protocol that ``agent.gin`` can bind: whether Dopamine's own environment is to repeat actions too.
-_STICKY_ACTIONS = {"modern": True, "classic": False}
+_STICKY_ACTIONS = {"modern": True, "classic": False, PROTOCOL: True}
 
 
 def write(network: Network, agent: Agent, path: Path) -> None:
@@ -55,9 +67,17 @@ def write(network: Network, agent: Agent, path: Path) -> None:
     write_files(path, files)
 
 
+def _is_padded(architecture: Architecture) -> bool:
+    """Tell whether the convolutions are those of Dopamine's own networks."""
+    return architecture.convs == SAME_CONVS
+
+
 def find_obstacle(architecture: Architecture) -> str | None:
     """Return why Dopamine cannot hold an architecture as it is bound in ``agent.gin``."""
-    return None if is_dqn_or_c51(architecture) else "holds the Nature-CNN with a Q or categorical head"
+    unpadded = replace(architecture, convs=nature_cnn(architecture.head).convs)
+    if is_dqn_or_c51(architecture) or (_is_padded(architecture) and is_dqn_or_c51(unpadded)):
+        return None
+    return "holds the Nature-CNN, without padding or with Dopamine's, and a Q or categorical head"
 
 
 def read(path: Path, agent: Agent) -> Network:
@@ -214,6 +234,9 @@ def _check_agent(agent: Agent) -> None:
             f"{name}: protocol {protocol!r} cannot be bound in {GIN_NAME}, expected one of "
             f"{', '.join(_STICKY_ACTIONS)}: choose other targets"
         )
+    actions = name_actions(agent.identity.game, agent.head.actions)
+    if protocol == PROTOCOL and actions and actions != load_games()[str(agent.identity.game)].actions:
+        raise UnsuitableTarget(f"{name}: has {len(actions)} actions, more than Dopamine's own environment of its game")
     if support is not None:
         _check_support(support, name)
 
@@ -232,47 +255,49 @@ def to_gin(agent: Agent) -> str:
     """Return the text of ``agent.gin``."""
     identity = agent.identity
     iteration = iteration_of(identity.step)
-    game = repr(identity.game) if identity.game else "%gin.REQUIRED"
-    protocol = repr(identity.protocol) if identity.protocol else "%gin.REQUIRED"
-    sticky = str(_STICKY_ACTIONS[identity.protocol]) if identity.protocol else "%gin.REQUIRED"
+    is_padded, has_own_pixels = _is_padded(agent.architecture), identity.protocol == PROTOCOL
+    modules = [
+        *([] if is_padded else ["convert.networks.gin"]),
+        *("dopamine.discrete_domains.atari_lib", "dopamine.discrete_domains.run_experiment"),
+        *(["dopamine.jax.networks"] if is_padded else []),
+        *([] if has_own_pixels else ["runtime_check.dopamine_env"]),
+    ]
     return _GIN.format(
         name=repr(agent.source.path),
+        beside="" if is_padded and has_own_pixels else " with atari-convert[flax,check] beside it",
+        imports="\n".join(f"import {module}" for module in modules),
+        environment=(_GIN_OWN_PIXELS if has_own_pixels else _GIN_PIXELS).format(
+            game=repr(identity.game) if identity.game else "%gin.REQUIRED",
+            protocol=repr(identity.protocol) if identity.protocol else "%gin.REQUIRED",
+            sticky=str(_STICKY_ACTIONS[identity.protocol]) if identity.protocol else "%gin.REQUIRED",
+            actions=agent.head.actions,
+        ),
         iteration=iteration,
         num_iterations=iteration + 2,
-        game=game,
-        protocol=protocol,
-        sticky=sticky,
-        actions=agent.head.actions,
         agent=_gin_of_head(agent),
     )
 
 
 def _gin_of_head(agent: Agent) -> str:
-    support = support_of(agent)
+    support, is_padded = support_of(agent), _is_padded(agent.architecture)
     if support is not None:
-        return _GIN_C51.format(atoms=len(support), low=float(support[0]), high=float(support[-1]))
+        return _GIN_C51.format(
+            network="networks.RainbowNetwork" if is_padded else "convert.NatureC51",
+            atoms=len(support),
+            low=float(support[0]),
+            high=float(support[-1]),
+            replay=_GIN_RAINBOW_REPLAY if agent.identity.algorithm == RAINBOW else _GIN_C51_REPLAY,
+        )
     note = _MUNCHAUSEN_NOTE if agent.identity.algorithm == "M-DQN" else ""
-    return note + _GIN_DQN
+    return note + _GIN_DQN.format(network="networks.NatureDQNNetwork" if is_padded else "convert.NatureDQN")
 
 
 _GIN = """\
-# {name}, for dopamine-rl 4.1.2 with atari-convert[flax,check] beside it.
+# {name}, for dopamine-rl 4.1.2{beside}.
 # Train in a copy of this folder: Dopamine writes into its base folder and removes old checkpoints there.
-import convert.networks.gin
-import dopamine.discrete_domains.atari_lib
-import dopamine.discrete_domains.run_experiment
-import runtime_check.dopamine_env
+{imports}
 
-# The pixels that the agent was trained on. Dopamine's own environment pools frames before it resizes them and shows
-# others; this line in place of the next switches to it:
-# Runner.create_environment_fn = @atari_lib.create_atari_environment
-Runner.create_environment_fn = @dopamine_env.create_environment
-dopamine_env.create_environment.game = {game}
-dopamine_env.create_environment.protocol = {protocol}
-dopamine_env.create_environment.num_actions = {actions}
-atari_lib.create_atari_environment.game_name = {game}
-atari_lib.create_atari_environment.sticky_actions = {sticky}
-
+{environment}
 # ckpt.{iteration} is resumed at iteration {iteration} + 1; at Dopamine's default of 200 a later one would end at once.
 Runner.num_iterations = {num_iterations}
 
@@ -282,6 +307,25 @@ ReplayBuffer.batch_size = 32
 ReplayBuffer.max_capacity = 1000000
 """
 
+_GIN_PIXELS = """\
+# The pixels that the agent was trained on. Dopamine's own environment pools frames before it resizes them and shows
+# others; this line in place of the next switches to it:
+# Runner.create_environment_fn = @atari_lib.create_atari_environment
+Runner.create_environment_fn = @dopamine_env.create_environment
+dopamine_env.create_environment.game = {game}
+dopamine_env.create_environment.protocol = {protocol}
+dopamine_env.create_environment.num_actions = {actions}
+atari_lib.create_atari_environment.game_name = {game}
+atari_lib.create_atari_environment.sticky_actions = {sticky}
+"""
+
+_GIN_OWN_PIXELS = """\
+# Dopamine's own environment, in which the agent was trained.
+Runner.create_environment_fn = @atari_lib.create_atari_environment
+atari_lib.create_atari_environment.game_name = {game}
+atari_lib.create_atari_environment.sticky_actions = {sticky}
+"""
+
 _MUNCHAUSEN_NOTE = """\
 # Trained with Munchausen-DQN. JaxDQNAgent acts greedily on its Q-values, and trains on with plain DQN.
 """
@@ -289,7 +333,7 @@ _MUNCHAUSEN_NOTE = """\
 _GIN_DQN = """\
 import dopamine.jax.agents.dqn.dqn_agent
 create_agent.agent_name = 'jax_dqn'
-JaxDQNAgent.network = @convert.NatureDQN
+JaxDQNAgent.network = @{network}
 JaxDQNAgent.epsilon_eval = 0.001
 # There is no replay buffer to reload; without this nothing would be reloaded, and nothing said.
 JaxDQNAgent.allow_partial_reload = True
@@ -298,14 +342,22 @@ JaxDQNAgent.allow_partial_reload = True
 _GIN_C51 = """\
 import dopamine.jax.agents.rainbow.rainbow_agent
 create_agent.agent_name = 'jax_rainbow'
-JaxRainbowAgent.network = @convert.NatureC51
+JaxRainbowAgent.network = @{network}
 JaxRainbowAgent.num_atoms = {atoms}
 JaxRainbowAgent.vmin = {low}
 JaxRainbowAgent.vmax = {high}
-# C51 is Rainbow without prioritised replay.
-JaxRainbowAgent.replay_scheme = 'uniform'
-JaxRainbowAgent.epsilon_eval = 0.001
+{replay}JaxRainbowAgent.epsilon_eval = 0.001
 # There is no replay buffer to reload; without this nothing would be reloaded, and nothing said.
 JaxRainbowAgent.allow_partial_reload = True
 PrioritizedSamplingDistribution.max_capacity = 1000000
+"""
+
+_GIN_C51_REPLAY = """\
+# C51 is Rainbow without prioritised replay.
+JaxRainbowAgent.replay_scheme = 'uniform'
+"""
+
+_GIN_RAINBOW_REPLAY = """\
+JaxRainbowAgent.replay_scheme = 'prioritized'
+JaxRainbowAgent.update_horizon = 3
 """
