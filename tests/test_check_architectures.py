@@ -158,6 +158,8 @@ def test_other_weights_of_a_stream_are_named(write):
 def test_a_network_that_does_not_see_what_the_protocol_shows_is_not_played(write, monkeypatch):
     folder, source = write("nature", ("onnx",))
     monkeypatch.setitem(PROTOCOLS, "modern", replace(PROTOCOLS["modern"], stack=3))
-    message = r"the network sees 4 frames of 84 × 84, the protocol 'modern' shows 3 of 84 × 84; protocols that fit: classic"
+    message = (
+        r"the network sees 4 frames of 84 × 84, the protocol 'modern' shows 3 of 84 × 84; protocols that fit: classic"
+    )
     with pytest.raises(CheckError, match=message):
         runtime_check.check_agent(folder, source)
