@@ -476,6 +476,7 @@ def test_a_folder_whose_name_is_not_text_is_reported(converted, tmp_path):
     assert Path(document["agents"][0]["folder"]) == folder
 
 
+@pytest.mark.slow
 def test_another_protocol_is_played_and_said_and_proves_nothing(tmp_path):
     folder = tmp_path / "agent"
     convert_checkpoint(PONG, folder, ["onnx"])

@@ -79,6 +79,7 @@ def test_a_film_is_what_the_emulator_showed_and_the_networks_answered(folder):
         assert np.allclose(_unpack(document["gaps"], "<f4"), np.diff(np.sort(q_values), axis=1)[:, -1], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_wrong_action_is_marked_where_it_happens(tmp_path):
     other = tmp_path / "agent"
     convert_checkpoint(PONG, other, ["onnx"])
@@ -93,6 +94,7 @@ def test_without_frames_nothing_is_kept(folder):
     assert result.films == ()
 
 
+@pytest.mark.slow
 def test_frames_change_nothing_that_is_proven(folder, tmp_path):
     def check(*options) -> dict:
         arguments = ["--source", str(PONG), "--backend", "onnxruntime", "--max-steps", "20", "--again", *options]

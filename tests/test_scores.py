@@ -70,6 +70,7 @@ def _make_rows(games: int = 2, seeds: int = 3, steps: int = 4, episodes: int = 2
     return rows
 
 
+@pytest.mark.slow
 def test_a_trained_agent_scores_what_a_check_of_it_returns(tmp_path):
     """Breakout is over when its lives are: the command plays whole episodes, and they are the check's."""
     from convert.pipeline import convert_checkpoint
