@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -192,6 +193,8 @@ def _end_with_parent() -> None:
     if parent := parent_process():
         wait([parent.sentinel])
         os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_PATIENCE)
+        os._exit(128 + signal.SIGTERM)  # a runtime dropped the exception, or its threads do not end
 
 
 def _leave(*_: Any) -> None:
